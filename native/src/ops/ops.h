@@ -1,0 +1,129 @@
+// Every operation of the forward pass, declared once. cpu/ defines them, once per instruction set, from one source; a device backend
+// defines the same table. Knows tensors and blocks, never layers, experts or caches. Nothing here throws, allocates or starts threads.
+//
+// Arithmetic contract (design.md, section 8). The result of an op for one token and one output element is a fixed sequence of float
+// operations, the same for every instruction set, tile range, number of tokens and thread: integer sums are exact, a float sum runs over
+// blocks (or elements) in ascending order with fused multiply-adds written out, and vector lanes hold different outputs, never parts of one
+// sum. Where a reduction across lanes is unavoidable (norms) its tree is fixed. So scalar, AVX2 and AVX-512 agree bit for bit.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "quant/types.h"
+
+namespace moepic::ops {
+
+enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
+
+// Rows of a weight matrix are stored in tiles of 16: one vector lane per row.
+inline constexpr int kTileRows = 16;
+
+// A weight matrix re-tiled for the kernels; a view that owns nothing. Tile t holds rows [16 t, 16 t + 16), the last one padded with rows that
+// decode to zero. Bytes of a tile: cols / block_len blocks, each block of 16 rows together; the layout inside is cpu/tiles.h.
+struct TiledMatrix {
+    Type type = Type::f32;
+    int64_t rows = 0;
+    int64_t cols = 0;
+    const std::byte* data = nullptr;  // 64-byte aligned
+    int64_t n_tiles() const noexcept { return (rows + kTileRows - 1) / kTileRows; }
+};
+
+// Tiles need as many bytes as the padded rows did in the file (rounded up to 64 per matrix).
+size_t tiled_bytes(Type type, int64_t rows, int64_t cols) noexcept;
+
+// Activations as the kernel for a weight type wants them.
+enum class ActKind : uint8_t {
+    f32,     // floats, for F32, F16 and BF16 weights
+    q8_32,   // int8 with one float scale per 32, for 32-blocks
+    q8_256,  // int8 with one float scale per 256, for 256-blocks
+};
+ActKind act_kind(Type weights) noexcept;
+size_t act_bytes(ActKind kind, int64_t cols) noexcept;  // per token, a multiple of 64
+
+// y[t][row] (+)= sum_k w[row][k] x[t][k] (+ bias[row]) for the rows of tiles [tile_begin, tile_end).
+struct MatmulJob {
+    TiledMatrix w;
+    const std::byte* acts = nullptr;  // tokens, each act_bytes(kind, w.cols) long unless act_stride says otherwise
+    size_t act_stride = 0;            // bytes from one token to the next
+    const int32_t* gather = nullptr;  // token t reads activation row gather[t]; null: row t
+    int64_t n_tokens = 0;
+    float* y = nullptr;               // y[t * y_stride + row]
+    int64_t y_stride = 0;             // floats
+    int64_t tile_begin = 0, tile_end = 0;
+    const float* bias = nullptr;      // [rows] or null; added after the sum
+    bool accumulate = false;          // the finished sum is added to y instead of replacing it
+    std::byte* scratch = nullptr;     // matmul_scratch_bytes(), 64-byte aligned, one per thread
+};
+inline constexpr size_t kMatmulScratchBytes = size_t{1} << 19;
+
+enum class GluKind : uint8_t {
+    silu,  // silu(gate) * up
+};
+
+// Keys and values of past positions of one layer and one sequence. Positions are stored in blocks of 16 so that a lane is a position for
+// scores (keys: [head_dim][16] per block and head) and a lane is a channel for the output (values: [16][head_dim]); cpu/attention.h.
+enum class KvType : uint8_t { f16, q8_0 };
+inline constexpr int kKvBlock = 16;
+struct KvView {
+    KvType type = KvType::f16;
+    int64_t n_head_kv = 0;
+    int64_t head_dim_k = 0, head_dim_v = 0;  // multiples of 32 for q8_0, of 2 for f16
+    int64_t capacity = 0;                    // positions, a multiple of kKvBlock
+    std::byte* keys = nullptr;               // kv_bytes(...) each, 64-byte aligned
+    std::byte* values = nullptr;
+};
+size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capacity) noexcept;  // of keys, or of values
+
+// Causal attention of tokens at positions [first_pos, first_pos + n_tokens) over the KV of positions 0 .. own position.
+// One call computes query heads [head_begin, head_end) of tokens [token_begin, token_end); any split gives the same bits.
+struct AttentionJob {
+    KvView kv;
+    const float* q = nullptr;  // [n_tokens][n_head * head_dim_k]
+    float* out = nullptr;      // [n_tokens][n_head * head_dim_v]
+    int64_t n_head = 0;
+    int64_t first_pos = 0;
+    int64_t token_begin = 0, token_end = 0;
+    int64_t head_begin = 0, head_end = 0;
+    float scale = 1.0f;              // multiplies q . k
+    int64_t window = 0;              // sliding window in positions, own included; 0: all
+    const float* sinks = nullptr;    // [n_head] logits that join the softmax without a value; null: none
+    std::byte* scratch = nullptr;    // kAttentionScratchBytes, 64-byte aligned, one per thread
+};
+inline constexpr size_t kAttentionScratchBytes = size_t{1} << 18;
+
+enum class RopePairing : uint8_t { norm, neox };  // (2j, 2j+1) | (j, j + n_rot/2)
+
+// The table of one instruction set. Pointers are never null.
+struct Kernels {
+    Isa isa;
+    const char* name;
+
+    // Re-tile rows given as GGUF blocks: row r starts at src + r * row_stride and is `cols` long. dst: tiled_bytes(type, rows, cols).
+    void (*tile_rows)(Type type, const std::byte* src, size_t row_stride, int64_t rows, int64_t cols, std::byte* dst);
+    // Activations of one token; x is [cols] floats. Non-finite input gives non-finite or saturated output, never a trap.
+    void (*quantize_act)(ActKind kind, const float* x, int64_t cols, std::byte* out);
+    void (*matmul)(const MatmulJob& job);
+
+    // y = x / sqrt(mean(x^2) + eps) * weight; weight null: 1. y may be x.
+    void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n);
+    // Rotate n_rot dims of one head in place: (a, b) -> (a c - b s, a s + b c) with cos_sin[2 j], cos_sin[2 j + 1] for pair j.
+    void (*rope)(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing);
+    // out[i] = glu(gate[i], up[i]); out may be gate.
+    void (*glu)(GluKind kind, const float* gate, const float* up, float* out, int64_t n);
+    void (*softmax)(float* x, int64_t n);                              // in place, max-subtracted
+    void (*sigmoid)(float* x, int64_t n);                              // in place
+    void (*add)(float* y, const float* x, int64_t n);                  // y += x
+    void (*scale_add)(float* y, float a, const float* x, int64_t n);   // y = fma(a, x, y)
+    void (*decode_row)(Type type, const std::byte* row, float* out, int64_t n);  // one row of GGUF blocks to floats (embeddings)
+
+    // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].
+    void (*kv_store)(const KvView& kv, int64_t pos, const float* k, const float* v);
+    void (*attention)(const AttentionJob& job);
+};
+
+Isa best_isa() noexcept;                         // of this machine, from cpuid
+const Kernels* find_kernels(Isa isa) noexcept;   // null when this machine or this build can't run it
+const char* isa_name(Isa isa) noexcept;
+
+}  // namespace moepic::ops
