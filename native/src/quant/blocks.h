@@ -16,21 +16,19 @@
 
 namespace moepic {
 
-#define MOEPIC_BLOCK struct [[gnu::packed, gnu::may_alias]]
-
-MOEPIC_BLOCK BlockF32 {
+struct [[gnu::packed, gnu::may_alias]] BlockF32 {
     static constexpr int len = 1;
     float x;
 };
 static_assert(sizeof(BlockF32) == 4);
 
-MOEPIC_BLOCK BlockF16 {
+struct [[gnu::packed, gnu::may_alias]] BlockF16 {
     static constexpr int len = 1;
     uint16_t x;
 };
 static_assert(sizeof(BlockF16) == 2);
 
-MOEPIC_BLOCK BlockBF16 {
+struct [[gnu::packed, gnu::may_alias]] BlockBF16 {
     static constexpr int len = 1;
     uint16_t x;
 };
@@ -39,7 +37,7 @@ static_assert(sizeof(BlockBF16) == 2);
 // ---- 32 weights: one scale, perhaps one minimum. Weight i is in the low nibble of qs[i], weight i + 16 in its high nibble. ----
 
 // x = d (q - 8)
-MOEPIC_BLOCK BlockQ4_0 {
+struct [[gnu::packed, gnu::may_alias]] BlockQ4_0 {
     static constexpr int len = 32;
     uint16_t d;  // f16
     uint8_t qs[16];
@@ -47,7 +45,7 @@ MOEPIC_BLOCK BlockQ4_0 {
 static_assert(sizeof(BlockQ4_0) == 18);
 
 // x = d q + m
-MOEPIC_BLOCK BlockQ4_1 {
+struct [[gnu::packed, gnu::may_alias]] BlockQ4_1 {
     static constexpr int len = 32;
     uint16_t d, m;  // f16
     uint8_t qs[16];
@@ -55,7 +53,7 @@ MOEPIC_BLOCK BlockQ4_1 {
 static_assert(sizeof(BlockQ4_1) == 20);
 
 // x = d (q - 16); bit i of the little-endian qh is bit 4 of weight i
-MOEPIC_BLOCK BlockQ5_0 {
+struct [[gnu::packed, gnu::may_alias]] BlockQ5_0 {
     static constexpr int len = 32;
     uint16_t d;  // f16
     uint8_t qh[4];
@@ -64,7 +62,7 @@ MOEPIC_BLOCK BlockQ5_0 {
 static_assert(sizeof(BlockQ5_0) == 22);
 
 // x = d q + m; qh as in Q5_0
-MOEPIC_BLOCK BlockQ5_1 {
+struct [[gnu::packed, gnu::may_alias]] BlockQ5_1 {
     static constexpr int len = 32;
     uint16_t d, m;  // f16
     uint8_t qh[4];
@@ -73,7 +71,7 @@ MOEPIC_BLOCK BlockQ5_1 {
 static_assert(sizeof(BlockQ5_1) == 24);
 
 // x = d q
-MOEPIC_BLOCK BlockQ8_0 {
+struct [[gnu::packed, gnu::may_alias]] BlockQ8_0 {
     static constexpr int len = 32;
     uint16_t d;  // f16
     int8_t qs[32];
@@ -81,7 +79,7 @@ MOEPIC_BLOCK BlockQ8_0 {
 static_assert(sizeof(BlockQ8_0) == 34);
 
 // x = d iq4_nl_values[q]
-MOEPIC_BLOCK BlockIQ4_NL {
+struct [[gnu::packed, gnu::may_alias]] BlockIQ4_NL {
     static constexpr int len = 32;
     uint16_t d;  // f16
     uint8_t qs[16];
@@ -89,7 +87,7 @@ MOEPIC_BLOCK BlockIQ4_NL {
 static_assert(sizeof(BlockIQ4_NL) == 18);
 
 // x = e8m0_to_f32_half(e) mxfp4_values[q] (OCP Microscaling Formats v1.0: E2M1 elements, one E8M0 scale)
-MOEPIC_BLOCK BlockMXFP4 {
+struct [[gnu::packed, gnu::may_alias]] BlockMXFP4 {
     static constexpr int len = 32;
     uint8_t e;
     uint8_t qs[16];
@@ -100,7 +98,7 @@ static_assert(sizeof(BlockMXFP4) == 17);
 
 // 16 sub-blocks s of 16: x = (d * low nibble of scales[s]) q - (dmin * high nibble of scales[s]).
 // qs: two halves of 32 bytes for 128 weights each; the bit pairs 0, 2, 4, 6 of byte i hold weights i, i + 32, i + 64, i + 96.
-MOEPIC_BLOCK BlockQ2_K {
+struct [[gnu::packed, gnu::may_alias]] BlockQ2_K {
     static constexpr int len = 256;
     uint8_t scales[16];
     uint8_t qs[64];
@@ -110,7 +108,7 @@ static_assert(sizeof(BlockQ2_K) == 84);
 
 // 16 sub-blocks of 16: x = (d (scale - 32)) (q - 4), q in 0..7. qs as in Q2_K holds the low two bits; bit b of hmask[i] is the high
 // bit of weight 32 b + i. scales: see unpack_scales_q3_K.
-MOEPIC_BLOCK BlockQ3_K {
+struct [[gnu::packed, gnu::may_alias]] BlockQ3_K {
     static constexpr int len = 256;
     uint8_t hmask[32];
     uint8_t qs[64];
@@ -121,7 +119,7 @@ static_assert(sizeof(BlockQ3_K) == 110);
 
 // 8 sub-blocks of 32: x = (d scale) q - (dmin min). qs: four runs of 32 bytes for 64 weights each, weight i low, i + 32 high.
 // scales: see unpack_scales_q4_K.
-MOEPIC_BLOCK BlockQ4_K {
+struct [[gnu::packed, gnu::may_alias]] BlockQ4_K {
     static constexpr int len = 256;
     uint16_t d, dmin;  // f16
     uint8_t scales[12];
@@ -130,7 +128,7 @@ MOEPIC_BLOCK BlockQ4_K {
 static_assert(sizeof(BlockQ4_K) == 144);
 
 // As Q4_K, with bit b of qh[i] the fifth bit of weight 32 b + i.
-MOEPIC_BLOCK BlockQ5_K {
+struct [[gnu::packed, gnu::may_alias]] BlockQ5_K {
     static constexpr int len = 256;
     uint16_t d, dmin;  // f16
     uint8_t scales[12];
@@ -141,7 +139,7 @@ static_assert(sizeof(BlockQ5_K) == 176);
 
 // 16 sub-blocks of 16: x = (d scales[s]) (q - 32), q in 0..63. Two halves of 128 weights; in each, ql[i] has weight i low and i + 64
 // high for i in 0..63, and the bit pairs 0, 2, 4, 6 of qh[i] hold the top bits of weights i, i + 32, i + 64, i + 96.
-MOEPIC_BLOCK BlockQ6_K {
+struct [[gnu::packed, gnu::may_alias]] BlockQ6_K {
     static constexpr int len = 256;
     uint8_t ql[128];
     uint8_t qh[64];
@@ -152,7 +150,7 @@ static_assert(sizeof(BlockQ6_K) == 210);
 
 // 8 sub-blocks of 32: x = (d (scale - 32)) iq4_nl_values[q]. Each sub-block has 16 bytes of qs, weight i low, i + 16 high.
 // The low 4 bits of scale s are nibble s of scales_l, the top 2 are bit pair s of scales_h.
-MOEPIC_BLOCK BlockIQ4_XS {
+struct [[gnu::packed, gnu::may_alias]] BlockIQ4_XS {
     static constexpr int len = 256;
     uint16_t d;  // f16
     uint16_t scales_h;
@@ -160,8 +158,6 @@ MOEPIC_BLOCK BlockIQ4_XS {
     uint8_t qs[128];
 };
 static_assert(sizeof(BlockIQ4_XS) == 136);
-
-#undef MOEPIC_BLOCK
 
 // Codes of IQ4_NL and IQ4_XS.
 inline constexpr int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};

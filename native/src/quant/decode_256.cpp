@@ -13,7 +13,9 @@ void for_each_block(const std::byte* blocks, float* out, int64_t n, Body body) {
 }
 
 // The two-bit code of weight i in the layout of Q2_K and Q3_K.
-inline int two_bits(const uint8_t qs[64], int i) { return (qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3; }
+inline int two_bits(const uint8_t qs[64], int i) {
+    return (qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2)) & 3;
+}
 
 }  // namespace
 

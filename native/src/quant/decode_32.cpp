@@ -16,11 +16,15 @@ void for_each_block(const std::byte* blocks, float* out, int64_t n, Body body) {
 }
 
 // Bit 4 of weights i and i + 16, in place above a nibble.
-inline int high_bit(const uint8_t qh[4], int i) { return ((qh[i / 8] >> (i % 8)) & 1) << 4; }
+inline int high_bit(const uint8_t qh[4], int i) {
+    return ((qh[i / 8] >> (i % 8)) & 1) << 4;
+}
 
 }  // namespace
 
-void decode_f32(const std::byte* blocks, float* out, int64_t n) { std::memcpy(out, blocks, static_cast<size_t>(n) * sizeof(float)); }
+void decode_f32(const std::byte* blocks, float* out, int64_t n) {
+    std::memcpy(out, blocks, static_cast<size_t>(n) * sizeof(float));
+}
 
 void decode_f16(const std::byte* blocks, float* out, int64_t n) {
     for_each_block<BlockF16>(blocks, out, n, [](const BlockF16& b, float* y) { *y = f16_to_f32(b.x); });
