@@ -27,4 +27,24 @@ void decode_q5_k(const std::byte* blocks, float* out, int64_t n);
 void decode_q6_k(const std::byte* blocks, float* out, int64_t n);
 void decode_iq4_xs(const std::byte* blocks, float* out, int64_t n);
 
+// encode_32.cpp
+void encode_f32(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_f16(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_bf16(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q4_0(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q4_1(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q5_0(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q5_1(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q8_0(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_iq4_nl(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, int64_t n);
+
+// encode_256.cpp
+void encode_q2_k(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q3_k(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q4_k(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q5_k(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_q6_k(const float* in, const float* importance, std::byte* blocks, int64_t n);
+void encode_iq4_xs(const float* in, const float* importance, std::byte* blocks, int64_t n);
+
 }  // namespace moepic::codec

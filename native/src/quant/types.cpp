@@ -15,22 +15,22 @@ constexpr TypeInfo row(Type type, const char* name, decltype(TypeInfo::decode) d
 }
 
 constexpr TypeInfo table[] = {
-    row<BlockF32>(Type::f32, "F32", codec::decode_f32, nullptr),
-    row<BlockF16>(Type::f16, "F16", codec::decode_f16, nullptr),
-    row<BlockQ4_0>(Type::q4_0, "Q4_0", codec::decode_q4_0, nullptr),
-    row<BlockQ4_1>(Type::q4_1, "Q4_1", codec::decode_q4_1, nullptr),
-    row<BlockQ5_0>(Type::q5_0, "Q5_0", codec::decode_q5_0, nullptr),
-    row<BlockQ5_1>(Type::q5_1, "Q5_1", codec::decode_q5_1, nullptr),
-    row<BlockQ8_0>(Type::q8_0, "Q8_0", codec::decode_q8_0, nullptr),
-    row<BlockQ2_K>(Type::q2_k, "Q2_K", codec::decode_q2_k, nullptr),
-    row<BlockQ3_K>(Type::q3_k, "Q3_K", codec::decode_q3_k, nullptr),
-    row<BlockQ4_K>(Type::q4_k, "Q4_K", codec::decode_q4_k, nullptr),
-    row<BlockQ5_K>(Type::q5_k, "Q5_K", codec::decode_q5_k, nullptr),
-    row<BlockQ6_K>(Type::q6_k, "Q6_K", codec::decode_q6_k, nullptr),
-    row<BlockIQ4_NL>(Type::iq4_nl, "IQ4_NL", codec::decode_iq4_nl, nullptr),
-    row<BlockIQ4_XS>(Type::iq4_xs, "IQ4_XS", codec::decode_iq4_xs, nullptr),
-    row<BlockBF16>(Type::bf16, "BF16", codec::decode_bf16, nullptr),
-    row<BlockMXFP4>(Type::mxfp4, "MXFP4", codec::decode_mxfp4, nullptr),
+    row<BlockF32>(Type::f32, "F32", codec::decode_f32, codec::encode_f32),
+    row<BlockF16>(Type::f16, "F16", codec::decode_f16, codec::encode_f16),
+    row<BlockQ4_0>(Type::q4_0, "Q4_0", codec::decode_q4_0, codec::encode_q4_0),
+    row<BlockQ4_1>(Type::q4_1, "Q4_1", codec::decode_q4_1, codec::encode_q4_1),
+    row<BlockQ5_0>(Type::q5_0, "Q5_0", codec::decode_q5_0, codec::encode_q5_0),
+    row<BlockQ5_1>(Type::q5_1, "Q5_1", codec::decode_q5_1, codec::encode_q5_1),
+    row<BlockQ8_0>(Type::q8_0, "Q8_0", codec::decode_q8_0, codec::encode_q8_0),
+    row<BlockQ2_K>(Type::q2_k, "Q2_K", codec::decode_q2_k, codec::encode_q2_k),
+    row<BlockQ3_K>(Type::q3_k, "Q3_K", codec::decode_q3_k, codec::encode_q3_k),
+    row<BlockQ4_K>(Type::q4_k, "Q4_K", codec::decode_q4_k, codec::encode_q4_k),
+    row<BlockQ5_K>(Type::q5_k, "Q5_K", codec::decode_q5_k, codec::encode_q5_k),
+    row<BlockQ6_K>(Type::q6_k, "Q6_K", codec::decode_q6_k, codec::encode_q6_k),
+    row<BlockIQ4_NL>(Type::iq4_nl, "IQ4_NL", codec::decode_iq4_nl, codec::encode_iq4_nl),
+    row<BlockIQ4_XS>(Type::iq4_xs, "IQ4_XS", codec::decode_iq4_xs, codec::encode_iq4_xs),
+    row<BlockBF16>(Type::bf16, "BF16", codec::decode_bf16, codec::encode_bf16),
+    row<BlockMXFP4>(Type::mxfp4, "MXFP4", codec::decode_mxfp4, codec::encode_mxfp4),
 };
 
 // Letters only differ in case by 32; digits and '_' compare as they are.

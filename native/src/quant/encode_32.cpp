@@ -1,0 +1,191 @@
+// Encoders of the float types and of the types with 32 weights per block. fit.h has the method; here are the starts each type scans
+// and the packing. The lists of starts were shortened until the error grew (bench/quantizers.py): more starts change RMSE by < 0.1 %.
+#include <cstring>
+
+#include "quant/blocks.h"
+#include "quant/codec.h"
+#include "quant/fit.h"
+
+namespace moepic::codec {
+namespace {
+
+// Call body(x, w, block) for each block of n weights, with x and w as load() leaves them.
+template <class Block, class Body>
+void encode_blocks(const float* in, const float* importance, std::byte* blocks, int64_t n, float largest, Body body) {
+    auto* block = reinterpret_cast<Block*>(blocks);
+    for (int64_t i = 0; i < n; i += Block::len) {
+        alignas(64) float x[Block::len], w[Block::len];
+        load(in + i, importance == nullptr ? nullptr : importance + i, largest, x, w);
+        body(x, w, *block++);
+    }
+}
+
+// Weight i in the low, i + 16 in the high nibble.
+void pack_nibbles(const uint8_t code[32], uint8_t qs[16]) {
+    for (int i = 0; i < 16; ++i) qs[i] = static_cast<uint8_t>((code[i] & 15) | (code[i + 16] << 4));
+}
+
+// Bit 4 of every code.
+void pack_fifth_bits(const uint8_t code[32], uint8_t qh[4]) {
+    for (int i = 0; i < 4; ++i) qh[i] = 0;
+    for (int i = 0; i < 32; ++i) qh[i / 8] = static_cast<uint8_t>(qh[i / 8] | ((code[i] >> 4) << (i % 8)));
+}
+
+// Fit, round the scale to binary16, and choose the codes again for the scale that will be read. Fills code, returns d.
+template <class Levels, size_t K>
+uint16_t encode_scaled(const float (&x)[32], const float (&w)[32], const float (&targets)[K], uint8_t code[32]) {
+    const uint16_t d = scale_to_f16(fit_scale<Levels, 32>(x, w, targets).d);
+    float level[32];
+    choose_levels<Levels, 32>(x, w, f16_to_f32(d), level);
+    for (int i = 0; i < 32; ++i) code[i] = static_cast<uint8_t>(Levels::code(level[i]));
+    return d;
+}
+
+constexpr Cut cuts_4_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
+                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
+constexpr Cut cuts_5_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
+                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
+
+// As encode_scaled, for x = d q + m. The offset is solved for again after d has been rounded: it has 11 bits of its own.
+template <int Top, size_t K>
+void encode_affine(const float (&x)[32], const float (&w)[32], const Cut (&cuts)[K], uint16_t& d, uint16_t& m, uint8_t code[32]) {
+    const AffineFit fit = fit_affine<Top, 32>(x, w, false, cuts);
+    d = scale_to_f16(fit.a);
+    m = f32_to_f16(clamp(-fit.b, -65504.0f, 65504.0f));
+    float level[32];
+    choose_affine<Top, 32>(x, w, f16_to_f32(d), -f16_to_f32(m), level);
+    for (int i = 0; i < 32; ++i) code[i] = static_cast<uint8_t>(level[i]);
+}
+
+// Q8_0 keeps to -127..127, as every writer does: kernels may negate a code.
+using Levels8 = Integers<-127, 127>;
+constexpr float targets_q8_0[] = {127.45f, 127.0f, 126.5f, 126.0f, 125.5f, 125.0f, 124.5f, 124.0f};
+
+// The range is lopsided, so the peak is sent to either end.
+using Levels4 = Integers<-8, 7>;
+constexpr float targets_q4_0[] = {-9.6f, -9.2f, -8.8f, -8.5f, -8.2f, -7.9f, -7.6f, -7.2f, 8.6f, 8.2f, 7.8f, 7.4f, 7.1f, 6.8f};
+
+using Levels5 = Integers<-16, 15>;
+constexpr float targets_q5_0[] = {-18.0f, -17.4f, -16.9f, -16.4f, -16.0f, -15.6f, -15.2f, 17.0f, 16.4f, 15.9f, 15.4f, 15.0f, 14.6f};
+
+constexpr Table iq4_nl_table(iq4_nl_values);
+using LevelsIq4Nl = Tabulated<iq4_nl_table>;
+constexpr float targets_iq4_nl[] = {-150.0f, -143.0f, -137.0f, -132.0f, -127.0f, -123.0f, -119.0f, -114.0f,
+                                    134.0f,  128.0f,  122.0f,  117.0f,  113.0f,  109.0f,  105.0f,  100.0f};
+
+// E2M1, doubled, ascending; a sign bit and three bits of magnitude make the code.
+constexpr int8_t mxfp4_ascending[16] = {-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12};
+constexpr Table mxfp4_table(mxfp4_ascending);
+using LevelsMxfp4 = Tabulated<mxfp4_table>;
+
+}  // namespace
+
+void encode_f32(const float* in, const float*, std::byte* blocks, int64_t n) {
+    std::memcpy(blocks, in, static_cast<size_t>(n) * sizeof(float));
+}
+
+void encode_f16(const float* in, const float*, std::byte* blocks, int64_t n) {
+    auto* block = reinterpret_cast<BlockF16*>(blocks);
+    for (int64_t i = 0; i < n; ++i) block[i].x = f32_to_f16(in[i]);
+}
+
+void encode_bf16(const float* in, const float*, std::byte* blocks, int64_t n) {
+    auto* block = reinterpret_cast<BlockBF16*>(blocks);
+    for (int64_t i = 0; i < n; ++i) block[i].x = f32_to_bf16(in[i]);
+}
+
+void encode_q4_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockQ4_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ4_0& b) {
+        uint8_t code[32];
+        b.d = encode_scaled<Levels4>(x, w, targets_q4_0, code);
+        pack_nibbles(code, b.qs);
+    });
+}
+
+void encode_q4_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockQ4_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ4_1& b) {
+        uint8_t code[32];
+        uint16_t d, m;
+        encode_affine<15>(x, w, cuts_4_bit, d, m, code);
+        b.d = d;
+        b.m = m;
+        pack_nibbles(code, b.qs);
+    });
+}
+
+void encode_q5_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockQ5_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ5_0& b) {
+        uint8_t code[32];
+        b.d = encode_scaled<Levels5>(x, w, targets_q5_0, code);
+        pack_nibbles(code, b.qs);
+        pack_fifth_bits(code, b.qh);
+    });
+}
+
+void encode_q5_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockQ5_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ5_1& b) {
+        uint8_t code[32];
+        uint16_t d, m;
+        encode_affine<31>(x, w, cuts_5_bit, d, m, code);
+        b.d = d;
+        b.m = m;
+        pack_nibbles(code, b.qs);
+        pack_fifth_bits(code, b.qh);
+    });
+}
+
+void encode_q8_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockQ8_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ8_0& b) {
+        b.d = scale_to_f16(std::fabs(fit_scale<Levels8, 32>(x, w, targets_q8_0).d));
+        float level[32];
+        choose_levels<Levels8, 32>(x, w, f16_to_f32(b.d), level);
+        for (int i = 0; i < 32; ++i) b.qs[i] = static_cast<int8_t>(level[i]);
+    });
+}
+
+void encode_iq4_nl(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockIQ4_NL>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockIQ4_NL& b) {
+        uint8_t code[32];
+        b.d = encode_scaled<LevelsIq4Nl>(x, w, targets_iq4_nl, code);
+        pack_nibbles(code, b.qs);
+    });
+}
+
+// The scale is a power of two, so there is nothing to solve for: a few exponents are tried. OCP MX v1.0 (6.3) takes
+// e = floor(log2 max) - 2, which clips peaks above 6/8 of the next power; the next exponent may have less error, and with
+// importance even one that clips more. Errors are measured in units of each trial's own scale, so no square over- or underflows.
+void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+    encode_blocks<BlockMXFP4>(in, importance, blocks, n, std::numeric_limits<float>::max(),
+                              [](const auto& x, const auto& w, BlockMXFP4& b) {
+                                  const float peak = std::fabs(signed_peak<32>(x));
+                                  if (peak == 0.0f) {
+                                      b.e = 0;
+                                      std::memset(b.qs, 0, sizeof b.qs);
+                                      return;
+                                  }
+                                  const int middle = std::ilogb(peak) - 2 + 127;
+                                  float best_error = std::numeric_limits<float>::max(), best_level[32] = {};
+                                  int best = -1;
+                                  for (int e = std::max(middle - 2, 0); e <= std::clamp(middle + 1, 0, 254); ++e) {
+                                      const double per_half_scale = std::ldexp(1.0, 128 - e);
+                                      const float relative = std::ldexp(1.0f, 2 * (e - middle));  // of the units' squares
+                                      float scaled[32], level[32];
+                                      for (int i = 0; i < 32; ++i) scaled[i] = static_cast<float>(x[i] * per_half_scale);
+                                      const float error = relative * choose_levels<LevelsMxfp4, 32>(scaled, w, 1.0f, level);
+                                      if (error < best_error) {
+                                          best_error = error;
+                                          best = e;
+                                          std::memcpy(best_level, level, sizeof level);
+                                      }
+                                  }
+                                  b.e = static_cast<uint8_t>(best);
+                                  uint8_t code[32];
+                                  for (int i = 0; i < 32; ++i) {
+                                      const int magnitude = std::max(LevelsMxfp4::code(std::fabs(best_level[i])) - 8, 0);
+                                      code[i] = static_cast<uint8_t>(magnitude | (best_level[i] < 0.0f ? 8 : 0));
+                                  }
+                                  pack_nibbles(code, b.qs);
+                              });
+}
+
+}  // namespace moepic::codec
