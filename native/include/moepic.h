@@ -121,6 +121,7 @@ typedef struct moepic_model_options {
     int32_t isa;        /* -1: best of this machine; 0 scalar, 1 AVX2, 2 AVX-512. E_UNSUPPORTED when this machine can't */
     int32_t granule;    /* neurons per granule; 0: the rule of docs/architecture.md. Results depend on it in the last bits, so it is an explicit choice */
     int32_t strict;     /* non-zero: any downgrade is an error instead of a warning */
+    uint64_t ram_bytes; /* refuse, with E_BUDGET, to hold more weights than this in memory; 0: no limit */
     moepic_progress_fn progress;
     void* user;
 } moepic_model_options;
@@ -154,7 +155,8 @@ typedef struct moepic_layer_info {
 } moepic_layer_info;
 
 MOEPIC_API void moepic_model_options_init(moepic_model_options* options);
-/* Map, check, bind and re-tile. E_IO, E_FORMAT, E_UNSUPPORTED (names the architecture, tensor or type), E_NO_MEMORY, E_CANCELLED. */
+/* Map, check, bind and re-tile. E_IO, E_FORMAT, E_UNSUPPORTED (names the architecture, tensor or type), E_BUDGET, E_NO_MEMORY,
+ * E_CANCELLED. */
 MOEPIC_API int32_t moepic_model_load(moepic_model** out, const char* path, const moepic_model_options* options);
 MOEPIC_API void moepic_model_free(moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* model);

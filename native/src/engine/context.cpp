@@ -1,0 +1,94 @@
+#include "engine/context.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "base/error.h"
+
+namespace moepic {
+namespace {
+
+constexpr int64_t kMaxContext = int64_t{1} << 24;
+constexpr int64_t kMaxBatch = 8192;
+
+int64_t choose_n_ctx(const Model& model, int64_t asked) {
+    if (asked < 0 || asked > kMaxContext) fail(Code::argument, "context: n_ctx is ", asked, ", expected 0 (default) to ", kMaxContext);
+    return asked ? asked : std::min<int64_t>(model.config().n_ctx_train, 4096);
+}
+
+int64_t choose_n_batch(int64_t asked, int64_t n_ctx) {
+    if (asked < 0 || asked > kMaxBatch) fail(Code::argument, "context: n_batch is ", asked, ", expected 0 (default) to ", kMaxBatch);
+    return std::min(asked ? asked : 512, n_ctx);
+}
+
+double now_s() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+Context::Context(const Model& model, const ContextOptions& options)
+    : model_(model),
+      n_ctx_(choose_n_ctx(model, options.n_ctx)),
+      kv_(model.config(), options.kv_type, n_ctx_),
+      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_)) {
+    tokens_.reserve(static_cast<size_t>(n_ctx_));
+}
+
+void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
+    const int64_t n = static_cast<int64_t>(tokens.size()), held = static_cast<int64_t>(tokens_.size());
+    const int64_t n_vocab = model_.config().n_vocab;
+    if (n == 0) fail(Code::argument, "eval: no tokens were given");
+    for (int64_t i = 0; i < n; ++i) {
+        if (tokens[static_cast<size_t>(i)] < 0 || tokens[static_cast<size_t>(i)] >= n_vocab) {
+            fail(Code::argument, "eval: token ", i, " is ", tokens[static_cast<size_t>(i)], ", the vocabulary has ids 0 to ", n_vocab - 1);
+        }
+    }
+    if (n > n_ctx_ - held) {
+        fail(Code::context_full, "context: ", n, " tokens after ", held, " do not fit ", n_ctx_, " positions (", held + n - n_ctx_,
+             " too many; shorten the input or load with a larger n_ctx)");
+    }
+    logit_rows_ = 0;
+    logits_.resize(static_cast<size_t>((all_logits ? n : 1) * n_vocab));
+    for (int64_t done = 0; done < n;) {
+        if (progress && n > 1 && !progress(done, n)) fail(Code::cancelled, "eval: cancelled after ", done, " of ", n, " tokens");
+        const int64_t batch = std::min(decoder_.n_batch(), n - done);
+        const bool last = done + batch == n;
+        const double start = now_s();
+        decoder_.forward(kv_, tokens.data() + done, batch, held + done, all_logits ? batch : last ? 1 : 0,
+                         logits_.data() + (all_logits ? done * n_vocab : 0), probe, [this](int64_t) {
+                             return cancelled_.exchange(false, std::memory_order_relaxed);
+                         });
+        tokens_.insert(tokens_.end(), tokens.begin() + done, tokens.begin() + done + batch);
+        done += batch;
+        (n == 1 ? stats_.decode_s : stats_.prefill_s) += now_s() - start;
+        (n == 1 ? stats_.decode_tokens : stats_.prefill_tokens) += batch;
+    }
+    logit_rows_ = all_logits ? n : 1;
+    if (progress && n > 1 && !progress(n, n)) fail(Code::cancelled, "eval: cancelled after all ", n, " tokens");
+}
+
+void Context::truncate(int64_t n) {
+    if (n < 0 || n > static_cast<int64_t>(tokens_.size())) {
+        fail(Code::argument, "context: can't keep ", n, " tokens of ", tokens_.size());
+    }
+    if (n == static_cast<int64_t>(tokens_.size())) return;
+    tokens_.resize(static_cast<size_t>(n));
+    logit_rows_ = 0;
+}
+
+int64_t Context::reuse(std::span<const int32_t> tokens) {
+    const size_t limit = tokens.empty() ? 0 : std::min(tokens.size() - 1, tokens_.size());
+    size_t same = 0;
+    while (same < limit && tokens[same] == tokens_[same]) ++same;
+    truncate(static_cast<int64_t>(same));
+    stats_.reused_tokens += static_cast<int64_t>(same);
+    return static_cast<int64_t>(same);
+}
+
+void Context::reset_stats() noexcept {
+    stats_ = {};
+    decoder_.feed_forward().reset_counts();
+}
+
+}  // namespace moepic

@@ -1,0 +1,67 @@
+// One sequence of tokens over a model: what has been evaluated, the logits of the last step, and the counters.
+// Used by one thread at a time; cancel() may come from any.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "engine/decoder.h"
+
+namespace moepic {
+
+struct ContextOptions {
+    int64_t n_ctx = 0;    // 0: min(trained, 4096)
+    int64_t n_batch = 0;  // 0: 512
+    int n_threads = 0;
+    ops::KvType kv_type = ops::KvType::f16;
+};
+
+struct ContextStats {
+    int64_t prefill_tokens = 0, decode_tokens = 0, reused_tokens = 0;
+    double prefill_s = 0.0, decode_s = 0.0;
+};
+
+class Context {
+public:
+    Context(const Model& model, const ContextOptions& options);
+
+    // Appends tokens; logits of the last one, or of all. Throws argument, context_full (before any compute), cancelled: then the tokens of
+    // finished batches stay and the rest is as if never given.
+    void eval(std::span<const int32_t> tokens, bool all_logits);
+    std::span<const float> logits() const noexcept { return logits_; }  // [rows][n_vocab]
+    int64_t logit_rows() const noexcept { return logit_rows_; }
+    std::span<const int32_t> tokens() const noexcept { return tokens_; }
+    void truncate(int64_t n);
+    // Keeps the longest common prefix with `tokens`, at most all but one of them; returns its length.
+    int64_t reuse(std::span<const int32_t> tokens);
+
+    void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
+    void clear_cancel() noexcept { cancelled_.store(false, std::memory_order_relaxed); }
+
+    std::function<bool(int64_t done, int64_t total)> progress;  // called between batches of a prefill; false cancels
+    Probe probe;
+
+    const Model& model() const noexcept { return model_; }
+    int64_t n_ctx() const noexcept { return n_ctx_; }
+    const ContextStats& stats() const noexcept { return stats_; }
+    const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }
+    uint64_t kv_bytes() const noexcept { return kv_.bytes(); }
+    uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes(); }
+    void reset_stats() noexcept;
+
+private:
+    const Model& model_;
+    const int64_t n_ctx_;
+    KvCache kv_;
+    Decoder decoder_;
+    std::vector<int32_t> tokens_;
+    std::vector<float> logits_;
+    int64_t logit_rows_ = 0;
+    std::atomic<bool> cancelled_{false};
+    ContextStats stats_;
+};
+
+}  // namespace moepic

@@ -1,0 +1,154 @@
+#include "engine/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace moepic {
+namespace {
+
+// Tokens whose attention one task computes: enough to reuse a block of keys from the first-level cache.
+constexpr int64_t kAttentionTokens = 32;
+
+}  // namespace
+
+Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch)
+    : model_(model),
+      n_batch_(n_batch),
+      workspace_(model.kernels(), n_threads),
+      feed_forward_(model, workspace_, n_batch),
+      rope_(model.config().rope, model.rope_freqs()) {
+    for (const LayerConfig& layer : model.config().layers) {
+        q_rows_ = std::max(q_rows_, layer.n_head * layer.head_dim_k);
+        k_rows_ = std::max(k_rows_, layer.n_head_kv * layer.head_dim_k);
+        v_rows_ = std::max(v_rows_, layer.n_head_kv * layer.head_dim_v);
+        out_rows_ = std::max(out_rows_, layer.n_head * layer.head_dim_v);
+    }
+    Carver size;
+    place(size);
+    region_ = Region(size.used(), "decoder scratch");
+    Carver carver(region_.data());
+    place(carver);
+}
+
+void Decoder::place(Carver& carver) {
+    const size_t n = static_cast<size_t>(n_batch_), n_embd = static_cast<size_t>(model_.config().n_embd);
+    x_ = carver.take<float>(n * n_embd);
+    normed_ = carver.take<float>(n * n_embd);
+    projected_ = carver.take<float>(n * n_embd);
+    q_ = carver.take<float>(n * static_cast<size_t>(q_rows_));
+    k_ = carver.take<float>(n * static_cast<size_t>(k_rows_));
+    v_ = carver.take<float>(n * static_cast<size_t>(v_rows_));
+    attended_ = carver.take<float>(n * static_cast<size_t>(out_rows_));
+    angles_ = carver.take<float>(n * static_cast<size_t>(model_.config().rope.n_rot));
+    ActMask in = act_mask(model_.output()), out = 0;
+    for (int64_t il = 0; il < model_.config().n_layer; ++il) {
+        const LayerWeights& w = model_.layer(il);
+        in |= act_mask(w.wq) | act_mask(w.wk) | act_mask(w.wv) | feed_forward_.input_mask(il);
+        out |= act_mask(w.wo);
+    }
+    acts_.reserve(carver, in, model_.config().n_embd, n_batch_);
+    out_acts_.reserve(carver, out, out_rows_, n_batch_);
+}
+
+void Decoder::norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed) {
+    const ops::Kernels& kernels = workspace_.kernels();
+    const int64_t n_embd = model_.config().n_embd;
+    const float eps = model_.config().norm_eps;
+    workspace_.pool().run(n, [&](int64_t t, int) {
+        kernels.rms_norm(x + t * n_embd, weight, eps, normed + t * n_embd, n_embd);
+        acts.quantize(kernels, mask, normed + t * n_embd, n_embd, t);
+    });
+}
+
+void Decoder::quantize(ActSet& acts, ActMask mask, const float* x, int64_t cols, int64_t n) {
+    const ops::Kernels& kernels = workspace_.kernels();
+    workspace_.pool().run(n, [&](int64_t t, int) { acts.quantize(kernels, mask, x + t * cols, cols, t); });
+}
+
+void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits, float* logits, const Probe& probe,
+                      const std::function<bool(int64_t)>& stop) {
+    const Config& config = model_.config();
+    const ops::Kernels& kernels = workspace_.kernels();
+    const int64_t n_embd = config.n_embd;
+    for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
+    rope_.fill(first_pos, n, angles_);
+
+    for (int64_t il = 0; il < config.n_layer; ++il) {
+        if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
+        const LayerWeights& w = model_.layer(il);
+        norm(w.attn_norm, acts_, act_mask(w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
+        attention(il, kv, n, first_pos);
+        // After the last layer's attention only the tokens whose logits are wanted go on.
+        const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
+        const int64_t rest = n - drop;
+        if (rest == 0) break;
+        float* x = x_ + drop * n_embd;
+        kernels.add(x, projected_ + drop * n_embd, rest * n_embd);
+        norm(w.ffn_norm, acts_, feed_forward_.input_mask(il), x, rest, normed_);
+        if (probe) probe({ProbeKind::ffn_input, il, -1, -1, first_pos, rest, n_embd, normed_, nullptr});
+        feed_forward_.run(il, acts_, x, rest, first_pos, probe);
+    }
+    if (n_logits == 0) return;
+    norm(model_.output_norm(), acts_, act_mask(model_.output()), x_ + (n - n_logits) * n_embd, n_logits, normed_);
+    const Projection head{&model_.output(), logits};
+    workspace_.project({&head, 1}, acts_, n_logits);
+}
+
+// projected = Wo attention(rms(x)), for acts_ that hold the normed input.
+void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
+    const Config& config = model_.config();
+    const LayerConfig& c = config.layers[static_cast<size_t>(il)];
+    const LayerWeights& w = model_.layer(il);
+    const ops::Kernels& kernels = workspace_.kernels();
+    const ops::KvView& view = kv.layer(il);
+    const int64_t q_rows = w.wq.w.rows, k_rows = w.wk.w.rows, v_rows = w.wv.w.rows, n_rot = config.rope.n_rot;
+
+    const Projection qkv[] = {{&w.wq, q_}, {&w.wk, k_}, {&w.wv, v_}};
+    workspace_.project(qkv, acts_, n);
+
+    const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
+        if (norm_weight && config.recipe->qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
+        for (int64_t h = 0; h < n_head; ++h) {
+            float* head = row + h * c.head_dim_k;
+            if (norm_weight && config.recipe->qk_norm == QkNorm::per_head) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
+            kernels.rope(head, angles, n_rot, config.rope.pairing);
+        }
+    };
+    workspace_.pool().run(n, [&](int64_t t, int) {
+        finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles_ + t * n_rot);
+        finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles_ + t * n_rot);
+    });
+    // Positions of one block share cache lines, so a task stores whole blocks.
+    const int64_t first_block = first_pos / ops::kKvBlock, blocks = (first_pos + n - 1) / ops::kKvBlock - first_block + 1;
+    workspace_.pool().run(blocks, [&](int64_t b, int) {
+        const int64_t begin = std::max(first_pos, (first_block + b) * ops::kKvBlock), end = std::min(first_pos + n, (first_block + b + 1) * ops::kKvBlock);
+        for (int64_t pos = begin; pos < end; ++pos) kernels.kv_store(view, pos, k_ + (pos - first_pos) * k_rows, v_ + (pos - first_pos) * v_rows);
+    });
+
+    const int64_t group = c.n_head / c.n_head_kv;
+    const int64_t token_blocks = (n + kAttentionTokens - 1) / kAttentionTokens;
+    workspace_.pool().run(token_blocks * c.n_head_kv, [&](int64_t task, int thread) {
+        // Later tokens see more positions: start with the longest rows so that the threads end together.
+        const int64_t block = token_blocks - 1 - task / c.n_head_kv, kv_head = task % c.n_head_kv;
+        ops::AttentionJob job;
+        job.kv = view;
+        job.q = q_;
+        job.out = attended_;
+        job.n_head = c.n_head;
+        job.first_pos = first_pos;
+        job.token_begin = block * kAttentionTokens;
+        job.token_end = std::min(job.token_begin + kAttentionTokens, n);
+        job.head_begin = kv_head * group;
+        job.head_end = job.head_begin + group;
+        job.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
+        job.scratch = workspace_.scratch(thread);
+        kernels.attention(job);
+    });
+    quantize(out_acts_, act_mask(w.wo), attended_, c.n_head * c.head_dim_v, n);
+    const Projection out{&w.wo, projected_};
+    workspace_.project({&out, 1}, out_acts_, n);
+}
+
+}  // namespace moepic

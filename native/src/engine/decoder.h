@@ -1,0 +1,52 @@
+// The forward pass of a decoder-only transformer, flat: for each layer norm, projections, rope, attention, norm, feed-forward.
+// Knows the order of things; the arithmetic is in ops/, the experts in feed_forward.h, the positions in the KV cache.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+
+#include "engine/feed_forward.h"
+#include "engine/kv_cache.h"
+#include "engine/probe.h"
+#include "engine/rope_table.h"
+#include "engine/workspace.h"
+
+namespace moepic {
+
+class Decoder {
+public:
+    Decoder(const Model& model, int n_threads, int64_t n_batch);
+
+    // Tokens at positions [first_pos, first_pos + n), n <= n_batch. Logits [n_logits][n_vocab] of the last n_logits tokens.
+    // `stop` is asked once per layer; when it answers true the pass ends with Error(cancelled), and only KV beyond first_pos was written.
+    void forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits, float* logits, const Probe& probe,
+                 const std::function<bool(int64_t layer)>& stop);
+
+    int64_t n_batch() const noexcept { return n_batch_; }
+    int n_threads() noexcept { return workspace_.pool().size(); }
+    FeedForward& feed_forward() noexcept { return feed_forward_; }
+    const FeedForward& feed_forward() const noexcept { return feed_forward_; }
+    uint64_t scratch_bytes() const noexcept { return region_.size() + workspace_.bytes() + feed_forward_.scratch_bytes(); }
+
+private:
+    void place(Carver& carver);
+    void attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos);
+    // acts = quantized(rms(x) * weight) for every token.
+    void norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed);
+    void quantize(ActSet& acts, ActMask mask, const float* x, int64_t cols, int64_t n);
+
+    const Model& model_;
+    const int64_t n_batch_;
+    Workspace workspace_;
+    FeedForward feed_forward_;
+    RopeTable rope_;
+    Region region_;
+    int64_t q_rows_ = 0, k_rows_ = 0, v_rows_ = 0, out_rows_ = 0;  // widest layer
+    float *x_ = nullptr, *normed_ = nullptr;                       // [n_batch][n_embd]
+    float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;             // [n_batch][rows]
+    float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr;
+    ActSet acts_, out_acts_;
+};
+
+}  // namespace moepic

@@ -1,0 +1,87 @@
+// The feed-forward of one layer: router, experts by granules, shared expert, reduction in fixed (expert, granule) order.
+//
+//   y = sum over the token's experts, ascending, of w_e * (p_e0 + p_e1 + ...)  + s * (p_s0 + p_s1 + ...)        p: partial of one granule
+//   p_eg = down_eg quantized(act(gate_eg x) * up_eg x)
+//
+// Two schedules with the same arithmetic, so a token's result does not depend on its neighbours:
+//   few tokens   one job over (expert, granule): each task leaves its partials in scratch; one barrier, then the reduction.
+//   many tokens  tokens grouped by expert; one job over (expert, granule) for the intermediate, one over (expert, output tiles) for down.
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <vector>
+
+#include "engine/probe.h"
+#include "engine/workspace.h"
+
+namespace moepic {
+
+class FeedForward {
+public:
+    FeedForward(const Model& model, Workspace& workspace, int64_t n_batch);
+
+    // Kinds of activation that layer il's router and experts want of their input.
+    ActMask input_mask(int64_t il) const noexcept { return masks_[static_cast<size_t>(il)]; }
+    // x[t] += feed-forward(acts[t]) for n tokens; acts hold the normed input.
+    void run(int64_t il, const ActSet& acts, float* x, int64_t n, int64_t first_position, const Probe& probe);
+
+    uint64_t scratch_bytes() const noexcept { return region_.size(); }
+    int64_t tasks_run() const noexcept { return tasks_run_; }
+    int64_t experts_used() const noexcept { return experts_used_; }
+    void reset_counts() noexcept { tasks_run_ = experts_used_ = 0; }
+
+private:
+    // Tokens that share one expert. Entries are (token, expert) pairs in group order; entry i of the batch has its own partials.
+    struct Group {
+        const ExpertSet* set;
+        int64_t expert;
+        int64_t first_entry, n_entries;
+        int64_t first_partial;    // few tokens: partials of the group's first entry
+        size_t intermediate_at;   // many tokens: bytes into intermediate_
+        bool routed;
+    };
+    void place(Carver& carver);
+    void route(int64_t il, const ActSet& acts, int64_t n);
+    void make_groups(int64_t il, int64_t n);
+    // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
+    void intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out, size_t stride, int thread);
+    void run_few(int64_t il, const ActSet& acts, float* x, int64_t n);
+    void run_many(int64_t il, const ActSet& acts, float* x, int64_t n);
+    void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x);
+
+    const Model& model_;
+    Workspace& workspace_;
+    const int64_t n_batch_;
+    std::vector<ActMask> masks_;
+    Region region_;
+
+    // Reserved for the worst layer and batch.
+    float* router_logits_ = nullptr;   // [n_batch][n_expert]
+    int32_t* ids_ = nullptr;           // [n_batch][k]
+    float* weights_ = nullptr;         // [n_batch][k]
+    float* shared_weight_ = nullptr;   // [n_batch]
+    int32_t* entry_token_ = nullptr;   // [entries]: the token of an entry
+    int32_t* token_entry_ = nullptr;   // [n_batch][k + 1]: the entries of a token, experts ascending, the shared one last
+    float* partials_ = nullptr;        // few tokens: [entry][granule][n_embd]; many: [entry][n_embd]
+    std::byte* intermediate_ = nullptr;  // many: [entry][granule] quantized rows
+    struct ThreadScratch {
+        float *gate, *up;
+        std::byte* acts;
+    };
+    std::vector<ThreadScratch> threads_;
+    std::vector<Group> groups_;
+    struct Task {
+        int32_t group;
+        int32_t granule;      // or first output tile
+        int32_t first, count;  // entries inside the group, or output tiles
+    };
+    std::vector<Task> tasks_;
+
+    const Probe* probe_ = nullptr;
+    std::mutex probe_mutex_;
+    int64_t probe_layer_ = 0, probe_position_ = 0;
+    int64_t tasks_run_ = 0, experts_used_ = 0;
+};
+
+}  // namespace moepic

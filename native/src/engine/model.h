@@ -1,0 +1,94 @@
+// A loaded model: configuration, and every weight re-tiled in memory. Immutable after load; shared by contexts and threads.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "base/region.h"
+#include "expert/strip.h"
+#include "gguf/file.h"
+#include "model/binding.h"
+#include "model/config.h"
+#include "ops/ops.h"
+
+namespace moepic {
+
+struct Linear {
+    ops::TiledMatrix w;
+    const float* bias = nullptr;  // [rows] or null
+};
+
+// Experts of one layer, resident. Strip e starts at strips + e * layout.strip_bytes().
+struct ExpertSet {
+    StripLayout layout;
+    int64_t n_expert = 0;
+    int64_t top_granules = 0;  // as the file was cut
+    const std::byte* strips = nullptr;
+    const std::byte* granule(int64_t expert, int64_t g) const noexcept {
+        return strips + static_cast<size_t>(expert) * layout.strip_bytes() + static_cast<size_t>(g) * layout.granule_bytes;
+    }
+};
+
+struct LayerWeights {
+    const float* attn_norm = nullptr;
+    Linear wq, wk, wv, wo;
+    const float *q_norm = nullptr, *k_norm = nullptr;
+    const float* ffn_norm = nullptr;
+    Linear router;                    // rows = n_expert; rows 0: no routed experts
+    std::optional<ExpertSet> routed;
+    std::optional<ExpertSet> shared;  // a shared expert, or the dense feed-forward
+    Linear shared_gate;               // one row; rows 0: not gated
+};
+
+struct LoadOptions {
+    int n_threads = 0;         // 0: all cores
+    int isa = -1;              // -1: best
+    int64_t granule = 0;       // 0: default_granule()
+    bool strict = false;       // a downgrade is an error
+    uint64_t ram_bytes = 0;    // refuse to load more weights than this; 0: no limit
+    std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
+};
+
+class Model {
+public:
+    // Throws io, format, unsupported, argument, budget, no_memory, cancelled.
+    static std::unique_ptr<Model> load(const std::string& path, const LoadOptions& options);
+
+    const gguf::File& file() const noexcept { return file_; }
+    const Config& config() const noexcept { return config_; }
+    const ops::Kernels& kernels() const noexcept { return *kernels_; }
+    const LayerWeights& layer(int64_t il) const noexcept { return layers_[static_cast<size_t>(il)]; }
+    const float* output_norm() const noexcept { return output_norm_; }
+    const Linear& output() const noexcept { return output_; }
+    const float* rope_freqs() const noexcept { return rope_freqs_; }
+    // One row of the embedding as floats, [n_embd].
+    void embed(int32_t token, float* out) const noexcept;
+
+    uint64_t weight_bytes() const noexcept { return arena_.size(); }
+    uint64_t expert_bytes() const noexcept;
+    // Weights read for one decoded token: all dense ones, the used experts, one embedding row.
+    uint64_t active_bytes() const noexcept;
+    uint64_t n_params() const noexcept;
+
+private:
+    Model(gguf::File file, const LoadOptions& options);
+    class Builder;
+
+    gguf::File file_;
+    Config config_;
+    ModelBinding binding_;
+    const ops::Kernels* kernels_ = nullptr;
+    std::vector<LayerWeights> layers_;
+    const float* output_norm_ = nullptr;
+    const float* rope_freqs_ = nullptr;
+    Linear output_;
+    Type embedding_type_{};
+    const std::byte* embedding_ = nullptr;  // GGUF rows
+    Region arena_;
+};
+
+}  // namespace moepic

@@ -1,0 +1,15 @@
+// From router logits to the experts of a token and their weights. Pure arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "model/config.h"
+#include "ops/ops.h"
+
+namespace moepic {
+
+// logits: [n_expert], overwritten by probabilities. ids, weights: [k], ids ascending, because partial results are summed in that order.
+// Of equal probabilities the lower id wins. NaN logits lose against numbers.
+void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, float* logits, int32_t* ids, float* weights) noexcept;
+
+}  // namespace moepic

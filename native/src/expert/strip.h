@@ -1,0 +1,51 @@
+// A strip: one expert in memory as granules in order, each granule's gate, up and down weights adjacent, so that a run of granules is one run
+// of bytes and any cut at a granule is a cut of the strip.
+//
+//   strip    [ granule 0 | granule 1 | ... ]
+//   granule  [ gate: G rows x n_embd | up: G rows x n_embd | down: n_embd rows x G columns ]   each part tiled (ops.h), 64-byte aligned
+//
+// Knows bytes and shapes; not who wants them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "model/binding.h"
+#include "ops/ops.h"
+
+namespace moepic {
+
+struct StripLayout {
+    int64_t n_embd = 0, n_ff = 0;
+    int64_t granule = 0, n_granules = 0;
+    Type gate_type{}, up_type{}, down_type{};
+    size_t up_offset = 0, down_offset = 0;  // inside a granule
+    size_t granule_bytes = 0;
+    size_t strip_bytes() const noexcept { return granule_bytes * static_cast<size_t>(n_granules); }
+
+    ops::TiledMatrix gate(const std::byte* granule_data) const noexcept { return {gate_type, granule, n_embd, granule_data}; }
+    ops::TiledMatrix up(const std::byte* granule_data) const noexcept { return {up_type, granule, n_embd, granule_data + up_offset}; }
+    ops::TiledMatrix down(const std::byte* granule_data) const noexcept { return {down_type, n_embd, granule, granule_data + down_offset}; }
+};
+
+StripLayout make_strip_layout(const ExpertBinding& set, int64_t granule);
+
+// Re-tiles granules from a file into strips. One per thread: it owns the buffer that joins pieces when a granule of the runtime
+// straddles segments or granules of the file.
+class StripFiller {
+public:
+    StripFiller(const ops::Kernels& kernels, const ExpertBinding& set, const StripLayout& layout);
+    // dst: granule_bytes, 64-byte aligned.
+    void fill(int64_t expert, int64_t granule, std::byte* dst);
+
+private:
+    void fill_rows(Type type, const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst);
+    void fill_columns(int64_t expert, int64_t first, std::byte* dst);
+    const ops::Kernels& kernels_;
+    const ExpertBinding& set_;
+    const StripLayout& layout_;
+    std::vector<std::byte> joined_;
+};
+
+}  // namespace moepic

@@ -1,0 +1,60 @@
+// Which tensor of the file plays which part, with every shape and type checked. Points into the file; computes and copies nothing.
+// A tensor the recipe has no part for is an error: nothing is skipped in silence.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "gguf/file.h"
+#include "model/config.h"
+#include "quant/types.h"
+
+namespace moepic {
+
+// Gate or up rows [first, first + count) of every expert. Inside the tensor an expert's matrix has `tensor_rows` rows, ours start at `skip`
+// (the up half of a fused gate_up tensor).
+struct RowSegment {
+    const gguf::Tensor* tensor = nullptr;
+    int64_t first = 0, count = 0;
+    int64_t skip = 0, tensor_rows = 0;
+};
+
+// Down columns [first, first + count) of every expert, stored as count / file_granule matrices [n_embd, file_granule] one after the other.
+// An ordinary tensor has file_granule == count.
+struct ColumnSegment {
+    const gguf::Tensor* tensor = nullptr;
+    int64_t first = 0, count = 0;
+    int64_t file_granule = 0;
+};
+
+// One set of gated feed-forward experts of equal shape. A dense feed-forward and a shared expert are sets of one.
+struct ExpertBinding {
+    int64_t n_expert = 0, n_embd = 0, n_ff = 0;
+    Type gate_type{}, up_type{}, down_type{};
+    std::vector<RowSegment> gate, up;   // ascending, covering n_ff
+    std::vector<ColumnSegment> down;    // ascending, covering n_ff
+    int64_t top = 0;                    // neurons in the top segment as the file was cut; n_ff for an ordinary file
+};
+
+struct LayerBinding {
+    const gguf::Tensor *attn_norm = nullptr, *wq = nullptr, *wk = nullptr, *wv = nullptr, *wo = nullptr;
+    const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
+    const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
+    const gguf::Tensor *ffn_norm = nullptr;
+    const gguf::Tensor* router = nullptr;        // [n_embd, n_expert]
+    std::optional<ExpertBinding> routed;
+    std::optional<ExpertBinding> shared;         // a shared expert, or the dense feed-forward of a layer without experts
+    const gguf::Tensor* shared_gate = nullptr;   // [n_embd]
+};
+
+struct ModelBinding {
+    const gguf::Tensor *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;  // output == token_embd when tied
+    const gguf::Tensor* rope_freqs = nullptr;    // divisors of the rope frequencies, [n_rot / 2]
+    std::vector<LayerBinding> layers;
+};
+
+// Throws format (missing tensor, wrong shape) or unsupported (a type or a tensor this build can't place).
+ModelBinding bind_tensors(const gguf::File& file, const Config& config);
+
+}  // namespace moepic

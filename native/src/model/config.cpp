@@ -1,0 +1,139 @@
+#include "model/config.h"
+
+#include <string>
+
+#include "base/error.h"
+#include "model/keys.h"
+
+namespace moepic {
+namespace {
+
+// Bounds no real model comes near; they keep products inside 64 bits.
+constexpr int64_t kMaxWidth = int64_t{1} << 22;
+constexpr int64_t kMaxCount = int64_t{1} << 20;
+constexpr int64_t kMaxLayers = 4096;
+
+std::string layer_tensor(int64_t il, const char* rest) {
+    return cat("blk.", il, ".", rest);
+}
+
+bool has_experts(const gguf::File& file, int64_t il) {
+    return file.find_tensor(layer_tensor(il, "ffn_gate_inp.weight")) != nullptr;
+}
+
+RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, int64_t n_ctx_train) {
+    RopeConfig rope;
+    rope.pairing = recipe.rope;
+    rope.n_rot = keys.integer_or("rope.dimension_count", head_dim, 2, head_dim);
+    if (rope.n_rot % 2) fail(Code::format, "model: key '", recipe.arch, ".rope.dimension_count' is ", rope.n_rot, ", expected an even number");
+    rope.base = keys.number_or("rope.freq_base", 10000.0);
+    if (!(rope.base > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.freq_base' is ", rope.base, ", expected more than 0");
+    const std::string kind = keys.text_or("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
+    if (kind == "linear") {
+        rope.scaling = RopeScaling::linear;
+    } else if (kind == "yarn") {
+        rope.scaling = RopeScaling::yarn;
+    } else if (kind != "none" && !kind.empty()) {
+        fail(Code::unsupported, "model: rope scaling '", kind, "' is not supported (supported: none, linear, yarn)");
+    }
+    if (rope.scaling != RopeScaling::none) {
+        rope.factor = keys.number_or("rope.scaling.factor", keys.number_or("rope.scale_linear", 1.0));
+        if (!(rope.factor > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.scaling.factor' is ", rope.factor, ", expected more than 0");
+        rope.original_context = keys.integer_or("rope.scaling.original_context_length", n_ctx_train, 1, kMaxWidth * 1024);
+        rope.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32.0);
+        rope.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1.0);
+        rope.attn_factor = keys.number_or("rope.scaling.attn_factor", 1.0);
+    }
+    return rope;
+}
+
+}  // namespace
+
+Config read_config(const gguf::File& file) {
+    const gguf::Value* arch_value = file.find("general.architecture");
+    const std::optional<std::string_view> arch = arch_value ? arch_value->as_string() : std::nullopt;
+    if (!arch) fail(Code::format, "model: key 'general.architecture' is missing or not a string (a GGUF that holds no model?)");
+    Config config;
+    config.recipe = find_recipe(*arch);
+    if (!config.recipe) {
+        fail(Code::unsupported, "model: architecture '", *arch, "' is not supported; the nearest supported one is '", nearest_recipe(*arch).arch,
+             "' (supported: ", architecture_list(), ")");
+    }
+    const Recipe& recipe = *config.recipe;
+    const Keys keys(file, *arch);
+
+    config.n_layer = keys.integer("block_count", 1, kMaxLayers);
+    config.n_embd = keys.integer("embedding_length", 1, kMaxWidth);
+    config.n_ctx_train = keys.integer("context_length", 1, kMaxWidth * 1024);
+    config.norm_eps = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
+    const gguf::Tensor* embedding = file.find_tensor("token_embd.weight");
+    if (!embedding) fail(Code::format, "model: tensor 'token_embd.weight' is missing (an incomplete set of shards?)");
+    config.n_vocab = static_cast<int64_t>(embedding->ne[1]);
+    if (config.n_vocab < 1 || config.n_vocab > kMaxWidth * 16) {
+        fail(Code::format, "model: tensor 'token_embd.weight' has ", config.n_vocab, " rows, expected 1 to ", kMaxWidth * 16);
+    }
+
+    const std::vector<int64_t> n_head = keys.integers("attention.head_count", config.n_layer, 1, kMaxCount);
+    const std::vector<int64_t> n_head_kv =
+        keys.has("attention.head_count_kv") ? keys.integers("attention.head_count_kv", config.n_layer, 1, kMaxCount) : n_head;
+    const std::vector<int64_t> n_ff = keys.has("feed_forward_length") ? keys.integers("feed_forward_length", config.n_layer, 0, kMaxWidth)
+                                                                      : std::vector<int64_t>(static_cast<size_t>(config.n_layer), 0);
+    const int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
+    const int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, 4096);
+    if (!keys.has("attention.key_length") && config.n_embd % n_head[0]) {
+        fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0], " and there is no key_length");
+    }
+    config.rope = read_rope(keys, recipe, head_dim_k, config.n_ctx_train);
+
+    const int64_t n_expert = keys.integer_or("expert_count", 0, 0, kMaxCount);
+    const int64_t n_expert_used = n_expert ? keys.integer("expert_used_count", 1, n_expert) : 0;
+    const int64_t n_ff_exp = keys.integer_or("expert_feed_forward_length", 0, 0, kMaxWidth);
+    const int64_t n_ff_shared = keys.integer_or("expert_shared_feed_forward_length", 0, 0, kMaxWidth);
+    config.renormalise = keys.boolean("expert_weights_norm").value_or(recipe.renormalise);
+    const double scale = keys.number_or("expert_weights_scale", 0.0);
+    config.router_scale = scale == 0.0 ? 1.0f : static_cast<float>(scale);
+    const int64_t gating = keys.integer_or("expert_gating_func", 1, 0, 255);
+    if (n_expert && gating > 1) {
+        fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating, ", this architecture is supported with 1 (softmax)");
+    }
+    if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
+        fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");
+    }
+    // Some converters write a window that the model never uses; a real one changes results, so it must not pass in silence.
+    const int64_t window = keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
+    if (window > 0 && window < config.n_ctx_train) {
+        fail(Code::unsupported, "model: key '", recipe.arch, ".attention.sliding_window' is ", window, "; sliding-window attention is not supported yet");
+    }
+
+    config.layers.resize(static_cast<size_t>(config.n_layer));
+    for (int64_t il = 0; il < config.n_layer; ++il) {
+        const size_t i = static_cast<size_t>(il);
+        LayerConfig& layer = config.layers[i];
+        layer.n_head = n_head[i];
+        layer.n_head_kv = n_head_kv[i];
+        if (layer.n_head % layer.n_head_kv) {
+            fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv, " key/value heads");
+        }
+        layer.head_dim_k = head_dim_k;
+        layer.head_dim_v = head_dim_v;
+        if (n_expert && has_experts(file, il)) {
+            layer.n_expert = n_expert;
+            layer.n_expert_used = n_expert_used;
+            layer.n_ff = n_ff_exp ? n_ff_exp : n_ff[i];
+            if (recipe.shared != SharedExpert::none) {
+                // Old qwen2moe files have no key for it: the tensor tells.
+                const gguf::Tensor* shared = file.find_tensor(layer_tensor(il, "ffn_gate_shexp.weight"));
+                layer.n_ff_shared = n_ff_shared ? n_ff_shared : shared ? static_cast<int64_t>(shared->ne[1]) : 0;
+            }
+        } else {
+            layer.n_ff = n_ff[i];
+        }
+        if (layer.n_ff < 1) {
+            fail(Code::format, "model: layer ", il, " has no feed-forward width ('", recipe.arch,
+                 layer.n_expert ? ".expert_feed_forward_length'" : ".feed_forward_length'", " is missing or 0)");
+        }
+    }
+    return config;
+}
+
+}  // namespace moepic

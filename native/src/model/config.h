@@ -1,0 +1,48 @@
+// Sizes and switches of one model, read from metadata and checked against each other. Computes nothing, owns no weights.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "gguf/file.h"
+#include "model/recipe.h"
+
+namespace moepic {
+
+enum class RopeScaling : uint8_t { none, linear, yarn };
+
+struct RopeConfig {
+    ops::RopePairing pairing = ops::RopePairing::norm;
+    int64_t n_rot = 0;  // rotated dims of a head, even
+    double base = 10000.0;
+    RopeScaling scaling = RopeScaling::none;
+    double factor = 1.0;             // context extension
+    int64_t original_context = 0;    // yarn
+    double beta_fast = 32.0, beta_slow = 1.0;
+    double attn_factor = 1.0;        // multiplies yarn's magnitude factor
+};
+
+struct LayerConfig {
+    int64_t n_head = 0, n_head_kv = 0;
+    int64_t head_dim_k = 0, head_dim_v = 0;
+    int64_t n_expert = 0, n_expert_used = 0;  // 0: dense feed-forward
+    int64_t n_ff = 0;                         // width of one expert, or of the dense feed-forward
+    int64_t n_ff_shared = 0;                  // width of the shared expert; 0: none
+    int device = -1;                          // -1: CPU
+};
+
+struct Config {
+    const Recipe* recipe = nullptr;
+    int64_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
+    float norm_eps = 1e-5f;
+    RopeConfig rope;
+    bool renormalise = false;   // routing weights
+    float router_scale = 1.0f;  // multiplies routing weights
+    std::vector<LayerConfig> layers;
+};
+
+// Throws format (a key is missing, of a wrong type or out of range) or unsupported (an architecture or option this build can't run).
+Config read_config(const gguf::File& file);
+
+}  // namespace moepic

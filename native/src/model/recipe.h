@@ -1,0 +1,44 @@
+// What distinguishes one architecture from another, as data. A recipe is one row; the engine reads its fields and never the name.
+// Adding an architecture means adding a row (and a piece to the engine only where the row needs a word that is not here yet).
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string_view>
+
+#include "ops/ops.h"
+
+namespace moepic {
+
+enum class QkNorm : uint8_t {
+    none,
+    per_head,  // RMS over each head, weight [head_dim]
+    whole,     // RMS over the whole projection, weight [n_head * head_dim]
+};
+
+enum class Presence : uint8_t { never, optional, required };
+
+enum class SharedExpert : uint8_t {
+    none,
+    gated,  // its output times sigmoid(ffn_gate_inp_shexp . x)
+};
+
+struct Recipe {
+    const char* arch;          // GGUF general.architecture
+    const char* title;         // for people
+    ops::RopePairing rope;
+    QkNorm qk_norm;
+    Presence qkv_bias;         // attn_q.bias, attn_k.bias, attn_v.bias
+    bool renormalise;          // routing weights of the selected experts sum to one, unless expert_weights_norm says otherwise
+    SharedExpert shared;
+    ops::GluKind glu;
+};
+
+std::span<const Recipe> recipes() noexcept;
+const Recipe* find_recipe(std::string_view arch) noexcept;
+// The known id closest in spelling, for error messages.
+const Recipe& nearest_recipe(std::string_view arch) noexcept;
+// All ids, separated by spaces; static.
+const char* architecture_list() noexcept;
+
+}  // namespace moepic

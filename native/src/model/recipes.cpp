@@ -1,0 +1,72 @@
+#include "model/recipe.h"
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+namespace moepic {
+namespace {
+
+using ops::GluKind;
+using ops::RopePairing;
+
+constexpr Recipe kRecipes[] = {
+    {.arch = "llama", .title = "Llama, Mistral, SmolLM2; Mixtral when it has experts", .rope = RopePairing::norm, .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::optional, .renormalise = true, .shared = SharedExpert::none, .glu = GluKind::silu},
+    {.arch = "qwen2", .title = "Qwen2 and Qwen2.5, dense", .rope = RopePairing::neox, .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::required, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
+    {.arch = "qwen2moe", .title = "Qwen1.5-MoE and Qwen2-MoE", .rope = RopePairing::neox, .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::required, .renormalise = false, .shared = SharedExpert::gated, .glu = GluKind::silu},
+    {.arch = "qwen3", .title = "Qwen3, dense", .rope = RopePairing::neox, .qk_norm = QkNorm::per_head,
+     .qkv_bias = Presence::never, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
+    {.arch = "qwen3moe", .title = "Qwen3-MoE (30B-A3B, 235B-A22B, Coder)", .rope = RopePairing::neox, .qk_norm = QkNorm::per_head,
+     .qkv_bias = Presence::never, .renormalise = true, .shared = SharedExpert::none, .glu = GluKind::silu},
+    {.arch = "olmoe", .title = "OLMoE", .rope = RopePairing::neox, .qk_norm = QkNorm::whole,
+     .qkv_bias = Presence::never, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
+};
+
+size_t edit_distance(std::string_view a, std::string_view b) {
+    std::vector<size_t> row(b.size() + 1);
+    for (size_t j = 0; j <= b.size(); ++j) row[j] = j;
+    for (size_t i = 1; i <= a.size(); ++i) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= b.size(); ++j) {
+            const size_t above = row[j];
+            row[j] = std::min({above + 1, row[j - 1] + 1, diagonal + (a[i - 1] == b[j - 1] ? 0 : 1)});
+            diagonal = above;
+        }
+    }
+    return row[b.size()];
+}
+
+}  // namespace
+
+std::span<const Recipe> recipes() noexcept {
+    return kRecipes;
+}
+
+const Recipe* find_recipe(std::string_view arch) noexcept {
+    for (const Recipe& recipe : kRecipes) {
+        if (arch == recipe.arch) return &recipe;
+    }
+    return nullptr;
+}
+
+const Recipe& nearest_recipe(std::string_view arch) noexcept {
+    arch = arch.substr(0, 64);
+    return *std::min_element(std::begin(kRecipes), std::end(kRecipes), [&](const Recipe& a, const Recipe& b) {
+        return edit_distance(arch, a.arch) < edit_distance(arch, b.arch);
+    });
+}
+
+const char* architecture_list() noexcept {
+    static const std::string list = [] {
+        std::string all;
+        for (const Recipe& recipe : kRecipes) all += (all.empty() ? "" : " ") + std::string(recipe.arch);
+        return all;
+    }();
+    return list.c_str();
+}
+
+}  // namespace moepic
