@@ -1,0 +1,163 @@
+"""What a caller may choose, as plain data with a pure `validate()`. Knows no library and reads no environment; see docs/architecture.md.
+
+Each group prints itself (`str(options)`), and `Model.config` prints what is in force.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+
+from .budgets import Budget, parse_budget, physical_ram_bytes
+from .errors import ArgumentError, DeviceError
+
+ISA_NAMES = ("scalar", "avx2", "avx512")  # position: number in the C API; "auto" is -1
+KV_TYPES = {"f16": 1, "q8_0": 8}  # GGUF type ids
+
+
+class _Printable:
+    def __str__(self) -> str:
+        return "\n".join(f"{item.name:18} {getattr(self, item.name)}" for item in fields(self))  # type: ignore[arg-type]
+
+
+def _need(condition: bool, text: str) -> None:
+    if not condition:
+        raise ArgumentError(text)
+
+
+def _need_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ArgumentError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
+
+
+def _need_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (low <= value <= high):
+        raise ArgumentError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r}")
+
+
+@dataclass(frozen=True)
+class LoadOptions(_Printable):
+    """How weights are brought in. Budgets are totals for this process: `ram` covers weights, keys and values, and scratch."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:N
+    vram: Budget = None
+    ram: Budget = None
+    n_threads: int = 0  # 0: all cores this process may use
+    isa: str = "auto"
+    granule: int = 0  # neurons; 0: the engine's rule. Results depend on it in the last bits
+    strict: bool = False  # a downgrade is an error instead of a warning
+
+    def validate(self) -> None:
+        """Raise `ArgumentError` or `BudgetError` for a value that no machine could honour."""
+        kind, _, number = self.device.partition(":")
+        known = kind in ("auto", "cpu", "cuda") and (not number or (kind == "cuda" and number.isdigit()))
+        _need(known, f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found {self.device!r}")
+        _need(self.isa == "auto" or self.isa in ISA_NAMES, f"isa: expected auto, {', '.join(ISA_NAMES)}, found {self.isa!r}")
+        _need_int("n_threads", self.n_threads, 0, 4096)
+        _need_int("granule", self.granule, 0)
+        _ = self.ram_bytes, self.vram_bytes
+
+    @property
+    def ram_bytes(self) -> int | None:
+        """The RAM budget in bytes; None is no limit."""
+        return parse_budget(self.ram, name="ram", whole_bytes=physical_ram_bytes())
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """The VRAM budget in bytes; a share needs a device and is left to the backend."""
+        if isinstance(self.vram, str) and self.vram.strip().endswith("%"):
+            parse_budget(self.vram, name="vram", whole_bytes=100)
+            return None
+        return parse_budget(self.vram, name="vram")
+
+
+@dataclass(frozen=True)
+class ContextOptions(_Printable):
+    """One sequence of tokens: its length and how it is computed."""
+
+    n_ctx: int = 0  # positions; 0: what the model was trained for, at most 4096
+    n_batch: int = 0  # tokens computed together in prefill; 0: 512
+    n_threads: int = 0
+    kv_type: str = "f16"
+
+    def validate(self) -> None:
+        """Raise `ArgumentError` for the option that is out of range."""
+        _need_int("n_ctx", self.n_ctx, 0)
+        _need_int("n_batch", self.n_batch, 0, 2**20)
+        _need_int("n_threads", self.n_threads, 0, 4096)
+        _need(self.kv_type in KV_TYPES, f"kv_type: expected {' or '.join(KV_TYPES)}, found {self.kv_type!r}")
+
+
+@dataclass(frozen=True)
+class SamplingOptions(_Printable):
+    """How the next token is drawn.
+
+    Applied in this order: logit bias, penalties, (temperature 0: arg max), top-k, typical, top-p, min-p, temperature, draw.
+    Sources: top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024; typical, Meister et al. 2022; repetition, Keskar et al. 2019.
+    """
+
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repeat_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    penalty_last_n: int = 64  # tokens looked back, the prompt's too; -1: all
+    seed: int | None = None  # None: a fresh one each time, kept in Generation.seed
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # -inf forbids a token
+
+    def validate(self, n_vocab: int | None = None) -> None:
+        """Raise `ArgumentError` for the option that is out of range; `n_vocab` checks the ids of `logit_bias`."""
+        _need_number("temperature", self.temperature, 0.0, 1e4)
+        _need_int("top_k", self.top_k, 0)
+        _need_number("top_p", self.top_p, 0.0, 1.0)
+        _need_number("min_p", self.min_p, 0.0, 1.0)
+        _need_number("typical_p", self.typical_p, 0.0, 1.0)
+        _need_number("repeat_penalty", self.repeat_penalty, 1e-3, 1e3)
+        _need_number("presence_penalty", self.presence_penalty, -1e3, 1e3)
+        _need_number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
+        _need_int("penalty_last_n", self.penalty_last_n, -1)
+        if self.seed is not None:
+            _need_int("seed", self.seed, 0, 2**64 - 1)
+        for token, bias in self.logit_bias.items():
+            _need_int("logit_bias: token", token, 0, (n_vocab or 2**31) - 1)
+            _need(isinstance(bias, (int, float)) and not math.isnan(bias) and bias != math.inf,
+                  f"logit_bias: token {token} has the bias {bias!r}; expected a number or -inf")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Where the work is done, and why there."""
+
+    device: str
+    reason: str
+
+
+def choose_device(options: LoadOptions) -> DeviceChoice:
+    """The device for `options`, or `DeviceError` when it asks for one that this build cannot drive. Nothing is chosen in silence."""
+    absent = "this build has no CUDA backend"
+    if options.device.startswith("cuda"):
+        raise DeviceError(f"device: '{options.device}' was asked for, but {absent}; use device='cpu' or 'auto'")
+    if options.vram is not None and options.vram_bytes != 0:
+        raise DeviceError(f"vram: {options.vram!r} was given, but {absent}, so no video memory can be used; leave vram out, or use 0")
+    if options.device == "cpu":
+        return DeviceChoice("cpu", "it was asked for")
+    return DeviceChoice("cpu", absent)
+
+
+@dataclass(frozen=True)
+class Configuration(_Printable):
+    """What is in force, printable: options as given, and what was made of them."""
+
+    load: LoadOptions
+    context: ContextOptions
+    device: DeviceChoice
+
+    def __str__(self) -> str:
+        rows = [f"{'device':18} {self.device.device} ({self.device.reason})"]
+        rows += [row for row in str(self.load).splitlines() if not row.startswith("device ")]
+        rows += [row for row in str(self.context).splitlines() if not row.startswith("n_threads ")]
+        return "\n".join(rows)

@@ -1,0 +1,210 @@
+"""GGUF files seen from Python: keys as a mapping, tensors as a table. No weights are read and nothing of models is known here.
+
+The native reader has checked every length against the file before anything in this module runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import IoError, MoepicError, UnsupportedModelError, check
+
+_BOOL, _STRING, _ARRAY = 7, 8, 9
+_FLOATS = (6, 12)
+
+
+def last_error() -> str:
+    """Text of the last native failure on this thread."""
+    from ._ffi import ffi, lib
+
+    return ffi.string(lib.moepic_last_error()).decode("utf-8", "replace")
+
+
+def checked(code: int) -> int:
+    """`code` if it is no error, else its exception with the native text. Call it on the thread that made the native call."""
+    if code < 0:
+        check(code, last_error())
+    return code
+
+
+def text_of(value: Any) -> str:
+    """A native `moepic_text` as str; bytes that are not UTF-8 are replaced (names are shown, never compared)."""
+    from ._ffi import ffi
+
+    return ffi.unpack(value.data, value.size).decode("utf-8", "replace") if value.size else ""
+
+
+def _string(value: Any) -> str | bytes:
+    from ._ffi import ffi
+
+    raw = ffi.unpack(value.data, value.size) if value.size else b""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        return raw
+
+
+class Metadata(Mapping[str, object]):
+    """The keys of one file, read on demand. Integers, floats, bools, str (bytes where a string is not UTF-8), and lists of these.
+
+    A split file shows the keys of its first shard. Reading after the owner was closed raises `MoepicError`.
+    """
+
+    def __init__(self, borrow: Callable[[], Any]) -> None:
+        """`borrow` returns the native file, or raises when it is closed; it is asked before every read."""
+        from ._ffi import ffi, lib
+
+        self._borrow = borrow
+        self._keys: dict[str, tuple[int, int, int, int]] = {}  # name -> index, type, element type, count
+        file = borrow()
+        key = ffi.new("moepic_key*")
+        for index in range(lib.moepic_file_key_count(file)):
+            checked(lib.moepic_file_key(key, file, index))
+            self._keys[text_of(key.name)] = (index, key.type, key.element_type, key.count)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._keys
+
+    def __getitem__(self, name: str) -> object:
+        from ._ffi import ffi, lib
+
+        index, kind, element, count = self._keys[name]
+        file = self._borrow()
+        if element == _ARRAY:
+            raise UnsupportedModelError(f"metadata: '{name}' is an array of arrays, which this reader checks but does not unfold")
+        values: list[Any]
+        if element == _STRING:
+            texts = ffi.new("moepic_text[]", max(count, 1))
+            checked(lib.moepic_file_values_text(texts, file, index))
+            values = [_string(texts[i]) for i in range(count)]
+        elif element in _FLOATS:
+            doubles = ffi.new("double[]", max(count, 1))
+            checked(lib.moepic_file_values_f64(doubles, file, index))
+            values = ffi.unpack(doubles, count) if count else []
+        else:
+            integers = ffi.new("int64_t[]", max(count, 1))
+            checked(lib.moepic_file_values_i64(integers, file, index))
+            values = ffi.unpack(integers, count) if count else []
+            if element == _BOOL:
+                values = [bool(value) for value in values]
+        return values if kind == _ARRAY else values[0]
+
+    def count(self, name: str) -> int:
+        """Elements of an array key without reading them; 1 for a scalar."""
+        return self._keys[name][3]
+
+    def __repr__(self) -> str:
+        return f"<Metadata: {len(self)} keys>"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One row of the tensor table. `shape` is row-major (the file lists dimensions fastest first)."""
+
+    name: str
+    type: str  # GGUF letters, or '?<id>' for a type this build does not know
+    shape: tuple[int, ...]
+    n_bytes: int  # 0 for an unknown type
+    shard: int
+    offset: int  # bytes from the start of that shard's file
+
+    @property
+    def n_weights(self) -> int:
+        total = 1
+        for length in self.shape:
+            total *= length
+        return total
+
+
+class GgufFile:
+    """A GGUF file, or all shards of a split one; mapped, checked, and closed by `close()` or a `with` block.
+
+    Raises `IoError` when it cannot be opened and `ModelFormatError` when its bytes break the format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        from ._ffi import ffi, lib
+
+        self.path = Path(path)
+        self._file: Any = None
+        if self.path.is_dir():
+            raise IoError(f"'{self.path}' is a folder, not a GGUF file (a Hugging Face folder is converted first: moepic-convert)")
+        out = ffi.new("moepic_file**")
+        checked(lib.moepic_file_open(out, os.fsencode(self.path)))
+        self._file = ffi.gc(out[0], lib.moepic_file_free)
+        self.metadata = Metadata(self._borrow)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GgufFile:
+        return cls(path)
+
+    def _borrow(self) -> Any:
+        if self._file is None:
+            raise MoepicError(f"'{self.path}' is closed")
+        return self._file
+
+    def close(self) -> None:
+        if self._file is not None:
+            from ._ffi import ffi
+
+            ffi.release(self._file)
+            self._file = None
+
+    def __enter__(self) -> GgufFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all shards together."""
+        from ._ffi import lib
+
+        return int(lib.moepic_file_bytes(self._borrow()))
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        from ._ffi import ffi, lib
+
+        file = self._borrow()
+        out = ffi.new("moepic_text*")
+        paths = []
+        for shard in range(lib.moepic_file_shard_count(file)):
+            checked(lib.moepic_file_shard_path(out, file, shard))
+            paths.append(Path(os.fsdecode(ffi.unpack(out.data, out.size))))
+        return tuple(paths)
+
+    @property
+    def tensors(self) -> tuple[TensorInfo, ...]:
+        """The tensor table, in file order."""
+        from ._ffi import ffi, lib
+
+        file = self._borrow()
+        row = ffi.new("moepic_tensor*")
+        rows = []
+        for index in range(lib.moepic_file_tensor_count(file)):
+            checked(lib.moepic_file_tensor(row, file, index))
+            shape = tuple(int(row.ne[i]) for i in reversed(range(row.n_dims)))
+            rows.append(TensorInfo(text_of(row.name), type_name(row.type), shape, row.n_bytes, row.shard, row.offset))
+        return tuple(rows)
+
+
+def type_name(type_id: int) -> str:
+    """GGUF letters of a block type, or '?<id>'."""
+    from ._ffi import ffi, lib
+
+    found = ffi.new("moepic_type*")
+    if lib.moepic_type_get(found, type_id) < 0:
+        return f"?{type_id}"
+    return ffi.string(found.name).decode("ascii")

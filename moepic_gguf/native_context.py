@@ -1,0 +1,227 @@
+"""One native context: exclusive use, calls that Ctrl-C can stop, errors as exceptions. Knows tokens and logits; no text, no sampling rules.
+
+Threads: one thread at a time computes (`exclusive`); `cancel` may come from any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from .config import KV_TYPES, ContextOptions, SamplingOptions
+from .errors import ArgumentError, MoepicError
+from .metadata import checked, last_error
+
+if TYPE_CHECKING:
+    from .weights import Weights
+
+# Python runs its Ctrl-C handler only between bytecodes, so a native call on the main thread would delay it. Calls expected to last longer
+# than this run on a helper thread while the main thread waits in a way that Ctrl-C interrupts; shorter ones are not worth the two
+# thread switches (some 50 us).
+_NOTICEABLE_S = 0.05
+
+
+class NativeContext:
+    """Owns a `moepic_context`. Raises `MoepicError` when used after `close()`."""
+
+    def __init__(self, weights: Weights, options: ContextOptions) -> None:
+        from ._ffi import ffi, lib
+
+        options.validate()
+        self._weights = weights
+        self._pointer: Any = None
+        self._lock = threading.Lock()
+        self._last_call_s = 0.0
+        native = ffi.new("moepic_context_options*")
+        lib.moepic_context_options_init(native)
+        native.n_ctx, native.n_batch, native.n_threads = options.n_ctx, options.n_batch, options.n_threads
+        native.kv_type = KV_TYPES[options.kv_type]
+        self._pointer = weights.create_context(native)
+        self.n_ctx = int(lib.moepic_context_n_ctx(self._pointer))
+        self.n_batch = options.n_batch or 512
+
+    @property
+    def pointer(self) -> Any:
+        if self._pointer is None:
+            raise MoepicError("this context (or its model) is closed")
+        self._weights.require_open()
+        return self._pointer
+
+    @property
+    def is_closed(self) -> bool:
+        return self._pointer is None or self._weights.is_closed
+
+    def close(self) -> None:
+        """Stop what runs, wait for it (at most one layer), and free. Again is harmless."""
+        if self._pointer is None:
+            return
+        from ._ffi import lib
+
+        if not self._weights.is_closed:
+            lib.moepic_context_cancel(self._pointer)
+        with self._lock:
+            pointer, self._pointer = self._pointer, None
+            if pointer is not None:
+                self._weights.free_context(pointer)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[Any]:
+        """The native pointer, for one thread at a time; a second thread gets a `MoepicError` instead of waiting."""
+        if not self._lock.acquire(blocking=False):
+            raise MoepicError("this context is computing on another thread; use one context per thread (model.new_context())")
+        try:
+            yield self.pointer
+        finally:
+            self._lock.release()
+
+    # ---- computing ------------------------------------------------------------------------------------------------------------------
+
+    def eval(self, tokens: Sequence[int], *, all_logits: bool = False) -> None:
+        """Append tokens and compute logits of the last one, or of all. Ctrl-C stops within a layer and keeps the context usable."""
+        from ._ffi import lib
+
+        ids = self._ids(tokens)
+        with self.exclusive() as pointer:
+            slow = len(tokens) > 1 or self._last_call_s > _NOTICEABLE_S
+            start = time.perf_counter()
+            self._interruptible(lambda: lib.moepic_context_eval(pointer, ids, len(tokens), int(all_logits)), pointer, slow)
+            self._last_call_s = time.perf_counter() - start
+
+    def _interruptible(self, call: Callable[[], int], pointer: Any, slow: bool) -> None:
+        if not slow or threading.current_thread() is not threading.main_thread():
+            checked(call())
+            return
+        from ._ffi import lib
+        from .errors import check
+
+        outcome: list[tuple[int, str]] = []
+        done = threading.Event()
+
+        def work() -> None:
+            code = call()
+            outcome.append((code, last_error() if code < 0 else ""))  # the text belongs to this thread
+            done.set()
+
+        threading.Thread(target=work, name="moepic-eval", daemon=True).start()
+        try:
+            done.wait()
+        except BaseException:  # KeyboardInterrupt, or whatever a signal handler of the caller raises
+            lib.moepic_context_cancel(pointer)
+            while not done.is_set():
+                try:
+                    done.wait()
+                except KeyboardInterrupt:  # already stopping; at most one layer remains
+                    continue
+            lib.moepic_context_clear_cancel(pointer)
+            raise
+        check(*outcome[0])
+
+    def _ids(self, tokens: Sequence[int]) -> Any:
+        from ._ffi import ffi
+
+        try:
+            return ffi.new("int32_t[]", list(tokens))
+        except (TypeError, OverflowError) as error:
+            raise ArgumentError(f"tokens: expected whole numbers that fit int32 ({error})") from None
+
+    def cancel(self) -> None:
+        """Stop the running eval at the next layer, or the next eval. Any thread."""
+        from ._ffi import lib
+
+        if self._pointer is not None and not self._weights.is_closed:
+            lib.moepic_context_cancel(self._pointer)
+
+    def clear_cancel(self) -> None:
+        from ._ffi import lib
+
+        lib.moepic_context_clear_cancel(self.pointer)
+
+    # ---- the sequence ---------------------------------------------------------------------------------------------------------------
+
+    def reuse(self, tokens: Sequence[int]) -> int:
+        """Keep the common prefix with `tokens`, at most all but the last; returns how many were kept."""
+        from ._ffi import lib
+
+        with self.exclusive() as pointer:
+            return checked(lib.moepic_context_reuse(pointer, self._ids(tokens), len(tokens)))
+
+    def truncate(self, n_tokens: int) -> None:
+        from ._ffi import lib
+
+        with self.exclusive() as pointer:
+            checked(lib.moepic_context_truncate(pointer, n_tokens))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens whose keys and values are held."""
+        from ._ffi import ffi, lib
+
+        return checked(lib.moepic_context_tokens(ffi.new("const int32_t**"), self.pointer))
+
+    def logits(self) -> tuple[Any, int, int]:
+        """Native float* of the last eval's logits, rows, and vocabulary; valid until the next eval."""
+        from ._ffi import ffi, lib
+
+        out, rows, vocab = ffi.new("const float**"), ffi.new("int64_t*"), ffi.new("int64_t*")
+        checked(lib.moepic_context_logits(out, rows, vocab, self.pointer))
+        return out[0], rows[0], vocab[0]
+
+    def logprobs(self, row: int, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+        """log softmax of a row of the last logits: of `token`, and the `top` most likely (id, value), descending."""
+        from ._ffi import ffi, lib
+
+        one, ids, values = ffi.new("float*"), ffi.new("int32_t[]", max(top, 1)), ffi.new("float[]", max(top, 1))
+        checked(lib.moepic_context_logprobs(one, ids, values, self.pointer, row, token, top))
+        return one[0], [(ids[i], values[i]) for i in range(top)]
+
+    # ---- counters -------------------------------------------------------------------------------------------------------------------
+
+    def counters(self) -> dict[str, float]:
+        """The native `moepic_stats` as a dict."""
+        from ._ffi import ffi, lib
+
+        out = ffi.new("moepic_stats*")
+        out.size = ffi.sizeof("moepic_stats")
+        checked(lib.moepic_context_stats(out, self.pointer))
+        return {name: getattr(out, name) for name, _ in ffi.typeof("moepic_stats").fields if name != "size"}
+
+    def reset_counters(self) -> None:
+        from ._ffi import lib
+
+        lib.moepic_context_reset_stats(self.pointer)
+
+
+class NativeSampler:
+    """Draws tokens from a context's last logits."""
+
+    def __init__(self, options: SamplingOptions, seed: int) -> None:
+        from ._ffi import ffi, lib
+
+        native = ffi.new("moepic_sampler_options*")
+        lib.moepic_sampler_options_init(native)
+        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
+                     "penalty_last_n"):  # fmt: skip
+            setattr(native, name, getattr(options, name))
+        native.seed = seed
+        bias_ids = ffi.new("int32_t[]", list(options.logit_bias.keys()))
+        bias_values = ffi.new("float[]", [float(value) for value in options.logit_bias.values()])
+        native.n_bias, native.bias_ids, native.bias_values = len(options.logit_bias), bias_ids, bias_values
+        out = ffi.new("moepic_sampler**")
+        checked(lib.moepic_sampler_create(out, native))
+        self._pointer = ffi.gc(out[0], lib.moepic_sampler_free)
+        self._token = ffi.new("int32_t*")
+        self._keep = (bias_ids, bias_values)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        from ._ffi import ffi, lib
+
+        checked(lib.moepic_sampler_accept(self._pointer, ffi.new("int32_t[]", list(tokens)), len(tokens)))
+
+    def sample(self, context: NativeContext) -> int:
+        from ._ffi import lib
+
+        checked(lib.moepic_sampler_sample(self._token, self._pointer, context.pointer))
+        return int(self._token[0])

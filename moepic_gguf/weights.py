@@ -1,0 +1,306 @@
+"""The weights of one model and what its file says: shared by contexts, immutable after load. Generates nothing."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .budgets import show_bytes
+from .config import ISA_NAMES, LoadOptions, choose_device
+from .errors import BudgetError, IoError, MoepicError, TemplateError, UnsupportedModelError
+from .metadata import GgufFile, Metadata, checked, text_of, type_name
+
+log = logging.getLogger("moepic")
+_LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+
+Progress = Callable[[str, int, int], object]  # stage, done, total; False stops
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer's feed-forward. Sizes as in the GGUF; `granule` and `top_granules` say how its experts are cut."""
+
+    n_expert: int  # 0: dense
+    n_expert_used: int
+    n_ff: int
+    granule: int
+    n_granules: int
+    top_granules: int
+    n_ff_shared: int
+    gate_type: str
+    up_type: str
+    down_type: str
+    expert_bytes: int
+    device: int  # -1: CPU
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a loaded model is. Bytes unless the name says otherwise."""
+
+    path: str
+    name: str
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_vocab: int
+    n_ctx_train: int
+    n_head: int
+    n_head_kv: int
+    head_dim_k: int
+    head_dim_v: int
+    n_expert: int
+    n_expert_used: int
+    n_params: int
+    file_bytes: int
+    weight_bytes: int
+    expert_bytes: int
+    active_bytes: int
+    kv_bytes_per_token_f16: int
+    isa: str
+    layers: tuple[LayerInfo, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        experts = f"{self.n_expert} experts, {self.n_expert_used} used per token" if self.n_expert else "dense"
+        return (
+            f"{self.name or Path(self.path).name}: {self.architecture}, {self.n_layer} layers, {experts}, {self.n_params / 1e6:,.0f} M weights\n"
+            f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per token "
+            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, kernels {self.isa}"
+        )
+
+
+class Weights:
+    """Owns the `moepic_model` and frees its contexts before it, whatever the order in which Python lets go of them."""
+
+    def __init__(self, path: str | os.PathLike[str], options: LoadOptions, progress: Progress | None = None) -> None:
+        self._pointer: Any = None
+        self._contexts: dict[int, Any] = {}
+        self._lock = threading.Lock()  # of _contexts and _pointer
+        options.validate()
+        self.options = options
+        self.path = resolve_path(path)
+        self.device = choose_device(options)
+        _check_file_fits(self.path, options)
+        _log_to_python()
+        if options.device == "auto":
+            log.info("device: took the CPU: %s", self.device.reason)
+        start = time.perf_counter()
+        self._pointer = _load(self.path, options, progress)
+        self.load_s = time.perf_counter() - start
+        self.metadata = Metadata(self._borrow_file)
+        self._tokenizer: Any = None
+
+    def _borrow_file(self) -> Any:
+        from ._ffi import lib
+
+        self.require_open()
+        return lib.moepic_model_file(self._pointer)
+
+    # ---- life ---------------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        return self._pointer is None
+
+    def require_open(self) -> None:
+        if self._pointer is None:
+            raise MoepicError(f"the model '{self.path.name}' is closed")
+
+    def create_context(self, options: Any) -> Any:
+        from ._ffi import ffi, lib
+
+        self.require_open()
+        out = ffi.new("moepic_context**")
+        checked(lib.moepic_context_create(out, self._pointer, options))
+        with self._lock:
+            self._contexts[int(ffi.cast("intptr_t", out[0]))] = out[0]
+        return out[0]
+
+    def free_context(self, pointer: Any) -> None:
+        from ._ffi import ffi, lib
+
+        with self._lock:
+            if self._contexts.pop(int(ffi.cast("intptr_t", pointer)), None) is not None:
+                lib.moepic_context_free(pointer)
+
+    def close(self) -> None:
+        """Free contexts, then weights. Nothing may be computing on them; again is harmless."""
+        from ._ffi import lib
+
+        with self._lock:
+            contexts, self._contexts = list(self._contexts.values()), {}
+            pointer, self._pointer = self._pointer, None
+        for context in contexts:
+            lib.moepic_context_free(context)
+        if pointer is not None:
+            lib.moepic_model_free(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None) is not None:
+            self.close()
+
+    # ---- what it is -----------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        from ._ffi import ffi, lib
+
+        self.require_open()
+        raw = ffi.new("moepic_model_info*")
+        raw.size = ffi.sizeof("moepic_model_info")
+        checked(lib.moepic_model_get_info(raw, self._pointer))
+        numbers = {
+            name: getattr(raw, name) for name, _ in ffi.typeof("moepic_model_info").fields if name not in ("size", "architecture", "isa")
+        }
+        return ModelInfo(
+            path=str(self.path),
+            name=str(self.metadata.get("general.name", "")),
+            architecture=text_of(raw.architecture),
+            isa=ffi.string(raw.isa).decode("ascii"),
+            layers=tuple(self._layer(il) for il in range(raw.n_layer)),
+            **numbers,
+        )
+
+    def _layer(self, il: int) -> LayerInfo:
+        from ._ffi import ffi, lib
+
+        raw = ffi.new("moepic_layer_info*")
+        raw.size = ffi.sizeof("moepic_layer_info")
+        checked(lib.moepic_model_get_layer(raw, self._pointer, il))
+        row = {name: getattr(raw, name) for name, _ in ffi.typeof("moepic_layer_info").fields if name != "size"}
+        return LayerInfo(**{name: type_name(value) if name.endswith("_type") else value for name, value in row.items()})
+
+    @property
+    def n_vocab(self) -> int:
+        return self.info.n_vocab
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return "tokenizer.ggml.model" in self.metadata and self.metadata["tokenizer.ggml.model"] not in ("none", "no_vocab")
+
+    @property
+    def tokenizer(self) -> Any:
+        """The file's tokenizer; `UnsupportedModelError` when it has none, because then it serves token ids only."""
+        if self._tokenizer is None:
+            if not self.has_tokenizer:
+                raise UnsupportedModelError(
+                    f"'{self.path.name}' carries no tokenizer, so it takes and gives token ids: pass a list of ids instead of text"
+                )
+            from .tokenizer import Tokenizer
+
+            self._tokenizer = Tokenizer.from_metadata(self.metadata)
+        return self._tokenizer
+
+    def template_source(self, name: str | None = None) -> str:
+        """The file's chat template (or its named variant); `TemplateError` when there is none. No other template is ever used instead."""
+        key = "tokenizer.chat_template" + (f".{name}" if name else "")
+        source = self.metadata.get(key)
+        if not isinstance(source, str):
+            raise TemplateError(
+                f"'{self.path.name}' has no chat template (key '{key}'): pass chat_template=... to Model.load, or use generate() with plain text"
+            )
+        return source
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """`path` if it is a file, else an `IoError` that says what is there and what to try."""
+    found = Path(path).expanduser()
+    if found.is_file():
+        return found
+    if found.is_dir():
+        inside = sorted(found.glob("*.gguf"))
+        if len(inside) == 1:
+            tip = f"did you mean '{inside[0]}'?"
+        elif inside:
+            tip = "it holds " + ", ".join(f"'{item.name}'" for item in inside[:5])
+        elif (found / "config.json").is_file():
+            tip = f"it looks like a Hugging Face folder; convert it first: moepic-convert '{found}' model.gguf"
+        else:
+            tip = "it holds no .gguf file"
+        raise IoError(f"'{found}' is a folder, not a GGUF file: {tip}")
+    near = sorted(found.parent.glob("*.gguf")) if found.parent.is_dir() else []
+    if not found.parent.is_dir():
+        tip = f"the folder '{found.parent}' does not exist either"
+    elif near:
+        import difflib
+
+        close = difflib.get_close_matches(found.name, [item.name for item in near], n=1, cutoff=0.5)
+        tip = f"did you mean '{found.parent / close[0]}'?" if close else "there are " + ", ".join(f"'{item.name}'" for item in near[:5])
+    else:
+        tip = "models/README.md says how to get and place models"
+    raise IoError(f"'{found}' does not exist: {tip}")
+
+
+def _check_file_fits(path: Path, options: LoadOptions) -> None:
+    """Refuse a RAM budget that cannot hold the tensors, before anything is read."""
+    budget = options.ram_bytes
+    if budget is None:
+        return
+    with GgufFile(path) as file:
+        need = sum(tensor.n_bytes for tensor in file.tensors)
+    if need > budget:
+        raise BudgetError(
+            f"ram: '{path.name}' needs {show_bytes(need)} ({need} bytes) for its weights alone, the budget is {show_bytes(budget)} "
+            f"({budget} bytes); this build keeps all weights in memory"
+        )
+
+
+def _load(path: Path, options: LoadOptions, progress: Progress | None) -> Any:
+    from ._ffi import ffi, lib
+
+    raised: list[BaseException] = []
+
+    def keep(_kind: object, error: BaseException, _traceback: object) -> int:
+        raised.append(error)
+        return 1
+
+    # Present even when nobody listens: entering Python is what lets Ctrl-C stop a long load.
+    @ffi.callback("moepic_progress_fn", onerror=keep, error=1)  # type: ignore[untyped-decorator]
+    def report(stage: Any, done: int, total: int, _user: Any) -> int:
+        if progress is None:
+            return 0
+        return int(progress(ffi.string(stage).decode("ascii"), done, total) is False)
+
+    native = ffi.new("moepic_model_options*")
+    lib.moepic_model_options_init(native)
+    native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
+    native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
+    native.progress = report
+    out = ffi.new("moepic_model**")
+    code = lib.moepic_model_load(out, os.fsencode(path), native)
+    if raised:
+        raise raised[0]
+    checked(code)
+    return out[0]
+
+
+_sink: list[Any] = []  # keeps the callback alive; filled once, under _sink_lock
+_sink_lock = threading.Lock()
+
+
+def _log_to_python() -> None:
+    """Send the core's messages to the logger 'moepic'."""
+    from ._ffi import ffi, lib
+
+    with _sink_lock:
+        if _sink:
+            return
+
+        @ffi.callback("moepic_log_fn")  # type: ignore[untyped-decorator]
+        def sink(level: int, text: Any, _user: Any) -> None:
+            log.log(_LEVELS[min(max(level, 0), 3)], "%s", ffi.string(text).decode("utf-8", "replace"))
+
+        _sink.append(sink)
+        lib.moepic_log_set(sink, ffi.NULL)
+        # A native thread must not call into an interpreter that is going away.
+        atexit.register(lambda: lib.moepic_log_set(ffi.NULL, ffi.NULL))
