@@ -11,9 +11,24 @@ from numpy.typing import NDArray
 
 from moepic_gguf._ffi import ffi, lib
 
-NAMES = (
-    "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 Q2_K Q3_K Q4_K Q5_K Q6_K IQ4_NL IQ4_XS MXFP4".split()
-)  # every type of issue 2
+FLOATS = ["F32", "F16", "BF16"]
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
+QUANTIZED += ["MXFP4"]
+    "Q4_0",
+    "Q4_1",
+    "Q5_0",
+    "Q5_1",
+    "Q8_0",
+    "Q2_K",
+    "Q3_K",
+    "Q4_K",
+    "Q5_K",
+    "Q6_K",
+    "IQ4_NL",
+    "IQ4_XS",
+    "MXFP4",
+]
+NAMES = FLOATS + QUANTIZED
 
 
 @dataclass(frozen=True)
@@ -98,5 +113,6 @@ def assert_same_floats(
         at = int(np.argmin(same))
         raise AssertionError(
             f"{(~same).sum()} of {same.size} differ; first at {describe(at)}: "
-            f"found {found[at]!r} ({found.view(np.uint32)[at]:#010x}), expected {expected[at]!r} ({expected.view(np.uint32)[at]:#010x})"
+            f"found {found[at]!r} ({found.view(np.uint32)[at]:#010x}), "
+            f"expected {expected[at]!r} ({expected.view(np.uint32)[at]:#010x})"
         )

@@ -16,12 +16,15 @@ SCALE_OFFSETS = {
     "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_NL": [0], "IQ4_XS": [0],
 }  # fmt: skip
 
-# Zero and its negative, smallest and largest subnormal, smallest normal, one, largest finite, infinities, NaN, and negatives.
-EXTREME_HALVES = [0x0000, 0x8000, 0x0001, 0x8001, 0x03FF, 0x83FF, 0x0400, 0x8400, 0x3C00, 0xBC00, 0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E01]  # fmt: skip
+# Zero, smallest and largest subnormal, smallest normal, one, largest finite, infinity; the same negative; NaN.
+EXTREME_HALVES = [
+    0x0000, 0x0001, 0x03FF, 0x0400, 0x3C00, 0x7BFF, 0x7C00, 0x8000, 0x8001, 0x83FF, 0x8400, 0xBC00, 0xFBFF, 0xFC00,
+    0x7E01,
+]  # fmt: skip
 
 
 def random_blocks(name: str, n_blocks: int, seed: int) -> np.ndarray:
-    """Blocks of uniformly random bytes, [n_blocks, block_bytes]: half of all scales and codes there are, NaN and infinity included."""
+    """Uniformly random bytes, [n_blocks, block_bytes]: all codes, and scales that may be infinite or NaN."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256, size=(n_blocks, native_type(name).block_bytes), dtype=np.uint8)
 
@@ -35,7 +38,8 @@ def assert_decodes_like_gguf(name: str, blocks: np.ndarray) -> None:
         found,
         expected,
         lambda i: (
-            f"{name} block {i // info.block_len} weight {i % info.block_len}, bytes {blocks[i // info.block_len].tobytes().hex()}"
+            f"{name} block {i // info.block_len} weight {i % info.block_len}, "
+            f"bytes {blocks[i // info.block_len].tobytes().hex()}"
         ),
     )
 

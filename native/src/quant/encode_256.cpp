@@ -370,7 +370,7 @@ void pack_nibbles_64(const int (&code)[256], uint8_t (&qs)[128]) {
 
 }  // namespace
 
-void encode_q2_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q2_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = AffineBlock<3, 16, 16, 15>;
     encode_blocks<Choice, BlockQ2_K>(in, importance, blocks, n, [](Choice& choice, BlockQ2_K& b) {
         choice.encode(cuts_2_bit, peaks_4_bit);
@@ -383,7 +383,7 @@ void encode_q2_k(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q3_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q3_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = ScaledBlock<Levels3, 16, 16, -32, 31>;
     encode_blocks<Choice, BlockQ3_K>(in, importance, blocks, n, [](Choice& choice, BlockQ3_K& b) {
         choice.encode(targets_q3_k, peaks_signed_6_bit);
@@ -401,7 +401,7 @@ void encode_q3_k(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q4_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q4_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = AffineBlock<15, 8, 32, 63>;
     encode_blocks<Choice, BlockQ4_K>(in, importance, blocks, n, [](Choice& choice, BlockQ4_K& b) {
         choice.encode(cuts_4_bit, peaks_6_bit);
@@ -414,7 +414,7 @@ void encode_q4_k(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q5_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q5_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = AffineBlock<31, 8, 32, 63>;
     encode_blocks<Choice, BlockQ5_K>(in, importance, blocks, n, [](Choice& choice, BlockQ5_K& b) {
         choice.encode(cuts_5_bit, peaks_6_bit);
@@ -431,7 +431,7 @@ void encode_q5_k(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q6_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q6_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = ScaledBlock<Levels6, 16, 16, -128, 127>;
     encode_blocks<Choice, BlockQ6_K>(in, importance, blocks, n, [](Choice& choice, BlockQ6_K& b) {
         choice.encode(targets_q6_k, peaks_8_bit);
@@ -449,7 +449,7 @@ void encode_q6_k(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_iq4_xs(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_iq4_xs(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = ScaledBlock<LevelsIq4Nl, 8, 32, -32, 31>;
     encode_blocks<Choice, BlockIQ4_XS>(in, importance, blocks, n, [](Choice& choice, BlockIQ4_XS& b) {
         choice.encode(targets_iq4_xs, peaks_signed_6_bit);

@@ -94,7 +94,7 @@ void encode_bf16(const float* in, const float*, std::byte* blocks, int64_t n) {
     for (int64_t i = 0; i < n; ++i) block[i].x = f32_to_bf16(in[i]);
 }
 
-void encode_q4_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q4_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockQ4_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ4_0& b) {
         uint8_t code[32];
         b.d = encode_scaled<Levels4>(x, w, targets_q4_0, code);
@@ -102,7 +102,7 @@ void encode_q4_0(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q4_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q4_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockQ4_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ4_1& b) {
         uint8_t code[32];
         uint16_t d, m;
@@ -113,7 +113,7 @@ void encode_q4_1(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q5_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q5_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockQ5_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ5_0& b) {
         uint8_t code[32];
         b.d = encode_scaled<Levels5>(x, w, targets_q5_0, code);
@@ -122,7 +122,7 @@ void encode_q5_0(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q5_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q5_1(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockQ5_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ5_1& b) {
         uint8_t code[32];
         uint16_t d, m;
@@ -134,7 +134,7 @@ void encode_q5_1(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_q8_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_q8_0(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockQ8_0>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ8_0& b) {
         b.d = scale_to_f16(std::fabs(fit_scale<Levels8, 32>(x, w, targets_q8_0).d));
         float level[32];
@@ -143,7 +143,7 @@ void encode_q8_0(const float* in, const float* importance, std::byte* blocks, in
     });
 }
 
-void encode_iq4_nl(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+MOEPIC_WIDE void encode_iq4_nl(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockIQ4_NL>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockIQ4_NL& b) {
         uint8_t code[32];
         b.d = encode_scaled<LevelsIq4Nl>(x, w, targets_iq4_nl, code);
@@ -153,8 +153,8 @@ void encode_iq4_nl(const float* in, const float* importance, std::byte* blocks, 
 
 // The scale is a power of two, so there is nothing to solve for: a few exponents are tried. OCP MX v1.0 (6.3) takes
 // e = floor(log2 max) - 2, which clips peaks above 6/8 of the next power; the next exponent may have less error, and with
-// importance even one that clips more. Errors are measured in units of each trial's own scale, so no square over- or underflows.
-void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, int64_t n) {
+// importance even one that clips more. 252 is the last whose largest level, 6 * 2^125, is a float32. Errors are measured in units of each trial's own scale, so no square over- or underflows.
+MOEPIC_WIDE void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockMXFP4>(in, importance, blocks, n, std::numeric_limits<float>::max(),
                               [](const auto& x, const auto& w, BlockMXFP4& b) {
                                   const float peak = std::fabs(signed_peak<32>(x));
@@ -166,7 +166,7 @@ void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, i
                                   const int middle = std::ilogb(peak) - 2 + 127;
                                   float best_error = std::numeric_limits<float>::max(), best_level[32] = {};
                                   int best = -1;
-                                  for (int e = std::max(middle - 2, 0); e <= std::clamp(middle + 1, 0, 254); ++e) {
+                                  for (int e = std::max(middle - 2, 0); e <= std::clamp(middle + 1, 0, 252); ++e) {
                                       const double per_half_scale = std::ldexp(1.0, 128 - e);
                                       const float relative = std::ldexp(1.0f, 2 * (e - middle));  // of the units' squares
                                       float scaled[32], level[32];
