@@ -1,0 +1,203 @@
+"""Tiny random models: one function per family with odd sizes, and a table of named variants. Seeded, so every run makes the same weights.
+
+All parameters are redrawn after construction: transformers starts norms at one and biases at zero, which would hide a swapped or forgotten
+tensor. Matrices are N(0, 1/fan_in), norms 1 + N(0, 0.1^2), biases N(0, 0.1^2), embeddings N(0, 0.25^2) (tied ones are the output too), routers three times wider so that routing is decisive and a float's
+last bit does not change which expert is chosen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+VOCAB = 320
+
+
+def _draw(model: Any, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    seen: set[int] = set()
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+            if "norm" in name:
+                parameter.copy_(1 + 0.1 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.1 * noise)
+            elif "embed" in name:
+                parameter.copy_(0.25 * noise)
+            else:
+                wide = 3.0 if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")) else 1.0
+                parameter.copy_(noise * (wide / parameter.shape[-1] ** 0.5))
+
+
+def _build(kind: str, seed: int, settings: dict[str, Any]) -> tuple[Any, Any]:
+    config = AutoConfig.for_model(kind, **settings)
+    config._attn_implementation = "eager"
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    _draw(model, seed)
+    return config, model.eval()
+
+
+def _common(**settings: Any) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCAB,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+        **settings,
+    }
+
+
+def llama(seed: int = 1, **changes: Any) -> tuple[Any, Any]:
+    """Dense Llama: hidden 96, GQA 6/2 of width 16, FFN 160, untied. Returns (config, model)."""
+    sizes = {"hidden_size": 96, "intermediate_size": 160, "num_attention_heads": 6, "num_key_value_heads": 2}
+    return _build("llama", seed, _common(**sizes) | changes)
+
+
+def mixtral(seed: int = 2, **changes: Any) -> tuple[Any, Any]:
+    """Mixtral: 4 experts, top-2, width 512 (two granules of 256), GQA 6/2, untied. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "sliding_window": None,
+    }
+    return _build("mixtral", seed, _common(**sizes) | changes)
+
+
+def qwen2_moe(seed: int = 3, **changes: Any) -> tuple[Any, Any]:
+    """Qwen2-MoE: 60 experts, top-6, width 96 (one granule), gated shared expert of 160, biases on q/k/v, routing not renormalised."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 224,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_experts": 60,
+        "num_experts_per_tok": 6,
+        "moe_intermediate_size": 96,
+        "shared_expert_intermediate_size": 160,
+        "norm_topk_prob": False,
+    }
+    return _build("qwen2_moe", seed, _common(**sizes) | changes)
+
+
+def qwen3_moe(seed: int = 4, **changes: Any) -> tuple[Any, Any]:
+    """Qwen3-MoE: 16 experts, top-4, width 768 (three granules of 256), head width 32 unlike hidden/heads, renormalised. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 80,
+        "intermediate_size": 224,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 16,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 768,
+        "norm_topk_prob": True,
+    }
+    return _build("qwen3_moe", seed, _common(**sizes) | changes)
+
+
+def olmoe(seed: int = 5, **changes: Any) -> tuple[Any, Any]:
+    """OLMoE: 8 experts, top-3, width 512, q/k norm over the whole projection, routing not renormalised. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 512,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "norm_topk_prob": False,
+    }
+    return _build("olmoe", seed, _common(**sizes) | changes)
+
+
+def qwen2(seed: int = 6, **changes: Any) -> tuple[Any, Any]:
+    """Dense Qwen2: biases on q/k/v, tied output. Returns (config, model)."""
+    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return _build("qwen2", seed, _common(**sizes) | changes)
+
+
+def qwen3(seed: int = 7, **changes: Any) -> tuple[Any, Any]:
+    """Dense Qwen3: q/k norm per head, head width 32. Returns (config, model)."""
+    sizes = {"hidden_size": 80, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    return _build("qwen3", seed, _common(**sizes) | changes)
+
+
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+# Every variant that tests run through. `make(name)` builds one; the first of each family is the plain one.
+MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
+    "llama": llama,
+    "llama_tied": functools.partial(llama, tie_word_embeddings=True),
+    "llama_linear": functools.partial(llama, rope_parameters=_LINEAR),
+    "llama_llama3": functools.partial(llama, rope_parameters=_LLAMA3),
+    "mixtral": mixtral,
+    "mixtral_tied": functools.partial(mixtral, tie_word_embeddings=True),
+    "qwen2_moe": qwen2_moe,
+    "qwen2_moe_norm": functools.partial(qwen2_moe, norm_topk_prob=True),
+    "qwen2_moe_1408": functools.partial(qwen2_moe, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=1408),
+    "qwen2_moe_mixed": functools.partial(
+        qwen2_moe, num_hidden_layers=4, decoder_sparse_step=2, mlp_only_layers=[3], num_experts=8, num_experts_per_tok=2
+    ),
+    "qwen3_moe": qwen3_moe,
+    "qwen3_moe_plain_topk": functools.partial(qwen3_moe, norm_topk_prob=False),
+    "qwen3_moe_yarn": functools.partial(qwen3_moe, rope_parameters=_YARN),
+    "qwen3_moe_linear": functools.partial(qwen3_moe, rope_parameters=_LINEAR),
+    # Widths of whole 256-blocks, for the k-quants.
+    "qwen3_moe_256": functools.partial(qwen3_moe, hidden_size=256, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=512),
+    "olmoe": olmoe,
+    "olmoe_norm": functools.partial(olmoe, norm_topk_prob=True),
+    "olmoe_gqa": functools.partial(olmoe, num_key_value_heads=2),
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+}
+
+
+def make(name: str) -> tuple[Any, Any]:
+    """(config, model) of a variant of `MODELS`; the model is float32, in eval mode."""
+    return MODELS[name]()
+
+
+def save(
+    model: Any, folder: Path, *, layout: str = "hub", dtype: Any = torch.float32, max_shard_size: str = "50GB", tokenizer: Any = None
+) -> Path:
+    """Write `model` to `folder` as a Hugging Face checkpoint; returns `folder`.
+
+    layout      "hub": the names of the published files, experts one by one; "fused": what transformers 5 keeps in memory.
+    dtype       of the stored weights; the model itself keeps its own.
+    tokenizer   a transformers tokenizer saved alongside, or None.
+    """
+    if layout not in ("hub", "fused"):
+        raise ValueError(f"layout {layout!r}: expected 'hub' or 'fused'")
+    keep = model.dtype
+    if dtype != keep:
+        model = model.to(dtype)
+    model.save_pretrained(folder, save_original_format=layout == "hub", max_shard_size=max_shard_size)
+    if dtype != keep:
+        model.to(keep)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
