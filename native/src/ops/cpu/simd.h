@@ -12,7 +12,14 @@
 #include <cstring>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
+// gcc 12 warns inside its own header (an intentionally undefined pass-through operand, PR 105593).
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 #endif
 
 #if defined(__AVX512F__)

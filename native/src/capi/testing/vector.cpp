@@ -1,0 +1,160 @@
+#include "capi/testing/vector.h"
+
+#include <chrono>
+#include <vector>
+
+#include "capi/guard.h"
+#include "ops/ops.h"
+
+// Not in the table of ops: exp is reached through others, and tested by itself.
+namespace moepic::ops {
+namespace scalar {
+void exp_each(float* x, int64_t n);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+void exp_each(float* x, int64_t n);
+}
+namespace avx512 {
+void exp_each(float* x, int64_t n);
+}
+#endif
+}  // namespace moepic::ops
+
+namespace {
+
+using moepic::Code;
+using moepic::fail;
+using moepic::guard;
+namespace ops = moepic::ops;
+
+const ops::Kernels& kernels_of(int isa) {
+    const ops::Kernels* table = isa >= 0 && isa <= 2 ? ops::find_kernels(static_cast<ops::Isa>(isa)) : nullptr;
+    if (table == nullptr) fail(Code::unsupported, "ops: this machine or build has no kernels for instruction set ", isa);
+    return *table;
+}
+
+ops::KvView view_of(const moepic_test_kv& kv) {
+    ops::KvView view;
+    view.type = kv.type == 0 ? ops::KvType::f16 : ops::KvType::q8_0;
+    const int64_t multiple = kv.type == 0 ? 2 : 32;
+    if (kv.head_dim_k % multiple != 0 || kv.head_dim_v % multiple != 0 || kv.capacity % ops::kKvBlock != 0) {
+        fail(Code::argument, "kv: head dims must be multiples of ", multiple, " and the capacity of ", ops::kKvBlock);
+    }
+    view.n_head_kv = kv.n_head_kv;
+    view.head_dim_k = kv.head_dim_k;
+    view.head_dim_v = kv.head_dim_v;
+    view.capacity = kv.capacity;
+    view.keys = static_cast<std::byte*>(kv.keys);
+    view.values = static_cast<std::byte*>(kv.values);
+    return view;
+}
+
+}  // namespace
+
+int moepic_test_isa(int isa, int* available, const char** name) {
+    return guard([&] {
+        const ops::Isa which = static_cast<ops::Isa>(isa);
+        *available = ops::find_kernels(which) != nullptr;
+        *name = ops::isa_name(which);
+    });
+}
+
+int moepic_test_vector(int isa, int op, float* x, int64_t n) {
+    return guard([&] {
+        const ops::Kernels& kernels = kernels_of(isa);
+        if (op == 1) return kernels.sigmoid(x, n);
+        if (op == 2) return kernels.softmax(x, n);
+        if (op != 0) fail(Code::argument, "ops: no vector op has the number ", op);
+        switch (kernels.isa) {
+            case ops::Isa::scalar:
+                return ops::scalar::exp_each(x, n);
+#if defined(__x86_64__)
+            case ops::Isa::avx2:
+                return ops::avx2::exp_each(x, n);
+            case ops::Isa::avx512:
+                return ops::avx512::exp_each(x, n);
+#else
+            default:
+                fail(Code::unsupported, "ops: x86 only");
+#endif
+        }
+    });
+}
+
+int moepic_test_rms_norm(int isa, const float* x, const float* weight, float eps, float* y, int64_t n) {
+    return guard([&] { kernels_of(isa).rms_norm(x, weight, eps, y, n); });
+}
+
+int moepic_test_rope(int isa, float* head, const float* cos_sin, int64_t n_rot, int pairing) {
+    return guard([&] { kernels_of(isa).rope(head, cos_sin, n_rot, pairing == 0 ? ops::RopePairing::norm : ops::RopePairing::neox); });
+}
+
+int moepic_test_silu_glu(int isa, const float* gate, const float* up, float* out, int64_t n) {
+    return guard([&] { kernels_of(isa).glu(ops::GluKind::silu, gate, up, out, n); });
+}
+
+int moepic_test_scale_add(int isa, float* y, float a, const float* x, int64_t n, int plain) {
+    return guard([&] {
+        if (plain != 0) {
+            kernels_of(isa).add(y, x, n);
+        } else {
+            kernels_of(isa).scale_add(y, a, x, n);
+        }
+    });
+}
+
+int moepic_test_kv_bytes(const moepic_test_kv* kv, int64_t* keys_bytes, int64_t* values_bytes) {
+    return guard([&] {
+        const ops::KvView view = view_of(*kv);
+        *keys_bytes = static_cast<int64_t>(ops::kv_bytes(view.type, view.n_head_kv, view.head_dim_k, view.capacity));
+        *values_bytes = static_cast<int64_t>(ops::kv_bytes(view.type, view.n_head_kv, view.head_dim_v, view.capacity));
+    });
+}
+
+int moepic_test_kv_store(int isa, const moepic_test_kv* kv, int64_t pos, int64_t n, const float* k, const float* v) {
+    return guard([&] {
+        const ops::Kernels& kernels = kernels_of(isa);
+        const ops::KvView view = view_of(*kv);
+        if (pos < 0 || n < 0 || pos + n > view.capacity) fail(Code::argument, "kv: positions ", pos, "+", n, " exceed ", view.capacity);
+        for (int64_t i = 0; i < n; ++i) {
+            kernels.kv_store(view, pos + i, k + i * view.n_head_kv * view.head_dim_k, v + i * view.n_head_kv * view.head_dim_v);
+        }
+    });
+}
+
+int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
+                          int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end, float scale, int64_t window,
+                          const float* sinks, int repeats, double* seconds) {
+    return guard([&] {
+        const ops::Kernels& kernels = kernels_of(isa);
+        // Filled with NaN bytes, so that a result that depends on scratch shows.
+        std::vector<std::byte> scratch(ops::kAttentionScratchBytes + 64, std::byte{0xff});
+        ops::AttentionJob job;
+        job.kv = view_of(*kv);
+        if (n_head % job.kv.n_head_kv != 0 || first_pos + token_end > job.kv.capacity) {
+            fail(Code::argument, "attention: ", n_head, " heads over ", job.kv.n_head_kv, ", position ", first_pos + token_end, " of ",
+                 job.kv.capacity);
+        }
+        job.q = q;
+        job.out = out;
+        job.n_head = n_head;
+        job.first_pos = first_pos;
+        job.token_begin = token_begin;
+        job.token_end = token_end;
+        job.head_begin = head_begin;
+        job.head_end = head_end;
+        job.scale = scale;
+        job.window = window;
+        job.sinks = sinks;
+        job.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+        double best = 1e30;
+        for (int i = 0; i < repeats; ++i) {
+            const auto begin = std::chrono::steady_clock::now();
+            kernels.attention(job);
+            const double took = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+            best = took < best ? took : best;
+        }
+        if (seconds != nullptr) *seconds = best;
+    });
+}

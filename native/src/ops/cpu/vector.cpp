@@ -1,0 +1,130 @@
+// Ops on single vectors of float32, compiled once per instruction set with equal bits (math.h, simd.h).
+//
+//   rms_norm   y = x / sqrt(mean(x^2) + eps) * weight     reads 2 n floats, writes n
+//   rope       (a, b) -> (a c - b s, a s + b c)           reads 2 n, writes n, in place
+//   glu        out = gate / (1 + e^-gate) * up            reads 2 n, writes n
+//   softmax    x = e^(x - max) / sum                      three passes over n, in place
+//   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  scale_add: y = fma(a, x, y)
+//
+// Vectors are an activation's width (hundreds to thousands of floats), so they live in L1 and L2 and instruction throughput is the bound;
+// next to a matmul they are noise. Sums have 16 partials: element i goes to lane i % 16 in ascending order, then the fixed tree of
+// sum_lanes. A tail shorter than 16 goes through the same vector code, padded with what changes nothing.
+#include "ops/cpu/vector.h"
+
+#include <cmath>
+
+#include "ops/cpu/math.h"
+
+namespace moepic::ops::MOEPIC_ISA {
+namespace {
+
+// x[i] = op(x[i]) with a padded last vector; `op` sees zeros in the padding.
+template <class Op>
+inline void map_in_place(float* x, int64_t n, Op op) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) f_store(x + i, op(f_load(x + i)));
+    if (i < n) f_store_some(x + i, n - i, op(f_load_some(x + i, n - i, 0.0f)));
+}
+
+// out[i] = op(a[i], b[i]); out may be a or b.
+template <class Op>
+inline void map_two(const float* a, const float* b, float* out, int64_t n, Op op) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) f_store(out + i, op(f_load(a + i), f_load(b + i)));
+    if (i < n) f_store_some(out + i, n - i, op(f_load_some(a + i, n - i, 0.0f), f_load_some(b + i, n - i, 0.0f)));
+}
+
+inline F16x negate(F16x x) {
+    return f_bits(i_bits(x) ^ i_set(INT32_MIN));
+}
+
+// a / (1 + e^-x): sigmoid for a = 1, silu for a = x. Division keeps large negative x at 0 (a / inf).
+inline F16x over_logistic(F16x a, F16x x) {
+    return a / (f_set(1.0f) + f_exp(negate(x)));
+}
+
+}  // namespace
+
+void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t n) {
+    if (n <= 0) return;
+    F16x squares = f_set(0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+        const F16x v = f_load(x + i);
+        squares = f_fma(v, v, squares);
+    }
+    if (i < n) {
+        const F16x v = f_load_some(x + i, n - i, 0.0f);
+        squares = f_fma(v, v, squares);
+    }
+    const F16x inverse = f_set(1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(n) + eps));
+    if (weight != nullptr) {
+        map_two(x, weight, y, n, [&](F16x v, F16x w) { return v * inverse * w; });
+    } else {
+        map_two(x, x, y, n, [&](F16x v, F16x) { return v * inverse; });
+    }
+}
+
+// One pair per step: 2 multiplies and 2 fused multiply-adds. A head is 32 to 256 wide, once per head and token.
+void rope(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing) {
+    const int64_t pairs = n_rot / 2;
+    const int64_t step = pairing == RopePairing::norm ? 2 : 1;
+    const int64_t apart = pairing == RopePairing::norm ? 1 : pairs;
+    for (int64_t j = 0; j < pairs; ++j) {
+        const float c = cos_sin[2 * j], s = cos_sin[2 * j + 1];
+        float* const first = head + j * step;
+        const float a = first[0], b = first[apart];
+        first[0] = std::fma(a, c, -(b * s));
+        first[apart] = std::fma(a, s, b * c);
+    }
+}
+
+void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n) {
+    switch (kind) {
+        case GluKind::silu:
+            map_two(gate, up, out, n, [](F16x g, F16x u) { return over_logistic(g, g) * u; });
+            return;
+    }
+}
+
+void softmax(float* x, int64_t n) {
+    if (n <= 0) return;
+    F16x largest = f_set(-kInfinity);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) largest = f_max(largest, f_load(x + i));
+    if (i < n) largest = f_max(largest, f_load_some(x + i, n - i, -kInfinity));
+    const F16x top = f_set(max_lanes(largest));
+
+    F16x total = f_set(0.0f);
+    for (i = 0; i + kLanes <= n; i += kLanes) {
+        const F16x e = f_exp(f_load(x + i) - top);
+        f_store(x + i, e);
+        total = total + e;
+    }
+    if (i < n) {
+        const F16x e = f_exp(f_load_some(x + i, n - i, -kInfinity) - top);  // the padding adds e^-inf = 0
+        f_store_some(x + i, n - i, e);
+        total = total + e;
+    }
+    const F16x sum = f_set(sum_lanes(total));
+    map_in_place(x, n, [&](F16x e) { return e / sum; });
+}
+
+void sigmoid(float* x, int64_t n) {
+    map_in_place(x, n, [](F16x v) { return over_logistic(f_set(1.0f), v); });
+}
+
+void add(float* y, const float* x, int64_t n) {
+    map_two(y, x, y, n, [](F16x a, F16x b) { return a + b; });
+}
+
+void scale_add(float* y, float a, const float* x, int64_t n) {
+    const F16x factor = f_set(a);
+    map_two(y, x, y, n, [&](F16x old, F16x v) { return f_fma(factor, v, old); });
+}
+
+void exp_each(float* x, int64_t n) {
+    map_in_place(x, n, [](F16x v) { return f_exp(v); });
+}
+
+}  // namespace moepic::ops::MOEPIC_ISA
