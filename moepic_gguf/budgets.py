@@ -45,7 +45,9 @@ def parse_budget(value: Budget, *, name: str, whole_bytes: int | None = None) ->
             raise BudgetError(f"{name}: {value!r} is more than all of it")
         return int(whole_bytes * number / 100)
     if unit not in _UNITS:
-        raise BudgetError(f"{name}: {found[2]!r} in {value!r} is no unit; use KiB, MiB, GiB, TiB (binary) or KB, MB, GB, TB (decimal)")
+        raise BudgetError(
+            f"{name}: {found[2]!r} in {value!r} is no unit; use KiB, MiB, GiB, TiB (binary) or KB, MB, GB, TB (decimal)"
+        )
     return int(number * _UNITS[unit])
 
 
@@ -63,8 +65,10 @@ def physical_ram_bytes() -> int:
 
 def show_bytes(n_bytes: int) -> str:
     """A size for a person: exact below 1 KiB, else three digits with a binary unit."""
-    size, units = float(n_bytes), ["KiB", "MiB", "GiB", "TiB"]
+    size, unit, units = float(n_bytes), "B", ["KiB", "MiB", "GiB", "TiB"]
     while size >= 1024 and units:
         size /= 1024
         unit = units.pop(0)
+    if unit == "B":
+        return f"{n_bytes} B"
     return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} {unit}"

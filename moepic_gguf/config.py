@@ -1,4 +1,5 @@
-"""What a caller may choose, as plain data with a pure `validate()`. Knows no library and reads no environment; see docs/architecture.md.
+"""What a caller may choose, as plain data with a pure `validate()`. Knows no library and reads no environment; see
+docs/architecture.md.
 
 Each group prints itself (`str(options)`), and `Model.config` prints what is in force.
 """
@@ -38,7 +39,9 @@ def _need_number(name: str, value: object, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class LoadOptions(_Printable):
-    """How weights are brought in. Budgets are totals for this process: `ram` covers weights, keys and values, and scratch."""
+    """How weights are brought in. Budgets are totals for this process: `ram` covers weights, keys and values, and
+    scratch.
+    """
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N
     vram: Budget = None
@@ -53,7 +56,10 @@ class LoadOptions(_Printable):
         kind, _, number = self.device.partition(":")
         known = kind in ("auto", "cpu", "cuda") and (not number or (kind == "cuda" and number.isdigit()))
         _need(known, f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found {self.device!r}")
-        _need(self.isa == "auto" or self.isa in ISA_NAMES, f"isa: expected auto, {', '.join(ISA_NAMES)}, found {self.isa!r}")
+        _need(
+            self.isa == "auto" or self.isa in ISA_NAMES,
+            f"isa: expected auto, {', '.join(ISA_NAMES)}, found {self.isa!r}",
+        )
         _need_int("n_threads", self.n_threads, 0, 4096)
         _need_int("granule", self.granule, 0)
         _ = self.ram_bytes, self.vram_bytes
@@ -93,8 +99,9 @@ class ContextOptions(_Printable):
 class SamplingOptions(_Printable):
     """How the next token is drawn.
 
-    Applied in this order: logit bias, penalties, (temperature 0: arg max), top-k, typical, top-p, min-p, temperature, draw.
-    Sources: top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024; typical, Meister et al. 2022; repetition, Keskar et al. 2019.
+    Applied in this order: logit bias, penalties, (temperature 0: arg max), top-k, typical, top-p, min-p, temperature,
+    draw. Sources: top-p, Holtzman et al. 2020; min-p, Nguyen et al. 2024; typical, Meister et al. 2022; repetition,
+    Keskar et al. 2019.
     """
 
     temperature: float = 0.0  # 0: greedy
@@ -137,12 +144,16 @@ class DeviceChoice:
 
 
 def choose_device(options: LoadOptions) -> DeviceChoice:
-    """The device for `options`, or `DeviceError` when it asks for one that this build cannot drive. Nothing is chosen in silence."""
+    """The device for `options`, or `DeviceError` when it asks for one that this build cannot drive. Nothing is chosen
+    in silence.
+    """
     absent = "this build has no CUDA backend"
     if options.device.startswith("cuda"):
         raise DeviceError(f"device: '{options.device}' was asked for, but {absent}; use device='cpu' or 'auto'")
     if options.vram is not None and options.vram_bytes != 0:
-        raise DeviceError(f"vram: {options.vram!r} was given, but {absent}, so no video memory can be used; leave vram out, or use 0")
+        raise DeviceError(
+            f"vram: {options.vram!r} was given, but {absent}, so no video memory can be used; leave vram out, or use 0"
+        )
     if options.device == "cpu":
         return DeviceChoice("cpu", "it was asked for")
     return DeviceChoice("cpu", absent)

@@ -25,7 +25,9 @@ OnToken = Callable[[str], object]
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """Natural log of the model's probability, before sampling options: of the chosen token, and of the most likely (id, value)."""
+    """Natural log of the model's probability, before sampling options: of the chosen token, and of the most likely (id,
+    value).
+    """
 
     token: int
     logprob: float
@@ -50,7 +52,9 @@ class Request:
 
 
 class Floor:
-    """Who may continue on a context. A context holds one sequence, so a new answer ends an older one that was left unfinished."""
+    """Who may continue on a context. A context holds one sequence, so a new answer ends an older one that was left
+    unfinished.
+    """
 
     def __init__(self) -> None:
         self._holder: weakref.ReferenceType[Generation] | None = None  # written under _lock
@@ -63,7 +67,8 @@ class Floor:
             if holder is not None and holder is not generation and not holder.is_finished:
                 if holder.thread != threading.get_ident():
                     raise MoepicError(
-                        "this context is answering on another thread; use one context per thread (model.new_context()), or close() that answer"
+                        "this context is answering on another thread; use one context per thread "
+                        "(model.new_context()), or close() that answer"
                     )
                 holder.overtaken = True
             self._holder = weakref.ref(generation)
@@ -79,7 +84,8 @@ class Generation:
     logprobs       one `TokenLogprob` per token, when asked for
     prompt_tokens, reused_tokens, seed
 
-    Leaving the loop early and dropping or closing the object stops the work; so does Ctrl-C, and the context stays usable.
+    Leaving the loop early and dropping or closing the object stops the work; so does Ctrl-C, and the context stays
+    usable.
     """
 
     def __init__(self, context: NativeContext, floor: Floor, request: Request) -> None:
@@ -102,7 +108,7 @@ class Generation:
         self.tpot_s: float | None = None
         self.total_s = 0.0
 
-    # ---- the stream -----------------------------------------------------------------------------------------------------------------------
+    # ---- the stream --------------------------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[str]:
         return self
@@ -111,7 +117,9 @@ class Generation:
         if self.is_finished:
             raise StopIteration
         if self.overtaken:
-            raise MoepicError("another call on the same context ended this answer; use model.new_context() to hold two at once")
+            raise MoepicError(
+                "another call on the same context ended this answer; use model.new_context() to hold two at once"
+            )
         self.thread = threading.get_ident()
         if self._steps is None:
             self._floor.take(self)
@@ -149,7 +157,9 @@ class Generation:
     def __enter__(self) -> Generation:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __str__(self) -> str:
@@ -158,7 +168,7 @@ class Generation:
     def __repr__(self) -> str:
         return f"<Generation: {len(self.tokens)} tokens, {self.finish_reason or 'running'}>"
 
-    # ---- the work -------------------------------------------------------------------------------------------------------------------------
+    # ---- the work ----------------------------------------------------------------------------------------------------
 
     def _finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         if self.finish_reason is None:

@@ -1,4 +1,5 @@
-"""GGUF files seen from Python: keys as a mapping, tensors as a table. No weights are read and nothing of models is known here.
+"""GGUF files seen from Python: keys as a mapping, tensors as a table. No weights are read and nothing of models is
+known here.
 
 The native reader has checked every length against the file before anything in this module runs.
 """
@@ -21,11 +22,13 @@ def last_error() -> str:
     """Text of the last native failure on this thread."""
     from ._ffi import ffi, lib
 
-    return ffi.string(lib.moepic_last_error()).decode("utf-8", "replace")
+    return str(ffi.string(lib.moepic_last_error()), "utf-8", "replace")
 
 
 def checked(code: int) -> int:
-    """`code` if it is no error, else its exception with the native text. Call it on the thread that made the native call."""
+    """`code` if it is no error, else its exception with the native text. Call it on the thread that made the native
+    call.
+    """
     if code < 0:
         check(code, last_error())
     return code
@@ -49,7 +52,8 @@ def _string(value: Any) -> str | bytes:
 
 
 class Metadata(Mapping[str, object]):
-    """The keys of one file, read on demand. Integers, floats, bools, str (bytes where a string is not UTF-8), and lists of these.
+    """The keys of one file, read on demand. Integers, floats, bools, str (bytes where a string is not UTF-8), and lists
+    of these.
 
     A split file shows the keys of its first shard. Reading after the owner was closed raises `MoepicError`.
     """
@@ -81,7 +85,9 @@ class Metadata(Mapping[str, object]):
         index, kind, element, count = self._keys[name]
         file = self._borrow()
         if element == _ARRAY:
-            raise UnsupportedModelError(f"metadata: '{name}' is an array of arrays, which this reader checks but does not unfold")
+            raise UnsupportedModelError(
+                f"metadata: '{name}' is an array of arrays, which this reader checks but does not unfold"
+            )
         values: list[Any]
         if element == _STRING:
             texts = ffi.new("moepic_text[]", max(count, 1))
@@ -138,7 +144,9 @@ class GgufFile:
         self.path = Path(path)
         self._file: Any = None
         if self.path.is_dir():
-            raise IoError(f"'{self.path}' is a folder, not a GGUF file (a Hugging Face folder is converted first: moepic-convert)")
+            raise IoError(
+                f"'{self.path}' is a folder, not a GGUF file (a Hugging Face folder is converted first: moepic-convert)"
+            )
         out = ffi.new("moepic_file**")
         checked(lib.moepic_file_open(out, os.fsencode(self.path)))
         self._file = ffi.gc(out[0], lib.moepic_file_free)
@@ -207,4 +215,4 @@ def type_name(type_id: int) -> str:
     found = ffi.new("moepic_type*")
     if lib.moepic_type_get(found, type_id) < 0:
         return f"?{type_id}"
-    return ffi.string(found.name).decode("ascii")
+    return str(ffi.string(found.name), "ascii")

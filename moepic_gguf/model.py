@@ -1,10 +1,12 @@
-"""`Model` and `Context`: what a program uses. Arguments are checked here, answers are made in `generation`, numbers in the native library."""
+"""`Model` and `Context`: what a program uses. Arguments are checked here, answers are made in `generation`, numbers in
+the native library.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import logging
+import math
 import os
 import secrets
 import weakref
@@ -25,16 +27,16 @@ if TYPE_CHECKING:
     import numpy as np
 
 Message = Mapping[str, Any]
-log = logging.getLogger("moepic")
+log = logging.getLogger("moepic_gguf")
 
 
 @dataclass(frozen=True)
 class Stats:
     """Speeds of the last answer and counters of one context since it was made (or `reset_stats()`).
 
-    ttft_s and tpot_s are wall seconds of the last answer: to its first token, and mean per later token. prefill_s and decode_s are seconds
-    in the engine; a token computed alone is decode. expert_tasks counts (expert, granule) tasks of decode, experts_used counts (token, layer,
-    expert) triples.
+    ttft_s and tpot_s are wall seconds of the last answer: to its first token, and mean per later token. prefill_s and
+    decode_s are seconds in the engine; a token computed alone is decode. expert_tasks counts (expert, granule) tasks of
+    decode, experts_used counts (token, layer, expert) triples.
     """
 
     ttft_s: float | None
@@ -70,19 +72,23 @@ class Stats:
         return (
             f"last answer   ttft {seconds(self.ttft_s)}, tpot {seconds(self.tpot_s)}, "
             f"{self.prompt_tokens} prompt tokens, {self.generated_tokens} generated\n"
-            f"prefill       {self.prefill_tokens} tokens in {self.prefill_s:.2f} s ({speed(self.prefill_tokens_per_s)}), "
+            f"prefill       {self.prefill_tokens} tokens in {self.prefill_s:.2f} s "
+            f"({speed(self.prefill_tokens_per_s)}), "
             f"{self.reused_tokens} more were reused\n"
             f"decode        {self.decode_tokens} tokens in {self.decode_s:.2f} s ({speed(self.decode_tokens_per_s)})\n"
             f"experts       {self.experts_used} used, {self.expert_tasks} granule tasks in decode\n"
-            f"memory        keys and values {show_bytes(self.kv_bytes)}, scratch {show_bytes(self.scratch_bytes)}; loaded in {self.load_s:.2f} s"
+            f"memory        keys and values {show_bytes(self.kv_bytes)}, scratch {show_bytes(self.scratch_bytes)}; "
+            f"loaded in {self.load_s:.2f} s"
         )
 
 
 class Context:
-    """One sequence of tokens over a model's weights: keys, values, counters. Made by `Model.new_context`; used by one thread at a time."""
+    """One sequence of tokens over a model's weights: keys, values, counters. Made by `Model.new_context`; used by one
+    thread at a time.
+    """
 
     def __init__(self, weights: Weights, options: ContextOptions, chat_template: str | None = None) -> None:
-        self._native = NativeContext(weights, options)
+        self.native = NativeContext(weights, options)
         self._weights = weights
         self._floor = Floor()
         self._template_source = chat_template
@@ -91,36 +97,38 @@ class Context:
         self.options = options
         self._n_vocab = weights.n_vocab
 
-    # ---- life -----------------------------------------------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Stop what runs and free keys and values; again is harmless."""
-        self._native.close()
+        self.native.close()
 
     def __enter__(self) -> Context:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __del__(self) -> None:
-        native = getattr(self, "_native", None)
+        native = getattr(self, "native", None)
         if native is not None:
             native.close()
 
     @property
     def is_closed(self) -> bool:
-        return self._native.is_closed
+        return self.native.is_closed
 
     @property
     def n_ctx(self) -> int:
         """Positions: prompt and answer together."""
-        return self._native.n_ctx
+        return self.native.n_ctx
 
     @property
     def stats(self) -> Stats:
         """Speeds of the last answer, and this context's counters."""
-        counters = self._native.counters()
+        counters = self.native.counters()
         last = self._last
         return Stats(
             ttft_s=last.ttft_s if last else None,
@@ -132,17 +140,19 @@ class Context:
         )
 
     def reset_stats(self) -> None:
-        self._native.reset_counters()
+        self.native.reset_counters()
         self._last = None
 
     def clear(self) -> None:
         """Forget the sequence; the next prompt is computed from its beginning."""
-        self._native.truncate(0)
+        self.native.truncate(0)
 
-    # ---- text and tokens ------------------------------------------------------------------------------------------------------------------
+    # ---- text and tokens ---------------------------------------------------------------------------------------------
 
     def tokenize(self, text: str, *, add_special: bool = True, parse_special: bool = False) -> list[int]:
-        """Ids of `text`. `add_special` adds what the model wants around a text (often a first token); `parse_special` reads '<|...|>' as such."""
+        """Ids of `text`. `add_special` adds what the model wants around a text (often a first token); `parse_special`
+        reads '<|...|>' as such.
+        """
         return list(self._weights.tokenizer.encode(text, add_special=add_special, parse_special=parse_special))
 
     def detokenize(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
@@ -155,11 +165,13 @@ class Context:
 
             source = self._template_source or self._weights.template_source()
             tokenizer = self._weights.tokenizer
-            bos, eos = (None if i is None or i < 0 else tokenizer.token_text(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+            bos, eos = (
+                None if i is None or i < 0 else tokenizer.token_text(i) for i in (tokenizer.bos_id, tokenizer.eos_id)
+            )
             self._template = ChatTemplate(source, bos_token=bos or "", eos_token=eos or "")
         return str(self._template.render(messages, add_generation_prompt=add_generation_prompt, **variables))
 
-    # ---- generating -----------------------------------------------------------------------------------------------------------------------
+    # ---- generating --------------------------------------------------------------------------------------------------
 
     def generate(
         self,
@@ -190,21 +202,36 @@ class Context:
         """Continue `prompt`; returns a `Generation`: finished, or with stream=True to be iterated piece by piece.
 
         prompt         text, or token ids. Keys and values of a common beginning with the previous sequence are reused.
-        max_tokens     None: until the model stops or the context is full (finish_reason 'length'). A number must fit behind the prompt.
-        temperature    0 is greedy: the same build and prompt give the same tokens. The other options are described in `SamplingOptions`.
-        stop           strings that end the answer and are not part of it, even when they straddle tokens; held back while streaming.
+        max_tokens     None: until the model stops or the context is full (finish_reason 'length'). A number must fit
+                       behind the prompt.
+        temperature    0 is greedy: the same build and prompt give the same tokens. The other options are described in
+                       `SamplingOptions`.
+        stop           strings that end the answer and are not part of it, even when they straddle tokens; held back
+                       while streaming.
         stop_tokens    ids that end the answer, beside the model's own end tokens (which `ignore_eos` turns off).
         logprobs       k: keep each token's log probability and the k most likely.
-        on_token       called with each piece of text ('' per token for a model without tokenizer); return False to stop. Its exceptions reach you.
+        on_token       called with each piece of text ('' per token for a model without tokenizer); return False to
+                       stop. Its exceptions reach you.
         echo           begin the text with the prompt's.
-        parse_special  read special tokens in a text prompt as such; add_special adds the model's first token to a text prompt.
-        Raises         `ContextOverflowError` with counts before anything is computed; `ArgumentError` naming the argument;
-                       `UnsupportedModelError` for text when the file has no tokenizer; `KeyboardInterrupt` on Ctrl-C, promptly.
+        parse_special  read special tokens in a text prompt as such; add_special adds the model's first token to a text
+                       prompt.
+        Raises         `ContextOverflowError` with counts before anything is computed; `ArgumentError` naming the
+                       argument; `UnsupportedModelError` for text when the file has no tokenizer; `KeyboardInterrupt` on
+                       Ctrl-C, promptly.
         """
         sampling = SamplingOptions(
-            temperature, top_k, top_p, min_p, typical_p, repeat_penalty, presence_penalty, frequency_penalty, penalty_last_n, seed,
-            dict(logit_bias or {}),
-        )  # fmt: skip
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            penalty_last_n=penalty_last_n,
+            seed=seed,
+            logit_bias=dict(logit_bias or {}),
+        )
         sampling.validate(self._n_vocab)
         stops = [stop] if isinstance(stop, str) else list(stop)
         if "" in stops:
@@ -234,7 +261,7 @@ class Context:
             echo=(prompt if isinstance(prompt, str) else self.detokenize(ids)) if echo else "",
             finished=self._remember,
         )
-        generation = Generation(self._native, self._floor, request)
+        generation = Generation(self.native, self._floor, request)
         return generation if stream else generation.finish()
 
     def chat(
@@ -248,8 +275,9 @@ class Context:
     ) -> Generation:
         """Answer a conversation: [{"role": "system"|"user"|"assistant", "content": text}, ...].
 
-        The model's own chat template is rendered as transformers renders it (with `template_variables`, e.g. tools), special tokens in it are
-        read as such, and the answer ends at the model's end tokens. `options` are those of `generate`. Raises `TemplateError` as well.
+        The model's own chat template is rendered as transformers renders it (with `template_variables`, e.g. tools),
+        special tokens in it are read as such, and the answer ends at the model's end tokens. `options` are those of
+        `generate`. Raises `TemplateError` as well.
         """
         text = self.render_chat(messages, **dict(template_variables or {}))
         options.setdefault("parse_special", True)
@@ -258,7 +286,9 @@ class Context:
         return self.generate(text, max_tokens=max_tokens, stream=stream, **options)
 
     def agenerate(self, prompt: str | Sequence[int], **options: Any) -> AsyncGeneration:
-        """`generate` for asyncio: `async for piece in model.agenerate(...)`. Cancelling the task stops the work within a layer."""
+        """`generate` for asyncio: `async for piece in model.agenerate(...)`. Cancelling the task stops the work within
+        a layer.
+        """
         options.pop("stream", None)
         return AsyncGeneration(self.generate(prompt, stream=True, **options))
 
@@ -267,7 +297,7 @@ class Context:
         options.pop("stream", None)
         return AsyncGeneration(self.chat(messages, stream=True, **options))
 
-    # ---- measuring the model ----------------------------------------------------------------------------------------------------------------
+    # ---- measuring the model -----------------------------------------------------------------------------------------
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after each token: float32 [n_tokens, n_vocab]. Replaces the context's sequence."""
@@ -278,51 +308,56 @@ class Context:
         ids = self._checked_ids(tokens)
         self._room(len(ids), None)
         out = np.empty((len(ids), self._n_vocab), dtype=np.float32)
-        self._native.clear_cancel()
-        self._native.truncate(0)
-        for first in range(0, len(ids), self._native.n_batch):
-            part = ids[first : first + self._native.n_batch]
-            self._native.eval(part, all_logits=True)
-            data, rows, vocab = self._native.logits()
-            out[first : first + len(part)] = np.frombuffer(ffi.buffer(data, rows * vocab * 4), np.float32).reshape(rows, vocab)
+        self.native.clear_cancel()
+        self.native.truncate(0)
+        for first in range(0, len(ids), self.native.n_batch):
+            part = ids[first : first + self.native.n_batch]
+            self.native.eval(part, all_logits=True)
+            data, rows, vocab = self.native.logits()
+            out[first : first + len(part)] = np.frombuffer(ffi.buffer(data, rows * vocab * 4), np.float32).reshape(
+                rows, vocab
+            )
         return out
 
     def perplexity(self, text: str | Sequence[int], *, n_ctx: int | None = None, on_window: Any = None) -> float:
         """exp of the mean negative log probability of `text`, as llama.cpp's llama-perplexity defines it.
 
-        The tokens are cut into windows of `n_ctx` (None: the smaller of 512, the context, and the text); an incomplete last window is dropped;
-        each window begins with the model's first token in place of its own, where the model wants one; the second half of each
-        window is scored, so every scored token has at least n_ctx / 2 tokens before it. `on_window(i, n, so_far)` is called after each window.
+        The tokens are cut into windows of `n_ctx` (None: the smaller of 512, the context, and the text); an incomplete
+        last window is dropped; each window begins with the model's first token in place of its own, where the model
+        wants one; the second half of each window is scored, so every scored token has at least n_ctx / 2 tokens before
+        it. `on_window(i, n, so_far)` is called after each window.
         """
         ids = self.tokenize(text) if isinstance(text, str) else self._checked_ids(text)
         window = n_ctx or min(512, self.n_ctx, len(ids))
         if window > self.n_ctx:
             raise ContextOverflowError(f"perplexity: windows of {window} tokens do not fit a context of {self.n_ctx}")
         if window < 4 or len(ids) < window:
-            raise ArgumentError(f"perplexity: the text has {len(ids)} tokens; expected at least one window of {max(window, 4)}")
-        begin = self._weights.tokenizer.encode("", add_special=True)[:1] if self._weights.has_tokenizer else []
-        if begin and begin[0] != self._weights.tokenizer.bos_id:
-            begin = []
+            raise ArgumentError(
+                f"perplexity: the text has {len(ids)} tokens; expected at least one window of {max(window, 4)}"
+            )
+        begin = (
+            [self._weights.tokenizer.bos_id] if self._weights.has_tokenizer and self._weights.tokenizer.add_bos else []
+        )
         n_windows = len(ids) // window
         half = window // 2
         total, count = 0.0, 0
-        self._native.clear_cancel()
+        self.native.clear_cancel()
         for i in range(n_windows):
             part = ids[i * window : (i + 1) * window]
             part[: len(begin)] = begin
-            self._native.truncate(0)
-            self._native.eval(part[:half])
-            for first in range(half, window - 1, self._native.n_batch):
-                last = min(first + self._native.n_batch, window - 1)
-                self._native.eval(part[first:last], all_logits=True)
+            self.native.truncate(0)
+            self.native.eval(part[:half])
+            for first in range(half, window - 1, self.native.n_batch):
+                last = min(first + self.native.n_batch, window - 1)
+                self.native.eval(part[first:last], all_logits=True)
                 for row in range(last - first):
-                    total -= self._native.logprobs(row, part[first + row + 1], 0)[0]
+                    total -= self.native.logprobs(row, part[first + row + 1], 0)[0]
                     count += 1
             if on_window is not None:
                 on_window(i + 1, n_windows, math.exp(total / count))
         return math.exp(total / count)
 
-    # ---- checks -------------------------------------------------------------------------------------------------------------------------------
+    # ---- checks ------------------------------------------------------------------------------------------------------
 
     def _remember(self, generation: Generation) -> None:
         self._last = generation
@@ -343,7 +378,9 @@ class Context:
         ids = [int(token) for token in tokens]
         for position, token in enumerate(ids):
             if not 0 <= token < self._n_vocab:
-                raise ArgumentError(f"tokens: {token} at position {position} is outside the vocabulary of {self._n_vocab}")
+                raise ArgumentError(
+                    f"tokens: {token} at position {position} is outside the vocabulary of {self._n_vocab}"
+                )
         if not ids:
             raise ArgumentError("tokens: at least one is needed")
         return ids
@@ -361,7 +398,8 @@ class Context:
         room = self.n_ctx - n_prompt
         if n_prompt > self.n_ctx:
             raise ContextOverflowError(
-                f"context: the prompt has {n_prompt} tokens, the context holds {self.n_ctx}; shorten it, or load with a larger n_ctx"
+                f"context: the prompt has {n_prompt} tokens, the context holds {self.n_ctx}; shorten it, or load with "
+                f"a larger n_ctx"
             )
         if max_tokens is None:
             return room
@@ -369,7 +407,8 @@ class Context:
             raise ArgumentError(f"max_tokens: expected None or a number of tokens, found {max_tokens!r}")
         if max_tokens > room:
             raise ContextOverflowError(
-                f"context: {n_prompt} prompt tokens + {max_tokens} max_tokens = {n_prompt + max_tokens}, the context holds {self.n_ctx}; lower "
+                f"context: {n_prompt} prompt tokens + {max_tokens} max_tokens = {n_prompt + max_tokens}, the context "
+                f"holds {self.n_ctx}; lower "
                 f"max_tokens to {room}, or pass None for as many as fit"
             )
         return max_tokens
@@ -411,8 +450,8 @@ class AsyncGeneration:
 class Model:
     """Weights with a context to talk to. Close it (or use `with`) to free the memory at once.
 
-    `generate`, `chat`, `agenerate`, `achat`, `logits`, `perplexity`, `tokenize`, `detokenize`, `stats` work on the model's own context;
-    `new_context()` gives further sequences over the same weights, one per thread.
+    `generate`, `chat`, `agenerate`, `achat`, `logits`, `perplexity`, `tokenize`, `detokenize`, `stats` work on the
+    model's own context; `new_context()` gives further sequences over the same weights, one per thread.
     """
 
     def __init__(self, weights: Weights, options: ContextOptions, chat_template: str | None) -> None:
@@ -442,14 +481,15 @@ class Model:
         """Load a GGUF file (or all shards when `path` is one of them).
 
         device         'auto', 'cpu', 'cuda'. This build drives the CPU only and says so.
-        ram            most RAM to use: bytes, '8GiB', '50%'. Everything stays resident in this build, so a smaller budget is refused.
+        ram            most RAM to use: bytes, '8GiB', '50%'. Everything stays resident in this build, so a smaller
+                       budget is refused.
         vram           video memory to use; needs a CUDA backend.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
         n_threads      0: all cores this process may use. The result does not depend on it.
         chat_template  jinja source used instead of the file's.
         progress       called with (stage, done, total); return False to stop.
-        Raises         `IoError`, `ModelFormatError`, `UnsupportedModelError` (names what is not supported), `BudgetError` (need and have),
-                       `DeviceError`, `OutOfMemory`, `CancelledError`.
+        Raises         `IoError`, `ModelFormatError`, `UnsupportedModelError` (names what is not supported),
+                       `BudgetError` (need and have), `DeviceError`, `OutOfMemory`, `CancelledError`.
         """
         load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict)
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type)
@@ -465,7 +505,9 @@ class Model:
 
     def new_context(self, *, n_ctx: int | None = None, n_batch: int | None = None, n_threads: int | None = None,
                     kv_type: str | None = None) -> Context:  # fmt: skip
-        """A further sequence over the same weights; options default to the model's own. `BudgetError` when it does not fit `ram`."""
+        """A further sequence over the same weights; options default to the model's own. `BudgetError` when it does not
+        fit `ram`.
+        """
         own = self.context.options
         options = ContextOptions(
             own.n_ctx if n_ctx is None else n_ctx,
@@ -493,12 +535,14 @@ class Model:
         need = weights + kv + scratch
         if need > budget:
             raise BudgetError(
-                f"ram: '{self._weights.path.name}' needs {show_bytes(need)} ({need} bytes: weights {show_bytes(weights)}, keys and values "
-                f"{show_bytes(kv)}, scratch {show_bytes(scratch)}), the budget is {show_bytes(budget)} ({budget} bytes); lower n_ctx or "
+                f"ram: '{self._weights.path.name}' needs {show_bytes(need)} ({need} bytes: weights "
+                f"{show_bytes(weights)}, keys and values "
+                f"{show_bytes(kv)}, scratch {show_bytes(scratch)}), the budget is {show_bytes(budget)} ({budget} "
+                f"bytes); lower n_ctx or "
                 f"n_batch, use kv_type='q8_0', or raise ram"
             )
 
-    # ---- life -----------------------------------------------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Stop and free all contexts, then the weights; again is harmless."""
@@ -509,13 +553,15 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
         return f"<Model '{self._weights.path.name}'{' (closed)' if self._weights.is_closed else ''}>"
 
-    # ---- what it is -----------------------------------------------------------------------------------------------------------------------
+    # ---- what it is --------------------------------------------------------------------------------------------------
 
     @property
     def info(self) -> ModelInfo:
@@ -554,7 +600,7 @@ class Model:
     def stats(self) -> Stats:
         return self.context.stats
 
-    # ---- the model's own context ------------------------------------------------------------------------------------------------------------
+    # ---- the model's own context -------------------------------------------------------------------------------------
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
         return self.context.generate(prompt, **options)
@@ -589,7 +635,18 @@ class Model:
 
 def _share_documentation() -> None:
     """The model's methods are its context's; `help()` says the same of both."""
-    for name in ("generate", "chat", "agenerate", "achat", "render_chat", "tokenize", "detokenize", "logits", "perplexity", "stats"):
+    for name in (
+        "generate",
+        "chat",
+        "agenerate",
+        "achat",
+        "render_chat",
+        "tokenize",
+        "detokenize",
+        "logits",
+        "perplexity",
+        "stats",
+    ):
         ours = vars(Model)[name]
         if ours.__doc__ is None:
             ours.__doc__ = vars(Context)[name].__doc__

@@ -1,4 +1,5 @@
-"""One native context: exclusive use, calls that Ctrl-C can stop, errors as exceptions. Knows tokens and logits; no text, no sampling rules.
+"""One native context: exclusive use, calls that Ctrl-C can stop, errors as exceptions. Knows tokens and logits; no
+text, no sampling rules.
 
 Threads: one thread at a time computes (`exclusive`); `cancel` may come from any thread.
 """
@@ -18,9 +19,9 @@ from .metadata import checked, last_error
 if TYPE_CHECKING:
     from .weights import Weights
 
-# Python runs its Ctrl-C handler only between bytecodes, so a native call on the main thread would delay it. Calls expected to last longer
-# than this run on a helper thread while the main thread waits in a way that Ctrl-C interrupts; shorter ones are not worth the two
-# thread switches (some 50 us).
+# Python runs its Ctrl-C handler only between bytecodes, so a native call on the main thread would delay it. Calls
+# expected to last longer than this run on a helper thread while the main thread waits in a way that Ctrl-C interrupts;
+# shorter ones are not worth the two thread switches (some 50 us).
 _NOTICEABLE_S = 0.05
 
 
@@ -71,23 +72,29 @@ class NativeContext:
     def exclusive(self) -> Iterator[Any]:
         """The native pointer, for one thread at a time; a second thread gets a `MoepicError` instead of waiting."""
         if not self._lock.acquire(blocking=False):
-            raise MoepicError("this context is computing on another thread; use one context per thread (model.new_context())")
+            raise MoepicError(
+                "this context is computing on another thread; use one context per thread (model.new_context())"
+            )
         try:
             yield self.pointer
         finally:
             self._lock.release()
 
-    # ---- computing ------------------------------------------------------------------------------------------------------------------
+    # ---- computing ---------------------------------------------------------------------------------------------------
 
     def eval(self, tokens: Sequence[int], *, all_logits: bool = False) -> None:
-        """Append tokens and compute logits of the last one, or of all. Ctrl-C stops within a layer and keeps the context usable."""
+        """Append tokens and compute logits of the last one, or of all. Ctrl-C stops within a layer and keeps the
+        context usable.
+        """
         from ._ffi import lib
 
         ids = self._ids(tokens)
         with self.exclusive() as pointer:
             slow = len(tokens) > 1 or self._last_call_s > _NOTICEABLE_S
             start = time.perf_counter()
-            self._interruptible(lambda: lib.moepic_context_eval(pointer, ids, len(tokens), int(all_logits)), pointer, slow)
+            self._interruptible(
+                lambda: lib.moepic_context_eval(pointer, ids, len(tokens), int(all_logits)), pointer, slow
+            )
             self._last_call_s = time.perf_counter() - start
 
     def _interruptible(self, call: Callable[[], int], pointer: Any, slow: bool) -> None:
@@ -139,7 +146,7 @@ class NativeContext:
 
         lib.moepic_context_clear_cancel(self.pointer)
 
-    # ---- the sequence ---------------------------------------------------------------------------------------------------------------
+    # ---- the sequence ------------------------------------------------------------------------------------------------
 
     def reuse(self, tokens: Sequence[int]) -> int:
         """Keep the common prefix with `tokens`, at most all but the last; returns how many were kept."""
@@ -177,7 +184,7 @@ class NativeContext:
         checked(lib.moepic_context_logprobs(one, ids, values, self.pointer, row, token, top))
         return one[0], [(ids[i], values[i]) for i in range(top)]
 
-    # ---- counters -------------------------------------------------------------------------------------------------------------------
+    # ---- counters ----------------------------------------------------------------------------------------------------
 
     def counters(self) -> dict[str, float]:
         """The native `moepic_stats` as a dict."""
@@ -202,9 +209,9 @@ class NativeSampler:
 
         native = ffi.new("moepic_sampler_options*")
         lib.moepic_sampler_options_init(native)
-        for name in ("temperature", "top_k", "top_p", "min_p", "typical_p", "repeat_penalty", "presence_penalty", "frequency_penalty",
-                     "penalty_last_n"):  # fmt: skip
-            setattr(native, name, getattr(options, name))
+        for name in vars(options):
+            if name not in ("seed", "logit_bias"):  # the rest has the same names on both sides
+                setattr(native, name, getattr(options, name))
         native.seed = seed
         bias_ids = ffi.new("int32_t[]", list(options.logit_bias.keys()))
         bias_values = ffi.new("float[]", [float(value) for value in options.logit_bias.values()])

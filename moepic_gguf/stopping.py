@@ -10,9 +10,10 @@ from .errors import ArgumentError
 class StopScanner:
     """Passes text on until a stop string is complete, and never lets a part of one out.
 
-    A stop string counts at the character that completes it, wherever the pieces were cut; of several completed by the same character
-    the one that began first counts. The text before its first character is the answer; it and all that follows is dropped.
-    What could still become a stop string is held back: at most the longest stop string less one character.
+    A stop string counts at the character that completes it, wherever the pieces were cut; of several completed by the
+    same character the one that began first counts. The text before its first character is the answer; it and all that
+    follows is dropped. What could still become a stop string is held back: at most the longest stop string less one
+    character.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from .config import ISA_NAMES, LoadOptions, choose_device
 from .errors import BudgetError, IoError, MoepicError, TemplateError, UnsupportedModelError
 from .metadata import GgufFile, Metadata, checked, text_of, type_name
 
-log = logging.getLogger("moepic")
+log = logging.getLogger("moepic_gguf")
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
 
 Progress = Callable[[str, int, int], object]  # stage, done, total; False stops
@@ -73,9 +73,12 @@ class ModelInfo:
     def __str__(self) -> str:
         experts = f"{self.n_expert} experts, {self.n_expert_used} used per token" if self.n_expert else "dense"
         return (
-            f"{self.name or Path(self.path).name}: {self.architecture}, {self.n_layer} layers, {experts}, {self.n_params / 1e6:,.0f} M weights\n"
-            f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per token "
-            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, kernels {self.isa}"
+            f"{self.name or Path(self.path).name}: {self.architecture}, {self.n_layer} layers, {experts}, "
+            f"{self.n_params / 1e6:,.0f} M weights\n"
+            f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per "
+            f"token "
+            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, "
+            f"kernels {self.isa}"
         )
 
 
@@ -106,7 +109,7 @@ class Weights:
         self.require_open()
         return lib.moepic_model_file(self._pointer)
 
-    # ---- life ---------------------------------------------------------------------------------------------------------------------------
+    # ---- life --------------------------------------------------------------------------------------------------------
 
     @property
     def is_closed(self) -> bool:
@@ -149,7 +152,7 @@ class Weights:
         if getattr(self, "_pointer", None) is not None:
             self.close()
 
-    # ---- what it is -----------------------------------------------------------------------------------------------------------------------
+    # ---- what it is --------------------------------------------------------------------------------------------------
 
     @property
     def info(self) -> ModelInfo:
@@ -160,7 +163,9 @@ class Weights:
         raw.size = ffi.sizeof("moepic_model_info")
         checked(lib.moepic_model_get_info(raw, self._pointer))
         numbers = {
-            name: getattr(raw, name) for name, _ in ffi.typeof("moepic_model_info").fields if name not in ("size", "architecture", "isa")
+            name: getattr(raw, name)
+            for name, _ in ffi.typeof("moepic_model_info").fields
+            if name not in ("size", "architecture", "isa")
         }
         return ModelInfo(
             path=str(self.path),
@@ -177,8 +182,11 @@ class Weights:
         raw = ffi.new("moepic_layer_info*")
         raw.size = ffi.sizeof("moepic_layer_info")
         checked(lib.moepic_model_get_layer(raw, self._pointer, il))
-        row = {name: getattr(raw, name) for name, _ in ffi.typeof("moepic_layer_info").fields if name != "size"}
-        return LayerInfo(**{name: type_name(value) if name.endswith("_type") else value for name, value in row.items()})
+        row: dict[str, Any] = {
+            name: getattr(raw, name) for name, _ in ffi.typeof("moepic_layer_info").fields if name != "size"
+        }
+        row.update({name: type_name(value) for name, value in row.items() if name.endswith("_type")})
+        return LayerInfo(**row)
 
     @property
     def n_vocab(self) -> int:
@@ -186,7 +194,10 @@ class Weights:
 
     @property
     def has_tokenizer(self) -> bool:
-        return "tokenizer.ggml.model" in self.metadata and self.metadata["tokenizer.ggml.model"] not in ("none", "no_vocab")
+        return "tokenizer.ggml.model" in self.metadata and self.metadata["tokenizer.ggml.model"] not in (
+            "none",
+            "no_vocab",
+        )
 
     @property
     def tokenizer(self) -> Any:
@@ -194,7 +205,8 @@ class Weights:
         if self._tokenizer is None:
             if not self.has_tokenizer:
                 raise UnsupportedModelError(
-                    f"'{self.path.name}' carries no tokenizer, so it takes and gives token ids: pass a list of ids instead of text"
+                    f"'{self.path.name}' carries no tokenizer, so it takes and gives token ids: pass a list of ids "
+                    f"instead of text"
                 )
             from .tokenizer import Tokenizer
 
@@ -202,12 +214,15 @@ class Weights:
         return self._tokenizer
 
     def template_source(self, name: str | None = None) -> str:
-        """The file's chat template (or its named variant); `TemplateError` when there is none. No other template is ever used instead."""
+        """The file's chat template (or its named variant); `TemplateError` when there is none. No other template is
+        ever used instead.
+        """
         key = "tokenizer.chat_template" + (f".{name}" if name else "")
         source = self.metadata.get(key)
         if not isinstance(source, str):
             raise TemplateError(
-                f"'{self.path.name}' has no chat template (key '{key}'): pass chat_template=... to Model.load, or use generate() with plain text"
+                f"'{self.path.name}' has no chat template (key '{key}'): pass chat_template=... to Model.load, or use "
+                f"generate() with plain text"
             )
         return source
 
@@ -235,7 +250,11 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
         import difflib
 
         close = difflib.get_close_matches(found.name, [item.name for item in near], n=1, cutoff=0.5)
-        tip = f"did you mean '{found.parent / close[0]}'?" if close else "there are " + ", ".join(f"'{item.name}'" for item in near[:5])
+        tip = (
+            f"did you mean '{found.parent / close[0]}'?"
+            if close
+            else "there are " + ", ".join(f"'{item.name}'" for item in near[:5])
+        )
     else:
         tip = "models/README.md says how to get and place models"
     raise IoError(f"'{found}' does not exist: {tip}")
@@ -250,7 +269,8 @@ def _check_file_fits(path: Path, options: LoadOptions) -> None:
         need = sum(tensor.n_bytes for tensor in file.tensors)
     if need > budget:
         raise BudgetError(
-            f"ram: '{path.name}' needs {show_bytes(need)} ({need} bytes) for its weights alone, the budget is {show_bytes(budget)} "
+            f"ram: '{path.name}' needs {show_bytes(need)} ({need} bytes) for its weights alone, the budget is "
+            f"{show_bytes(budget)} "
             f"({budget} bytes); this build keeps all weights in memory"
         )
 
@@ -289,7 +309,7 @@ _sink_lock = threading.Lock()
 
 
 def _log_to_python() -> None:
-    """Send the core's messages to the logger 'moepic'."""
+    """Send the core's messages to the logger 'moepic_gguf'."""
     from ._ffi import ffi, lib
 
     with _sink_lock:

@@ -1,0 +1,1 @@
+"""Console scripts: chat, info, bench. The only place that prints and reads the environment (`MOEPIC_*`, by click)."""

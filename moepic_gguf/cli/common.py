@@ -1,0 +1,167 @@
+"""What the console scripts share: options, one-line errors, the loading bar. Knows no chat and no benchmark."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from ..errors import InternalError, IoError, MoepicError
+from ..model import Model
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# `-sys` is a long option with one dash, as in llama.cpp; MOEPIC_CTX_SIZE and the like set defaults.
+SETTINGS = {"auto_envvar_prefix": "MOEPIC", "help_option_names": ["-h", "--help"], "show_default": True}
+
+
+def stderr() -> Console:
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def one_line_errors(command: F) -> F:
+    """Errors we raise on purpose become one line and exit code 2; a defect of ours keeps its traceback."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except InternalError:
+            raise
+        except MoepicError as error:
+            click.echo(f"error: {explain(error)}", err=True)
+            sys.exit(2)
+        except BrokenPipeError:  # the reader of our output left
+            sys.stderr.close()
+            sys.exit(141)
+        except KeyboardInterrupt:
+            click.echo("", err=True)
+            sys.exit(130)
+
+    return run  # type: ignore[return-value]
+
+
+def explain(error: MoepicError) -> str:
+    """The error's text on one line, with a tip for a name that is no file but looks like a model's name elsewhere."""
+    text = " ".join(str(error).split())
+    if isinstance(error, IoError) and "does not exist" in text and "README" not in text:
+        text += " (models/README.md says how to get and place models)"
+    return text
+
+
+def set_up_logging(verbose: int) -> None:
+    """Warnings by default; -v for information, -vv for everything."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=stderr(), show_time=False, show_path=False, markup=False)
+    logger = logging.getLogger("moepic_gguf")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel((logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)])
+
+
+def load_options(command: F) -> F:
+    """The options of `Model.load`, named as in llama.cpp where it has them."""
+    for option in reversed(
+        [
+            click.option(
+                "-c",
+                "--ctx-size",
+                "n_ctx",
+                type=click.IntRange(0),
+                default=0,
+                help="Positions; 0: the model's, at most 4096.",
+            ),
+            click.option(
+                "-b",
+                "--batch-size",
+                "n_batch",
+                type=click.IntRange(0),
+                default=0,
+                help="Tokens computed together in prefill.",
+            ),
+            click.option(
+                "-t",
+                "--threads",
+                "n_threads",
+                type=click.IntRange(0),
+                default=0,
+                help="0: all cores this process may use.",
+            ),
+            click.option(
+                "-ctk",
+                "--cache-type",
+                "kv_type",
+                type=click.Choice(["f16", "q8_0"]),
+                default="f16",
+                help="Keys and values.",
+            ),
+            click.option("--ram", default=None, metavar="SIZE", help="Most RAM to use: bytes, 8GiB, 50%."),
+            click.option("--vram", default=None, metavar="SIZE", help="Video memory to use (needs a CUDA backend)."),
+            click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute."),
+            click.option(
+                "--isa",
+                type=click.Choice(["auto", "scalar", "avx2", "avx512"]),
+                default="auto",
+                help="Instruction set.",
+            ),
+            click.option(
+                "--granule", type=click.IntRange(0), default=0, help="Neurons per granule; 0: the engine's rule."
+            ),
+            click.option("--strict", is_flag=True, help="A downgrade is an error instead of a warning."),
+            click.option("-v", "--verbose", count=True, help="Say more; -vv says everything."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def load_model(
+    path: str | Path, options: dict[str, Any], *, chat_template: str | None = None, quiet: bool = False
+) -> Model:
+    """`Model.load` with a bar on a terminal. Size options that are plain digits are bytes."""
+    options = {name: value for name, value in options.items() if name != "verbose"}
+    console = stderr()
+    if quiet or not console.is_terminal:
+        return Model.load(path, chat_template=chat_template, **options)
+    with progress_bar(console) as bar:
+        task = bar.add_task(f"loading {Path(path).name}", total=None)
+
+        def report(stage: str, done: int, total: int) -> bool:
+            bar.update(task, completed=done, total=total or None)
+            return True
+
+        return Model.load(path, chat_template=chat_template, progress=report, **options)
+
+
+def progress_bar(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def model_argument(path: str) -> Path:
+    """The path of a MODEL argument; a name of another program's kind gets a hint."""
+    from ..weights import resolve_path
+
+    try:
+        return resolve_path(path)
+    except IoError:
+        if (
+            not path.endswith(".gguf")
+            and not Path(path).exists()
+            and ("/" in path or ":" in path)
+            and not path.startswith((".", "/", "~"))
+        ):
+            raise IoError(
+                f"'{path}' does not exist: MODEL is a GGUF file on this machine, and nothing is downloaded; "
+                f"models/README.md says how to "
+                f"get and place models"
+            ) from None
+        raise
