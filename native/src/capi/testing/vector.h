@@ -40,7 +40,7 @@ MOEPIC_API int moepic_test_kv_bytes(const moepic_test_kv* kv, int64_t* keys_byte
 MOEPIC_API int moepic_test_kv_store(int isa, const moepic_test_kv* kv, int64_t pos, int64_t n, const float* k, const float* v);
 
 /* One attention job over tokens [token_begin, token_end) and heads [head_begin, head_end); sinks may be null. repeats > 1 is for timing;
-   seconds (may be null) is the shortest of them. */
+   seconds (may be null) is the least CPU time of one of them. */
 MOEPIC_API int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
                                      int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end, float scale,
                                      int64_t window, const float* sinks, int repeats, double* seconds);
