@@ -81,6 +81,7 @@ class Generation:
     text           the answer, cut before a stop string; '' for a model without a tokenizer
     finish_reason  'stop' (stop token or string: `stop_reason`), 'length', 'cancelled'; None while it runs
     ttft_s, tpot_s wall seconds to the first token, and mean per later token (None with fewer than two)
+    times_s        wall seconds from the start to each drawn token, the stop token's too
     logprobs       one `TokenLogprob` per token, when asked for
     prompt_tokens, reused_tokens, seed
 
@@ -104,9 +105,7 @@ class Generation:
         self.prompt_tokens = len(request.prompt)
         self.reused_tokens = 0
         self.seed = request.seed
-        self.ttft_s: float | None = None
-        self.tpot_s: float | None = None
-        self.total_s = 0.0
+        self.times_s: list[float] = []
 
     # ---- the stream --------------------------------------------------------------------------------------------------
 
@@ -151,6 +150,15 @@ class Generation:
             self._finish("cancelled")
 
     @property
+    def ttft_s(self) -> float | None:
+        return self.times_s[0] if self.times_s else None
+
+    @property
+    def tpot_s(self) -> float | None:
+        times = self.times_s
+        return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
+
+    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
@@ -186,7 +194,6 @@ class Generation:
         scanner = StopScanner(request.stop)
         context.clear_cancel()  # one that came between two answers hit nothing
         start = time.perf_counter()
-        first = start
         if request.echo:
             if not self._emit(request.echo):
                 return self._finish("cancelled")
@@ -203,12 +210,7 @@ class Generation:
                     break
                 context.eval(pending)
                 token = sampler.sample(context)
-                now = time.perf_counter()
-                if self.ttft_s is None:
-                    first, self.ttft_s = now, now - start
-                else:
-                    self.tpot_s = (now - first) / len(self.tokens)
-                self.total_s = now - start
+                self.times_s.append(time.perf_counter() - start)
                 if token in request.stop_ids:
                     reason, why = "stop", token
                     break
