@@ -61,7 +61,7 @@ inline constexpr int kWide = kAccumulators / R >= 8   ? 8
 
 // How a stored block becomes floats. Both are exact: a half widens, and an 8-bit code times a half has at most 19 significant bits.
 struct HalfBlocks {
-    static constexpr KvType kType = KvType::f16;
+    static constexpr int64_t kPerLine = 2;  // vectors per cache line
     using KeyScale = struct {};
     static int64_t group_len(int64_t head_dim) { return head_dim; }  // one group: nothing is shared
     static KeyScale key_scale(const std::byte*) { return {}; }
@@ -77,7 +77,7 @@ struct HalfBlocks {
 };
 
 struct Q8Blocks {
-    static constexpr KvType kType = KvType::q8_0;
+    static constexpr int64_t kPerLine = 4;
     using KeyScale = F16x;
     static int64_t group_len(int64_t) { return kKvGroup; }
     static KeyScale key_scale(const std::byte* group) { return f_load_half(reinterpret_cast<const uint16_t*>(group)); }
@@ -130,18 +130,29 @@ inline int64_t rows_that_fit(const KvView& kv) {
     return max_of(kRows, min_of(kMostRows, fit));
 }
 
-// Scores of R rows against NB blocks of keys, block_bytes apart. q [head_dim][kRows], scores [R][kChunk].
+// A hardware prefetcher stops at each 4 KiB page, which one block of 128 channels fills; so while keys of a chunk are read, its values are
+// called into L2 at the same pace, and meanwhile values the keys of the next chunk. Never faults, so it may point behind the end.
+inline void call_in(const std::byte* p) {
+    __builtin_prefetch(p, 0, 2);
+}
+
+// Scores of R rows against NB blocks of keys, block_bytes apart. q [head_dim][kRows], scores [R][kChunk]. `ahead`: what to call in,
+// ahead_bytes apart.
 template <class Blocks, int R, int NB>
-inline void score_blocks(const std::byte* keys, int64_t block_bytes, int64_t head_dim, const float* q, float* scores) {
+inline void score_blocks(const std::byte* keys, int64_t block_bytes, int64_t head_dim, const float* q, float* scores,
+                         const std::byte* ahead, int64_t ahead_bytes) {
     F16x sum[R][NB];
     for (int r = 0; r < R; ++r) {
         for (int b = 0; b < NB; ++b) sum[r][b] = f_set(0.0f);
     }
     const int64_t len = Blocks::group_len(head_dim);
-    for (int64_t begin = 0; begin < head_dim; begin += len, keys += kKvGroupBytes) {
+    for (int64_t begin = 0; begin < head_dim; begin += len, keys += kKvGroupBytes, ahead += kKvGroupBytes) {
         typename Blocks::KeyScale scale[NB];
         for (int b = 0; b < NB; ++b) scale[b] = Blocks::key_scale(keys + b * block_bytes);
         for (int64_t i = 0; i < len; ++i, q += kRows) {
+            if (i % Blocks::kPerLine == 0) {
+                for (int b = 0; b < NB; ++b) call_in(ahead + b * ahead_bytes + i / Blocks::kPerLine * 64);
+            }
             F16x k[NB];
 #pragma GCC unroll 8
             for (int b = 0; b < NB; ++b) k[b] = Blocks::key(keys + b * block_bytes, i, scale[b]);
@@ -160,8 +171,8 @@ inline void score_blocks(const std::byte* keys, int64_t block_bytes, int64_t hea
 
 // out[r][unit] += sum over positions [begin, end) of one block of weight * value, for NU units from `u`.
 template <class Blocks, int R, int NU>
-inline void weigh_units(const std::byte* block, int64_t u, int64_t begin, int64_t end, const float* weights, float* out,
-                        int64_t out_stride) {
+inline void weigh_units(const std::byte* block, int64_t u, int64_t begin, int64_t end, const float* weights, float* out, int64_t out_stride,
+                        const std::byte* ahead) {
     F16x sum[R][NU];
     const std::byte* unit[NU];
     typename Blocks::ValueScale scale[NU];
@@ -171,6 +182,9 @@ inline void weigh_units(const std::byte* block, int64_t u, int64_t begin, int64_
         for (int r = 0; r < R; ++r) sum[r][c] = f_load(out + r * out_stride + (u + c) * kKvUnit);
     }
     for (int64_t p = begin; p < end; ++p) {
+        if (p % Blocks::kPerLine == 0) {
+            for (int c = 0; c < NU; ++c) call_in(Blocks::unit(ahead, u + c) + p / Blocks::kPerLine * 64);
+        }
         F16x v[NU];
 #pragma GCC unroll 8
         for (int c = 0; c < NU; ++c) v[c] = Blocks::value(unit[c], p, scale[c]);
@@ -201,9 +215,13 @@ struct Chunk {
         const int64_t dim = job.kv.head_dim_k;
         int64_t b = block_begin;
         for (; b + wide <= block_end; b += wide) {
-            score_blocks<Blocks, R, wide>(keys + b * key_bytes, key_bytes, dim, q, scores + b * kKvBlock);
+            score_blocks<Blocks, R, wide>(keys + b * key_bytes, key_bytes, dim, q, scores + b * kKvBlock, values + b * value_bytes,
+                                          value_bytes);
         }
-        for (; b < block_end; ++b) score_blocks<Blocks, R, 1>(keys + b * key_bytes, key_bytes, dim, q, scores + b * kKvBlock);
+        for (; b < block_end; ++b) {
+            score_blocks<Blocks, R, 1>(keys + b * key_bytes, key_bytes, dim, q, scores + b * kKvBlock, values + b * value_bytes,
+                                       value_bytes);
+        }
     }
 
     // Positions [begin, end) of the chunk.
@@ -214,10 +232,11 @@ struct Chunk {
             const int64_t b = begin / kKvBlock;
             const int64_t from = begin % kKvBlock, to = min_of(kKvBlock, end - b * kKvBlock);
             const std::byte* block = values + b * value_bytes;
+            const std::byte* ahead = keys + (kChunkBlocks + b) * key_bytes;
             const float* w = weights + b * kKvBlock;
             int64_t u = 0;
-            for (; u + wide <= units; u += wide) weigh_units<Blocks, R, wide>(block, u, from, to, w, out, units * kKvUnit);
-            for (; u < units; ++u) weigh_units<Blocks, R, 1>(block, u, from, to, w, out, units * kKvUnit);
+            for (; u + wide <= units; u += wide) weigh_units<Blocks, R, wide>(block, u, from, to, w, out, units * kKvUnit, ahead);
+            for (; u < units; ++u) weigh_units<Blocks, R, 1>(block, u, from, to, w, out, units * kKvUnit, ahead);
             begin = (b + 1) * kKvBlock;
         }
     }
