@@ -1,13 +1,15 @@
 """How each byte-level BPE family cuts text into words before merging: `tokenizer.ggml.pre` -> split patterns, as data.
 
-The patterns are facts of the formats (each is published in the model's own `tokenizer.json`), written so that the cuts equal llama.cpp's, the
-reference for GGUF files. Three things follow from that and are not mistakes:
+The patterns are facts of the formats (each is published in the model's own `tokenizer.json`), written so that the cuts
+equal llama.cpp's, the reference for GGUF files. So these are no mistakes:
 - Contractions list both cases instead of using `(?i:)`, which would also fold U+017F (long s) to `s`.
-- `gpt-4o`, `tekken` and their kin tell upper from lower case only in ASCII; for other letters both halves of the pattern match.
-- Where a published pattern ends in `|\\s+` after `\\s+(?!\\S)`, gpt-2's ends before it: what no pattern matches is a word of its own anyway.
+- `gpt-4o`, `tekken` and their kin tell upper from lower case only in ASCII; for other letters both halves match.
+- Where a published pattern ends in `|\\s+` after `\\s+(?!\\S)`, gpt-2's ends before it: what no pattern matches is a
+  word of its own anyway.
+- The wide classes of the DeepSeek rows leave out the white space that lies in their ranges.
 
-Patterns are applied one after another, each to the pieces left by the one before; a match is a piece, and so is the text between matches.
-This module knows no library and no vocabulary.
+Patterns are applied one after another, each to the pieces left by the one before; a match is a piece, and so is the
+text between matches. This module knows no library and no vocabulary.
 """
 
 from __future__ import annotations
@@ -24,11 +26,13 @@ class PreTokenizer:
 
     splits         patterns (Oniguruma syntax), applied in order.
     whole_words    a word that is itself a token is that token, whatever the merges say.
+    first_joins_left  a match of the first pattern stays with the unmatched text before it.
     add_bos        what the family does when the file has no `add_bos_token` key.
     """
 
     splits: tuple[str, ...]
     whole_words: bool = False
+    first_joins_left: bool = False
     add_bos: bool = False
 
 
@@ -149,18 +153,21 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
             (
                 r"[\r\n]",
                 rf"\s?[{_CASED_LETTERS}]+",
-                rf"\s?[{_WIDE_PUNCTUATION}]+",
+                rf"\s?(?:(?!\s)[{_WIDE_PUNCTUATION}])+",
                 r"\s+\z",
-                f"[{_DEEPSEEK_CJK}]+",
+                rf"(?:(?!\s)[{_DEEPSEEK_CJK}])+",
                 r"\p{N}+",
             )
         ),
     ),
-    ("deepseek-coder", PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", f"[{_DEEPSEEK_CJK}]+", r"\p{N}"))),
-    ("afmoe", PreTokenizer((_THREES_FROM_THE_RIGHT, f"[{_AFMOE_SCRIPTS}]+", _DEEPSEEK_V3))),
+    (
+        "deepseek-coder",
+        PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", rf"(?:(?!\s)[{_DEEPSEEK_CJK}])+", r"\p{N}")),
+    ),
+    ("afmoe", PreTokenizer((_THREES_FROM_THE_RIGHT, f"[{_AFMOE_SCRIPTS}]+", _DEEPSEEK_V3), first_joins_left=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", _GPT4O_ROW),
     ("tekken", PreTokenizer((_cased("", r"\p{N}"),), whole_words=True, add_bos=True)),
-    ("tiny_aya cohere2moe", PreTokenizer((_THREES_FROM_THE_RIGHT, _TINY_AYA))),
+    ("tiny_aya cohere2moe", PreTokenizer((_THREES_FROM_THE_RIGHT, _TINY_AYA), first_joins_left=True)),
     ("youtu", PreTokenizer((_YOUTU_SCRIPTS, _YOUTU), whole_words=True)),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
     ("poro-chat bloom gpt3-finnish", _BLOOM_ROW),
@@ -172,12 +179,13 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: row for names, row in _ROWS for
 
 
 def pre_tokenizer(name: str) -> PreTokenizer:
-    """The row for `tokenizer.ggml.pre` = `name`. Raises UnsupportedModelError, which names the nearest known ids, where there is none."""
+    """The row for `tokenizer.ggml.pre` = `name`; UnsupportedModelError, naming the nearest known ids, where none is."""
     row = PRE_TOKENIZERS.get(name)
     if row is None:
         near = difflib.get_close_matches(name, PRE_TOKENIZERS, n=3, cutoff=0.4)
         hint = f"; nearest known: {', '.join(near)}" if near else ""
         raise UnsupportedModelError(
-            f"tokenizer.ggml.pre: '{name}' is not a known pre-tokenizer{hint} (guessing would change token ids, so we do not)"
+            f"tokenizer.ggml.pre: '{name}' is not a known pre-tokenizer{hint} "
+            "(another one would give other token ids, so none is guessed)"
         )
     return row

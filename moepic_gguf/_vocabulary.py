@@ -1,8 +1,9 @@
 """The keys `tokenizer.ggml.*` of a GGUF, checked and turned into one plain `Vocabulary`. Knows no tokenizer library.
 
-What a token is for comes from three places, in this order: its entry in `token_type`; its text, for the end-of-turn and fill-in-the-middle
-tokens that many files mark as ordinary; and a few families whose files are known to mark them wrongly. The lists are those by which llama.cpp
-collects its end-of-generation ids, because chat templates and files in the wild have been tested against them.
+What a token is for comes from three places, in this order: its entry in `token_type`; its text, for the end-of-turn and
+fill-in-the-middle tokens that many files mark as ordinary; and a few families whose files are known to mark them
+wrongly. The lists are those by which llama.cpp collects its end-of-generation ids, because chat templates and files in
+the wild have been tested against them.
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ _END_OF_GENERATION = (
 )
 # Fill-in-the-middle roles: metadata key -> texts. The last three also end a generation.
 _FILL_IN = {
-    "fim_pre_token_id": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>", "\u2581<PRE>",
-                         "<|code_prefix|>", "<|prefix|>"),
-    "fim_suf_token_id": ("<|fim_suffix|>", "<fim-suffix>", "<fim_suffix>", "<\uff5cfim\u2581hole\uff5c>", "<SUF>", "\u2581<SUF>",
-                         "<|code_suffix|>", "<|suffix|>"),
-    "fim_mid_token_id": ("<|fim_middle|>", "<fim-middle>", "<fim_middle>", "<\uff5cfim\u2581end\uff5c>", "<MID>", "\u2581<MID>",
-                         "<|code_middle|>", "<|middle|>"),
-    "fim_pad_token_id": ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
-    "fim_rep_token_id": ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>"),
-    "fim_sep_token_id": ("<|file_sep|>",),
-}  # fmt: skip
+    "fim_pre_token_id": "<|fim_prefix|> <fim-prefix> <fim_prefix> <\uff5cfim\u2581begin\uff5c> <PRE> \u2581<PRE> "
+    "<|code_prefix|> <|prefix|>",
+    "fim_suf_token_id": "<|fim_suffix|> <fim-suffix> <fim_suffix> <\uff5cfim\u2581hole\uff5c> <SUF> \u2581<SUF> "
+    "<|code_suffix|> <|suffix|>",
+    "fim_mid_token_id": "<|fim_middle|> <fim-middle> <fim_middle> <\uff5cfim\u2581end\uff5c> <MID> \u2581<MID> "
+    "<|code_middle|> <|middle|>",
+    "fim_pad_token_id": "<|fim_pad|> <fim-pad> <fim_pad> <PAD> [PAD]",
+    "fim_rep_token_id": "<|fim_repo|> <|repo_name|> <fim-repo> <REPO> <reponame>",
+    "fim_sep_token_id": "<|file_sep|>",
+}
 _FILL_IN_ENDS = ("fim_pad_token_id", "fim_rep_token_id", "fim_sep_token_id")
 # gpt-oss: parts of its channel syntax, to be shown and never hidden as control tokens.
 _ALWAYS_SHOWN = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
@@ -151,7 +152,7 @@ def _kinds(meta: Mapping[str, object], n_tokens: int) -> bytearray:
     if len(types) < n_tokens:
         raise ModelFormatError(f"{PREFIX}token_type: {len(types)} entries for {n_tokens} tokens")
     try:
-        # Anything outside the enumeration is "undefined": it has no text and is matched by nothing, like an unused token.
+        # Anything outside the enumeration is "undefined": it spells nothing, like an unused token.
         return bytearray(kind if NORMAL <= kind <= BYTE else UNUSED for kind in types[:n_tokens])
     except TypeError as error:
         raise ModelFormatError(f"{PREFIX}token_type: expected integers ({error})") from None
@@ -168,7 +169,7 @@ def _scores(meta: Mapping[str, object], n_tokens: int) -> list[float]:
 
 
 def _phi3_rstrip(meta: Mapping[str, object], texts: list[str], kinds: bytearray, ids: dict[str, int]) -> frozenset[int]:
-    """Phi-3 was trained with special tokens that swallow the space after them; its GGUF files say so only by their name."""
+    """Phi-3's special tokens swallow the space after them; its GGUF files say so only by their name."""
     name = str(meta.get("general.name", "")).lower()
     if "phi-3" not in name and "phi3" not in name:
         return frozenset()
@@ -206,7 +207,7 @@ def read_vocabulary(
     eom_id = named_or_found("eom_token_id", _END_OF_MESSAGE)
     stops: set[int] = set()
     for key, candidates in _FILL_IN.items():
-        found = named_or_found(key, candidates)
+        found = named_or_found(key, tuple(candidates.split()))
         if found is not None and key in _FILL_IN_ENDS:
             stops.add(found)
     for text in _END_OF_GENERATION:

@@ -1,7 +1,8 @@
 """The exceptions of MoEpic-GGUF, and the one place where native codes become exceptions.
 
-Every error raised on purpose derives from `MoepicError`, and from the builtin that a caller would naturally catch as well (`ValueError` for a bad
-argument, `MemoryError` for a budget that does not fit, ...). This module knows no native library: it is given a code and a text.
+Every error raised on purpose derives from `MoepicError`, and from the builtin that a caller would naturally catch as
+well (`ValueError` for a bad argument, `MemoryError` where memory ran out). This module knows no native library: it is
+given a code and a text.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ _BY_CODE: dict[int, type[MoepicError]] = {
 
 
 def check(code: int, text: str) -> None:
-    """Return if the native `code` is 0 or positive, else raise its exception with `text` (the thread's last error text).
+    """Return if the native `code` is 0 or positive, else raise its exception with `text`, the thread's last error.
 
     A code outside the table is an `InternalError` that shows the code: header and bindings have drifted apart.
     """

@@ -1,11 +1,13 @@
 """Text to token ids and back, from the keys of a GGUF file, with ids equal to llama.cpp's.
 
-The merging is done by the `tokenizers` library; this module builds it from the file's lists and does the two things around it that a GGUF
-defines differently: special tokens are cut out of the text longest first (the library cuts leftmost first, which differs where two overlap),
-and SentencePiece-style vocabularies get their leading space per piece of text between specials. It parses no file and knows no model.
+The merging is done by the `tokenizers` library; this module builds it from the file's lists and does the two things
+around it that GGUF runtimes define differently: special tokens are cut out of the text longest first (the library cuts
+leftmost first, which differs where two overlap), and SentencePiece-style vocabularies get their leading space per piece
+of text between specials. It parses no file and knows no model.
 
-Two families: `gpt2`, byte-level BPE with a split pattern per `tokenizer.ggml.pre` (`_pretokenizers`), and `llama`, SentencePiece BPE whose
-merges are implied by the scores, with bytes as the fallback. `gemma4` is BPE over plain UTF-8 with spaces escaped and the same fallback.
+Three kinds: `gpt2`, byte-level BPE with split patterns per `tokenizer.ggml.pre` (`_pretokenizers`); `llama`,
+SentencePiece BPE whose merges are implied by the scores, with bytes as the fallback; `gemma4`, BPE over plain UTF-8
+with spaces escaped and the same fallback.
 """
 
 from __future__ import annotations
@@ -60,6 +62,7 @@ class Tokenizer:
         self._vocabulary = vocabulary
         self._core = core
         self._byte_level = byte_level
+        self._has_gaps = core.get_vocab_size() > len(vocabulary.texts)
         self._space_prefix = space_prefix
         self._add_bos = add_bos
         self._add_eos = add_eos
@@ -75,8 +78,8 @@ class Tokenizer:
     def from_metadata(cls, meta: Mapping[str, object]) -> Tokenizer:
         """Build from GGUF keys (`tokenizer.ggml.*`, and `general.name` for one family) holding plain Python values.
 
-        Token strings may be str or bytes. Raises ModelFormatError naming a key that is missing or broken, and UnsupportedModelError
-        for a tokenizer model or pre-tokenizer this build does not know.
+        Token strings may be str or bytes. Raises ModelFormatError naming a key that is missing or broken, and
+        UnsupportedModelError for a tokenizer model or pre-tokenizer this build does not know.
         """
         model = read_text(meta, "model")
         builder = {"gpt2": _build_byte_level, "llama": _build_sentencepiece, "gemma4": _build_plain_bpe}.get(
@@ -136,7 +139,7 @@ class Tokenizer:
         return self._vocabulary.kinds[self._checked(token)] == CONTROL
 
     def token_text(self, token: int) -> str:
-        """The token's string as the file has it (byte-level stand-ins and all); see `token_bytes` for what it spells."""
+        """The token's string as the file has it, byte-level stand-ins and all; `token_bytes` is what it spells."""
         return self._vocabulary.texts[self._checked(token)]
 
     def token_id(self, text: str) -> int | None:
@@ -149,8 +152,9 @@ class Tokenizer:
         """Token ids of `text`.
 
         add_special    put BOS in front and EOS behind where the file asks for them.
-        parse_special  control tokens spelled in the text become their ids; otherwise they are plain text. User-defined tokens are cut out
-                       of the text either way, as they belong to it. Set it for rendered chat templates, never for what a user typed.
+        parse_special  control tokens spelled in the text become their ids; otherwise they are plain text. User-defined
+                       tokens are cut out either way, as they belong to the text. Set it for rendered chat templates,
+                       never for what a user typed.
         Raises         ArgumentError for a string that is not Unicode text (a lone surrogate), with its position.
         """
         _check_text(text)
@@ -169,12 +173,14 @@ class Tokenizer:
                 fragment = fragment.replace(" ", _SPACE)
             ids.extend(self._core.encode(fragment, add_special_tokens=False).ids)
             after_special = False
+        if self._has_gaps:
+            ids = [i for i in ids if i < self.vocab_size]
         if add_special and self._add_eos and vocabulary.eos_id is not None:
             ids.append(vocabulary.eos_id)
         return ids
 
     def _fragments(self, text: str, special: list[tuple[str, int]]) -> list[str | int]:
-        """`text` cut at the special tokens it holds: plain text as str, specials as ids. Longer tokens are cut out before shorter ones."""
+        """`text` cut at the special tokens it holds, longer ones first: plain text as str, specials as ids."""
         fragments: list[str | int] = [text] if text else []
         for spelled, token in special:
             if spelled not in text:
@@ -197,7 +203,7 @@ class Tokenizer:
     # Ids to text.
 
     def token_bytes(self, token: int) -> bytes:
-        """The bytes `token` spells. Control tokens spell their own text; unused ones nothing. Not always whole UTF-8 characters."""
+        """The bytes `token` spells, maybe part of a character. Control tokens spell their text, unused ones nothing."""
         piece = self._pieces[self._checked(token)]
         if piece is None:
             piece = self._pieces[token] = self._spell(token)
@@ -213,14 +219,15 @@ class Tokenizer:
             return b""
         if not self._byte_level:
             return _raw(text.replace(_SPACE, " "))
-        # A character outside the byte alphabet can only come from a token that was never byte-level text; it spells itself.
+        # A character outside the byte alphabet belongs to a token that never was byte-level text; it spells itself.
         return b"".join(bytes([_BYTE_OF[c]]) if c in _BYTE_OF else _raw(c) for c in text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         """The text `ids` spell; bytes that are not UTF-8 become U+FFFD.
 
         skip_special   leave out control and unknown tokens.
-        The space that `encode` puts in front of a SentencePiece text is taken off again, so that decoding an encoded text gives it back.
+        The space that `encode` puts in front of a SentencePiece text is taken off again, so that decoding an encoded
+        text gives it back.
         """
         return b"".join(self._spelled(ids, skip_special=skip_special, at_start=True)).decode("utf-8", "replace")
 
@@ -246,12 +253,12 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Ids to text, one at a time, never cutting a UTF-8 character in two: what is incomplete waits for the next id or for `flush`.
+    """Ids to text, one at a time, never cutting a UTF-8 character in two: what is incomplete waits for the next id.
 
     The pieces joined equal `Tokenizer.decode` of all ids, U+FFFD included. One decoder serves one stream on one thread.
 
     skip_special   leave out control and unknown tokens.
-    at_start       the ids begin a text (not the continuation of a prompt), so a SentencePiece leading space is taken off.
+    at_start       the ids begin a text and do not continue a prompt, so a SentencePiece leading space is taken off.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = False, at_start: bool = False) -> None:
@@ -267,7 +274,7 @@ class StreamDecoder:
         return self._utf8.decode(spelled)
 
     def flush(self) -> str:
-        """What is left at the end of the stream: nothing, or U+FFFD for an incomplete character. The decoder can then be used anew."""
+        """What is left at the end of the stream: nothing, or U+FFFD for an incomplete character."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -286,8 +293,8 @@ def _check_text(text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ArgumentError(
-            f"text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no Unicode character "
-            "(was it decoded with 'surrogateescape'?)"
+            f"text has a lone surrogate U+{ord(text[error.start]):04X} at position {error.start}, which is no Unicode "
+            "character (was it decoded with 'surrogateescape'?)"
         ) from None
 
 
@@ -357,18 +364,27 @@ def _build_byte_level(meta: Mapping[str, object]) -> Tokenizer:
     row = pre_tokenizer(name or "default")
     vocabulary = read_vocabulary(meta, default_bos=None, default_eos=None, default_unk=None)
     ids = _matchable(vocabulary)
-    core = _Core(BPE(vocab=ids, merges=_read_merges(meta, ids), ignore_merges=row.whole_words))
+    merges = _read_merges(meta, ids)
+    gap = None
+    if any(c not in ids for c in _BYTE_OF):
+        # A byte without a token has no id, but still keeps its neighbours from merging. The library would drop it
+        # before merging, so it gets an id past the end, which `encode` leaves out.
+        gap = "\0no such byte"
+        ids = ids | {gap: len(vocabulary.texts)}
+    core = _Core(BPE(vocab=ids, merges=merges, unk_token=gap, fuse_unk=False, ignore_merges=row.whole_words))
     splits = [Split(Regex(pattern), behavior="isolated") for pattern in row.splits]
+    if row.first_joins_left:
+        splits[0] = Split(Regex(row.splits[0]), behavior="merged_with_previous")
     core.pre_tokenizer = Sequence([*splits, ByteLevel(add_prefix_space=False, trim_offsets=False, use_regex=False)])
     add_bos, add_eos = _bos_and_eos(meta, vocabulary, default_bos=row.add_bos)
     return Tokenizer(vocabulary, core, byte_level=True, space_prefix=False, add_bos=add_bos, add_eos=add_eos)
 
 
 def _score_merges(ids: dict[str, int], scores: list[float]) -> list[tuple[str, str]]:
-    """The merges a SentencePiece BPE vocabulary implies: two tokens whose joint text is a token may merge, best score first.
+    """The merges a SentencePiece BPE vocabulary implies: two tokens whose joint text is a token, best score first.
 
-    SentencePiece picks the best score and, among equals, the leftmost pair; a list of ranks can say the first. Ways to build the same token
-    come in the order of the left half's length, shortest first.
+    SentencePiece picks the best score and, among equals, the leftmost pair; a list of ranks can say the first. Ways to
+    build the same token come in the order of the left half's length, shortest first.
     """
     lengths = sorted({len(text) for text in ids})
     found: list[tuple[float, int, int, str, str]] = []
