@@ -192,7 +192,8 @@ typedef struct moepic_stats {
 enum {
     MOEPIC_PROBE_FFN_INPUT = 0,  /* values [n_tokens, width = n_embd]: input of router and experts (normed) */
     MOEPIC_PROBE_ROUTING = 1,    /* ids and values [n_tokens, width = n_expert_used]: experts in ascending order, and their weights */
-    MOEPIC_PROBE_EXPERT_ACT = 2  /* values [n_tokens, width = granule]: act(gate) * up of one granule of one expert; ids [n_tokens]: batch rows */
+    MOEPIC_PROBE_EXPERT_ACT = 2  /* values [n_tokens, width = granule]: act(gate) * up of one granule; ids [n_tokens]: batch rows; expert -1:
+                                    a shared expert or the dense feed-forward */
 };
 typedef struct moepic_probe {
     int32_t kind, layer, expert, granule;

@@ -197,9 +197,9 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
     multiply(layout.gate(data), scratch.gate);
     multiply(layout.up(data), scratch.up);
     kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
-    if (probe_ && group.routed) {
+    if (probe_) {
         const std::lock_guard lock(probe_mutex_);
-        (*probe_)({ProbeKind::expert_act, probe_layer_, group.expert, granule, probe_position_, count, layout.granule, scratch.gate,
+        (*probe_)({ProbeKind::expert_act, probe_layer_, group.routed ? group.expert : -1, granule, probe_position_, count, layout.granule, scratch.gate,
                    entry_token_ + group.first_entry + first});
     }
     const ops::ActKind kind = ops::act_kind(layout.down_type);

@@ -1,0 +1,96 @@
+"""Every family against transformers, on tiny random models in float32: logits, greedy text, file layouts.
+
+Where the tolerance comes from. Weights and activations are float32 on both sides, but keys and values are kept in float16 here. So the
+reference is transformers in float64 with its cache rounded to float16 in the same place. What remains is
+  - float32 rounding of ours, which transformers in float32 has too: its own error against float64, `f32`, is the scale;
+  - a key or value that lies near a rounding border of float16 and falls on the other side of it: a fraction of what rounding all of them
+    does, `f16` = |float64 with rounded cache - float64|.
+The bound is 16 f32 + f16: a wrong pairing, norm, bias, order of experts or scale is orders of magnitude beyond it (checked below).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+from moepic_gguf import Model
+from tests.making import built, gguf_file
+from tests.tiny.models import MODELS
+
+TOKENS = np.random.default_rng(0).integers(3, 320, 40).tolist()
+
+
+class HalfCache(DynamicCache):
+    """Keys and values rounded to float16, as the engine keeps them."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        half = [states.to(torch.float16).to(states.dtype) for states in (key_states, value_states)]
+        return super().update(*half, *args, **kwargs)
+
+
+def logits_of(model, tokens, dtype, half_cache) -> np.ndarray:
+    before = model.dtype
+    model.to(dtype)
+    with torch.no_grad():
+        cache = HalfCache() if half_cache else DynamicCache()
+        out = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0]
+    model.to(before)
+    return out.to(torch.float64).numpy()
+
+
+def reference(name: str) -> tuple[np.ndarray, float]:
+    """Float64 logits with a float16 cache, and the tolerance derived above."""
+    model = built(name)[1]
+    exact = logits_of(model, TOKENS, torch.float64, half_cache=False)
+    rounded = logits_of(model, TOKENS, torch.float64, half_cache=True)
+    single = logits_of(model, TOKENS, torch.float32, half_cache=True)
+    f32, f16 = np.abs(single - rounded).max(), np.abs(rounded - exact).max()
+    return rounded, 16 * f32 + f16
+
+
+def check(path, name: str, **load) -> None:
+    expected, tolerance = reference(name)
+    with Model.load(path, n_ctx=128, **load) as model:
+        found = model.logits(TOKENS)
+    error = np.abs(found - expected)
+    worst = np.unravel_index(np.argmax(error), error.shape)
+    assert error.max() <= tolerance, f"worst at token {worst[0]}, id {worst[1]}: {found[worst]} for {expected[worst]}, tolerance {tolerance:.2e}"
+    # The bound must be able to fail: it is far below what logits differ by from one token to the next.
+    assert tolerance < 0.05 * expected.std()
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_logits_equal_transformers(name):
+    check(gguf_file(name, "--outtype", "f32", "--no-split"), name)
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
+    check(gguf_file(name, "--outtype", "f32", layout="fused"), name)
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe_yarn"])
+def test_greedy_text_equals_transformers_until_a_near_tie(name):
+    """64 greedy steps. A step whose two best logits are closer than the tolerance may go either way: the comparison ends there, and the models
+    are drawn so that this is late."""
+    _, tolerance = reference(name)
+    hf = built(name)[1]
+    prompt = TOKENS[:8]
+    tokens = list(prompt)
+    with Model.load(gguf_file(name, "--outtype", "f32", "--no-split"), n_ctx=128) as model:
+        found = list(model.generate(prompt, max_tokens=64, temperature=0.0, stop_tokens=[]).tokens)
+    compared = 0
+    hf.to(torch.float64)
+    for token in found:
+        with torch.no_grad():
+            row = hf(torch.tensor([tokens])).logits[0, -1].numpy()
+        second, first = np.sort(row)[-2:]
+        if first - second <= 2 * tolerance:
+            break
+        assert token == int(np.argmax(row)), f"step {compared}"
+        tokens.append(token)
+        compared += 1
+    hf.to(torch.float32)
+    assert compared >= 16
