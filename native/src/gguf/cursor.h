@@ -17,6 +17,8 @@ static_assert(std::endian::native == std::endian::little, "values are read in pl
 
 class Cursor {
 public:
+    static constexpr uint64_t kNoIndex = ~uint64_t{0};
+
     Cursor(std::span<const std::byte> bytes, std::string_view file) : bytes_(bytes), file_(file) {}
 
     uint64_t at() const noexcept { return at_; }
@@ -24,7 +26,7 @@ public:
     uint64_t left() const noexcept { return bytes_.size() - at_; }
 
     // Where we are, for messages: enter("key", 12) and then, once it is read, name("general.name").
-    void enter(const char* kind, uint64_t index) {
+    void enter(const char* kind, uint64_t index = kNoIndex) {
         kind_ = kind;
         index_ = index;
         name_ = {};
@@ -77,7 +79,6 @@ private:
         return index_ == kNoIndex ? std::string(kind_) : cat(kind_, " ", index_);
     }
 
-    static constexpr uint64_t kNoIndex = ~uint64_t{0};
     std::span<const std::byte> bytes_;
     std::string_view file_;
     uint64_t at_ = 0;

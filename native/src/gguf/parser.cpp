@@ -190,7 +190,7 @@ void Parser::read_alignment() {
 }
 
 void Parser::read_tensor_table(uint64_t count) {
-    cursor_.enter("tensor table", uint64_t{0});
+    cursor_.enter("tensor table");
     cursor_.expect_room(count, kMinTensor, "tensors");
     out_.tensors.reserve(count);
     for (uint64_t i = 0; i < count; ++i) {
