@@ -14,7 +14,7 @@ from .metadata import GgufFile, Metadata, TensorInfo
 
 # First match wins. Names are GGUF's.
 _CLASSES = (
-    ("routed experts", re.compile(r"_exps(_top|_bot)?\.")),
+    ("routed experts", re.compile(r"^blk\.\d+\..*_exps(_top|_bot)?\.")),
     ("router", re.compile(r"ffn_gate_inp|exp_probs_b")),
     ("shared expert", re.compile(r"_shexp\.")),
     ("embedding", re.compile(r"^token_embd")),

@@ -59,10 +59,7 @@ class NativeContext:
         """Stop what runs, wait for it (at most one layer), and free. Again is harmless."""
         if self._pointer is None:
             return
-        from ._ffi import lib
-
-        if not self._weights.is_closed:
-            lib.moepic_context_cancel(self._pointer)
+        self._weights.cancel_context(self._pointer)
         with self._lock:
             pointer, self._pointer = self._pointer, None
             if pointer is not None:
@@ -136,10 +133,9 @@ class NativeContext:
 
     def cancel(self) -> None:
         """Stop the running eval at the next layer, or the next eval. Any thread."""
-        from ._ffi import lib
-
-        if self._pointer is not None and not self._weights.is_closed:
-            lib.moepic_context_cancel(self._pointer)
+        pointer = self._pointer
+        if pointer is not None:
+            self._weights.cancel_context(pointer)
 
     def clear_cancel(self) -> None:
         from ._ffi import lib

@@ -74,7 +74,7 @@ class ModelInfo:
         experts = f"{self.n_expert} experts, {self.n_expert_used} used per token" if self.n_expert else "dense"
         return (
             f"{self.name or Path(self.path).name}: {self.architecture}, {self.n_layer} layers, {experts}, "
-            f"{self.n_params / 1e6:,.0f} M weights\n"
+            f"{self.n_params / 1e6:,.1f} M weights\n"
             f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per "
             f"token "
             f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, "
@@ -86,9 +86,14 @@ class Weights:
     """Owns the `moepic_model` and frees its contexts before it, whatever the order in which Python lets go of them."""
 
     def __init__(self, path: str | os.PathLike[str], options: LoadOptions, progress: Progress | None = None) -> None:
+        from ._ffi import lib
+
+        self._lib = lib  # kept, because nothing can be imported any more when the interpreter ends
         self._pointer: Any = None
-        self._contexts: dict[int, Any] = {}
-        self._lock = threading.Lock()  # of _contexts and _pointer
+        self._contexts: set[Any] = set()  # native pointers that are not freed yet
+        # Of _contexts and _pointer. Re-entrant, because the garbage collector may free a context while this thread
+        # holds it.
+        self._lock = threading.RLock()
         options.validate()
         self.options = options
         self.path = resolve_path(path)
@@ -126,27 +131,30 @@ class Weights:
         out = ffi.new("moepic_context**")
         checked(lib.moepic_context_create(out, self._pointer, options))
         with self._lock:
-            self._contexts[int(ffi.cast("intptr_t", out[0]))] = out[0]
+            self._contexts.add(out[0])
         return out[0]
 
-    def free_context(self, pointer: Any) -> None:
-        from ._ffi import ffi, lib
-
+    def cancel_context(self, pointer: Any) -> None:
+        """Stop its running or next eval, if it was not freed. Any thread."""
         with self._lock:
-            if self._contexts.pop(int(ffi.cast("intptr_t", pointer)), None) is not None:
-                lib.moepic_context_free(pointer)
+            if pointer in self._contexts:
+                self._lib.moepic_context_cancel(pointer)
+
+    def free_context(self, pointer: Any) -> None:
+        with self._lock:
+            if pointer in self._contexts:
+                self._contexts.remove(pointer)
+                self._lib.moepic_context_free(pointer)
 
     def close(self) -> None:
         """Free contexts, then weights. Nothing may be computing on them; again is harmless."""
-        from ._ffi import lib
-
         with self._lock:
-            contexts, self._contexts = list(self._contexts.values()), {}
+            contexts, self._contexts = self._contexts, set()
             pointer, self._pointer = self._pointer, None
         for context in contexts:
-            lib.moepic_context_free(context)
+            self._lib.moepic_context_free(context)
         if pointer is not None:
-            lib.moepic_model_free(pointer)
+            self._lib.moepic_model_free(pointer)
 
     def __del__(self) -> None:
         if getattr(self, "_pointer", None) is not None:

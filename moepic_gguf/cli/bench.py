@@ -161,7 +161,7 @@ def _peer_path(path: Path, peer_file: str | None) -> Path:
 def _measure(job: Job) -> dict[str, Any]:
     """One engine process; its error becomes ours."""
     command = [sys.executable, "-m", "moepic_gguf.cli.bench_worker", json.dumps(asdict(job))]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

@@ -8,6 +8,7 @@ speed in a dense model and little in a routed one, where ids drawn from the whol
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import sys
@@ -60,7 +61,7 @@ def measure_moepic(job: Job) -> dict[str, Any]:
         for _ in range(job.repeats):
             model.context.clear()
             times = model.generate(ids, max_tokens=job.generate, ignore_eos=True).times_s
-            runs.append(Run(times[0], tuple(b - a for a, b in zip(times, times[1:], strict=False))))
+            runs.append(Run(times[0], tuple(b - a for a, b in itertools.pairwise(times))))
         record = {name: value for name, value in info.as_dict().items() if name != "layers"}
         return {"engine": "moepic", "runs": [asdict(run) for run in runs], "info": record, "load_s": model.stats.load_s}
 
@@ -89,7 +90,7 @@ def measure_llama_cpp(job: Job) -> dict[str, Any]:
         return int(np.argmax(np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(model.ctx, -1), (n_vocab,))))
 
     def run(prompt: list[int], n_tokens: int) -> Run:
-        model.reset()
+        model.reset()  # type: ignore[no-untyped-call,unused-ignore]
         begin = time.perf_counter()
         token = step(prompt)
         last = time.perf_counter()

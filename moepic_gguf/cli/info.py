@@ -120,7 +120,8 @@ def _row(item: object) -> str:
     if isinstance(item, tuple):
         return f"{item[0]} = {item[1]!r}"
     if isinstance(item, dict):
-        return f"{item['name']:44} {item['type']:8} {item['shape']!s:24} {item['n_bytes']} bytes at {item['offset']} of shard {item['shard']}"
+        place = f"{item['n_bytes']} bytes at {item['offset']} of shard {item['shard']}"
+        return f"{item['name']:44} {item['type']:8} {item['shape']!s:24} {place}"
     return str(item)
 
 
