@@ -292,6 +292,30 @@ def test_an_empty_file_is_a_format_error(tmp_path: Path) -> None:
     assert caught.value.code == FORMAT
 
 
+@pytest.mark.parametrize("lie", ["keys", "tensors", "strings"])
+def test_a_false_count_in_a_huge_file_reserves_nothing(tmp_path: Path, lie: str) -> None:
+    """A sparse file of 4 TiB has room for any count; what the count promises must still not be reserved before it is read."""
+    size = 2**42
+    torn = array(STRING, [text("x"), text("y", U64_MAX)], count=size // 16)
+    head = {
+        "keys": Craft(n_keys=size // 16),
+        "tensors": Craft(n_tensors=size // 64),
+        "strings": Craft(keys=[key("a", ARRAY, torn)]),
+    }[lie].build()
+    path = tmp_path / "huge.gguf"
+    with path.open("wb") as out:
+        out.write(head)
+        try:
+            out.truncate(size)
+        except OSError as error:
+            pytest.skip(f"this file system makes no sparse file of 4 TiB: {error}")
+    start = time.perf_counter()
+    with pytest.raises(Refused) as caught:
+        File.open(path)
+    assert caught.value.code == FORMAT, caught.value.text
+    assert time.perf_counter() - start < 5
+
+
 # ---- shards ----
 
 

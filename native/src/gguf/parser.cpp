@@ -19,6 +19,13 @@ constexpr uint64_t kMinAlignment = 8;                  // the format asks for a 
 constexpr uint64_t kMaxAlignment = uint64_t{1} << 26;  // 64 MiB: far above any page or device block
 constexpr int kMaxArrayDepth = 8;
 
+// Room for `count` items, but no more than a real file needs at once: beyond it a vector grows as items are really read, so that a false
+// count in a file of many gigabytes reserves nothing to speak of.
+template <class Items>
+void reserve_modestly(Items& items, uint64_t count) {
+    items.reserve(std::min<uint64_t>(count, 4096));
+}
+
 // Bytes of one value; 0 for strings and arrays, whose length is in the file.
 uint64_t scalar_bytes(ValueType type) noexcept {
     switch (type) {
@@ -145,7 +152,7 @@ void Parser::read_array(Value* out, int depth) {
         for (uint64_t i = 0; i < count; ++i) read_array(nullptr, depth + 1);
     } else if (element == ValueType::string) {
         cursor_.expect_room(count, kMinString, "strings");
-        if (out) out->strings_.reserve(count);
+        if (out) reserve_modestly(out->strings_, count);
         for (uint64_t i = 0; i < count; ++i) {
             const std::string_view text = cursor_.string("string of an array");
             if (out) out->strings_.push_back(text);
@@ -159,7 +166,7 @@ void Parser::read_array(Value* out, int depth) {
 }
 
 void Parser::read_keys(uint64_t count) {
-    out_.keys.reserve(count);
+    reserve_modestly(out_.keys, count);
     for (uint64_t i = 0; i < count; ++i) {
         cursor_.enter("key", i);
         KeyValue& entry = out_.keys.emplace_back();
@@ -192,7 +199,7 @@ void Parser::read_alignment() {
 void Parser::read_tensor_table(uint64_t count) {
     cursor_.enter("tensor table");
     cursor_.expect_room(count, kMinTensor, "tensors");
-    out_.tensors.reserve(count);
+    reserve_modestly(out_.tensors, count);
     for (uint64_t i = 0; i < count; ++i) {
         cursor_.enter("tensor", i);
         read_tensor(out_.tensors.emplace_back());
