@@ -29,7 +29,7 @@ struct ScaledBlock {
 
     // `targets` for the sub-block fits; `peaks` are the integers (not rounded) the largest sub-block scale is sent to.
     template <size_t K, size_t P>
-    void encode(const float (&targets)[K], const float (&peaks)[P]) noexcept {
+    void encode(const std::array<float, K>& targets, const std::array<float, P>& peaks) noexcept {
         float wish[S];
         for (int s = 0; s < S; ++s) wish[s] = fit_scale<Levels, L>(x + s * L, w + s * L, targets).d;
         choose_d(wish, peaks);
@@ -43,7 +43,7 @@ struct ScaledBlock {
 
 private:
     template <size_t P>
-    void choose_d(const float (&wish)[S], const float (&peaks)[P]) noexcept {
+    void choose_d(const float (&wish)[S], const std::array<float, P>& peaks) noexcept {
         float stiffness[S];  // sum of w q^2: the error of sub-block s grows by this times the squared miss of its scale
         for (int s = 0; s < S; ++s) {
             const float per_d = wish[s] == 0.0f ? 0.0f : 1.0f / wish[s];
@@ -144,7 +144,7 @@ struct AffineBlock {
     uint16_t d, dmin;
 
     template <size_t K, size_t P>
-    void encode(const Cut (&cuts)[K], const float (&peaks)[P]) noexcept {
+    void encode(const Cut (&cuts)[K], const std::array<float, P>& peaks) noexcept {
         AffineFit wish[S];
         Moments moments[S];
         for (int s = 0; s < S; ++s) {
@@ -181,7 +181,7 @@ private:
     static float best_min(const Moments& m, float a) noexcept { return std::max((a * m.q - m.x) / m.w, 0.0f); }
 
     template <size_t P>
-    void choose_d(const AffineFit (&wish)[S], const Moments (&moments)[S], const float (&peaks)[P]) noexcept {
+    void choose_d(const AffineFit (&wish)[S], const Moments (&moments)[S], const std::array<float, P>& peaks) noexcept {
         float peak = 0.0f;
         for (int s = 0; s < S; ++s) peak = std::max(peak, wish[s].a);
         d = 0;
@@ -209,7 +209,7 @@ private:
     }
 
     template <size_t P>
-    void choose_dmin(const Moments (&moments)[S], const float (&peaks)[P]) noexcept {
+    void choose_dmin(const Moments (&moments)[S], const std::array<float, P>& peaks) noexcept {
         const float value = f16_to_f32(d);
         float wish[S], peak = 0.0f;
         for (int s = 0; s < S; ++s) {
@@ -320,24 +320,18 @@ private:
 
 constexpr Cut cuts_2_bit[] = {{0, 0},   {.15f, .15f},   {.3f, .3f}, {.5f, .5f}, {0, .3f},
                               {.3f, 0}, {-.15f, -.15f}, {0, .6f},   {.6f, 0},   {.7f, .7f}};
-constexpr Cut cuts_4_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
-                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
-constexpr Cut cuts_5_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
-                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
-constexpr float peaks_4_bit[] = {15.4f, 15.0f, 14.5f, 14.0f, 13.5f, 13.0f, 12.5f, 12.0f, 11.0f, 10.0f};
-constexpr float peaks_6_bit[] = {63.4f, 63.0f, 62.5f, 62.0f, 61.5f, 61.0f, 60.0f, 59.0f, 58.0f, 57.0f, 56.0f, 54.0f};
+constexpr auto peaks_4_bit = spread<11>(10.0f, 15.0f);
+constexpr auto peaks_6_bit = spread<10>(54.0f, 63.0f);
 
 using Levels3 = Integers<-4, 3>;
-constexpr float targets_q3_k[] = {-5.2f, -4.8f, -4.5f, -4.2f, -3.9f, -3.6f, 4.0f, 3.7f, 3.4f, 3.1f, 2.8f, 2.5f};
+constexpr auto targets_q3_k = both_ends(spread<6>(-5.2f, -3.6f), spread<6>(2.5f, 4.0f));
 using Levels6 = Integers<-32, 31>;
-constexpr float targets_q6_k[] = {-34.0f, -33.2f, -32.5f, -32.0f, -31.4f, -30.8f, 33.0f, 32.2f, 31.5f, 31.0f, 30.4f, 29.8f};
-constexpr float peaks_signed_6_bit[] = {-32.4f, -32.0f, -31.5f, -31.0f, -30.5f, -30.0f, -29.0f,
-                                        -28.0f, 31.4f,  31.0f,  30.5f,  30.0f,  29.5f,  29.0f};
-constexpr float peaks_8_bit[] = {-128.4f, -128.0f, -127.0f, -126.0f, -125.0f, -124.0f, -122.0f, -120.0f, 127.0f, 126.0f, 125.0f, 124.0f};
+constexpr auto targets_q6_k = both_ends(spread<16>(-36.0f, -28.0f), spread<14>(28.0f, 35.0f));
+constexpr auto peaks_signed_6_bit = both_ends(spread<11>(-32.0f, -27.0f), spread<5>(29.0f, 31.0f));
+constexpr auto peaks_8_bit = spread<13>(-128.0f, -116.0f);
 constexpr Table iq4_nl_table(iq4_nl_values);
 using LevelsIq4Nl = Tabulated<iq4_nl_table>;
-constexpr float targets_iq4_xs[] = {-150.0f, -143.0f, -137.0f, -132.0f, -127.0f, -123.0f, -119.0f, -114.0f,
-                                    134.0f,  128.0f,  122.0f,  117.0f,  113.0f,  109.0f,  105.0f,  100.0f};
+constexpr auto targets_iq4_xs = both_ends(spread<8>(-148.0f, -113.0f), spread<8>(134.0f, 99.0f));
 
 // Call body(choice, block) for each block, with x and w of the choice filled.
 template <class Choice, class Block, class Body>
@@ -404,7 +398,7 @@ MOEPIC_WIDE void encode_q3_k(const float* in, const float* importance, std::byte
 MOEPIC_WIDE void encode_q4_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = AffineBlock<15, 8, 32, 63>;
     encode_blocks<Choice, BlockQ4_K>(in, importance, blocks, n, [](Choice& choice, BlockQ4_K& b) {
-        choice.encode(cuts_4_bit, peaks_6_bit);
+        choice.encode(cuts_of_range, peaks_6_bit);
         int code[256];
         for (int i = 0; i < 256; ++i) code[i] = static_cast<int>(choice.q[i]);
         pack_nibbles_64(code, b.qs);
@@ -417,7 +411,7 @@ MOEPIC_WIDE void encode_q4_k(const float* in, const float* importance, std::byte
 MOEPIC_WIDE void encode_q5_k(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     using Choice = AffineBlock<31, 8, 32, 63>;
     encode_blocks<Choice, BlockQ5_K>(in, importance, blocks, n, [](Choice& choice, BlockQ5_K& b) {
-        choice.encode(cuts_5_bit, peaks_6_bit);
+        choice.encode(cuts_of_range, peaks_6_bit);
         int code[256];
         std::memset(b.qh, 0, sizeof b.qh);
         for (int i = 0; i < 256; ++i) {

@@ -33,18 +33,13 @@ void pack_fifth_bits(const uint8_t code[32], uint8_t qh[4]) {
 
 // Fit, round the scale to binary16, and choose the codes again for the scale that will be read. Fills code, returns d.
 template <class Levels, size_t K>
-uint16_t encode_scaled(const float (&x)[32], const float (&w)[32], const float (&targets)[K], uint8_t code[32]) {
+uint16_t encode_scaled(const float (&x)[32], const float (&w)[32], const std::array<float, K>& targets, uint8_t code[32]) {
     const uint16_t d = scale_to_f16(fit_scale<Levels, 32>(x, w, targets).d);
     float level[32];
     choose_levels<Levels, 32>(x, w, f16_to_f32(d), level);
     for (int i = 0; i < 32; ++i) code[i] = static_cast<uint8_t>(Levels::code(level[i]));
     return d;
 }
-
-constexpr Cut cuts_4_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
-                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
-constexpr Cut cuts_5_bit[] = {{0, 0},   {.4f, .4f},   {.8f, .8f},  {1.3f, 1.3f}, {0, .8f},
-                              {.8f, 0}, {-.3f, -.3f}, {.3f, 1.4f}, {1.4f, .3f},  {1.9f, 1.9f}};
 
 // As encode_scaled, for x = d q + m. The offset is solved for again after d has been rounded: it has 11 bits of its own.
 template <int Top, size_t K>
@@ -59,19 +54,18 @@ void encode_affine(const float (&x)[32], const float (&w)[32], const Cut (&cuts)
 
 // Q8_0 keeps to -127..127, as every writer does: kernels may negate a code.
 using Levels8 = Integers<-127, 127>;
-constexpr float targets_q8_0[] = {127.45f, 127.0f, 126.5f, 126.0f, 125.5f, 125.0f, 124.5f, 124.0f};
+constexpr auto targets_q8_0 = spread<16>(120.0f, 127.45f);
 
 // The range is lopsided, so the peak is sent to either end.
 using Levels4 = Integers<-8, 7>;
-constexpr float targets_q4_0[] = {-9.6f, -9.2f, -8.8f, -8.5f, -8.2f, -7.9f, -7.6f, -7.2f, 8.6f, 8.2f, 7.8f, 7.4f, 7.1f, 6.8f};
+constexpr auto targets_q4_0 = both_ends(spread<8>(-9.6f, -7.2f), spread<7>(6.8f, 8.6f));
 
 using Levels5 = Integers<-16, 15>;
-constexpr float targets_q5_0[] = {-18.0f, -17.4f, -16.9f, -16.4f, -16.0f, -15.6f, -15.2f, 17.0f, 16.4f, 15.9f, 15.4f, 15.0f, 14.6f};
+constexpr auto targets_q5_0 = both_ends(spread<9>(-18.4f, -15.0f), spread<8>(14.4f, 17.2f));
 
 constexpr Table iq4_nl_table(iq4_nl_values);
 using LevelsIq4Nl = Tabulated<iq4_nl_table>;
-constexpr float targets_iq4_nl[] = {-150.0f, -143.0f, -137.0f, -132.0f, -127.0f, -123.0f, -119.0f, -114.0f,
-                                    134.0f,  128.0f,  122.0f,  117.0f,  113.0f,  109.0f,  105.0f,  100.0f};
+constexpr auto targets_iq4_nl = both_ends(spread<8>(-148.0f, -113.0f), spread<8>(134.0f, 99.0f));
 
 // E2M1, doubled, ascending; a sign bit and three bits of magnitude make the code.
 constexpr int8_t mxfp4_ascending[16] = {-12, -8, -6, -4, -3, -2, -1, 0, 0, 1, 2, 3, 4, 6, 8, 12};
@@ -106,7 +100,7 @@ MOEPIC_WIDE void encode_q4_1(const float* in, const float* importance, std::byte
     encode_blocks<BlockQ4_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ4_1& b) {
         uint8_t code[32];
         uint16_t d, m;
-        encode_affine<15>(x, w, cuts_4_bit, d, m, code);
+        encode_affine<15>(x, w, cuts_of_range, d, m, code);
         b.d = d;
         b.m = m;
         pack_nibbles(code, b.qs);
@@ -126,7 +120,7 @@ MOEPIC_WIDE void encode_q5_1(const float* in, const float* importance, std::byte
     encode_blocks<BlockQ5_1>(in, importance, blocks, n, kLargest, [](const auto& x, const auto& w, BlockQ5_1& b) {
         uint8_t code[32];
         uint16_t d, m;
-        encode_affine<31>(x, w, cuts_5_bit, d, m, code);
+        encode_affine<31>(x, w, cuts_of_range, d, m, code);
         b.d = d;
         b.m = m;
         pack_nibbles(code, b.qs);
@@ -153,7 +147,8 @@ MOEPIC_WIDE void encode_iq4_nl(const float* in, const float* importance, std::by
 
 // The scale is a power of two, so there is nothing to solve for: a few exponents are tried. OCP MX v1.0 (6.3) takes
 // e = floor(log2 max) - 2, which clips peaks above 6/8 of the next power; the next exponent may have less error, and with
-// importance even one that clips more. 252 is the last whose largest level, 6 * 2^125, is a float32. Errors are measured in units of each trial's own scale, so no square over- or underflows.
+// importance even one that clips more. 252 is the last whose largest level, 6 * 2^125, is a float32. Errors are measured in units of each
+// trial's own scale, so no square over- or underflows.
 MOEPIC_WIDE void encode_mxfp4(const float* in, const float* importance, std::byte* blocks, int64_t n) {
     encode_blocks<BlockMXFP4>(in, importance, blocks, n, std::numeric_limits<float>::max(),
                               [](const auto& x, const auto& w, BlockMXFP4& b) {

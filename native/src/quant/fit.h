@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -147,6 +148,23 @@ inline float choose_levels(const float* x, const float* w, float d, float* q) no
     return sum(error);
 }
 
+// N starts, evenly from one target level to another.
+template <size_t N>
+constexpr std::array<float, N> spread(float from, float to) {
+    std::array<float, N> targets{};
+    for (size_t i = 0; i < N; ++i) targets[i] = from + (to - from) * static_cast<float>(i) / static_cast<float>(N - 1);
+    return targets;
+}
+
+// Starts that send the peak to either end of lopsided levels.
+template <size_t A, size_t B>
+constexpr std::array<float, A + B> both_ends(const std::array<float, A>& low, const std::array<float, B>& high) {
+    std::array<float, A + B> targets{};
+    for (size_t i = 0; i < A; ++i) targets[i] = low[i];
+    for (size_t i = 0; i < B; ++i) targets[A + i] = high[i];
+    return targets;
+}
+
 struct ScaleFit {
     float d = 0.0f;
     float error = std::numeric_limits<float>::max();
@@ -184,7 +202,7 @@ inline float signed_peak(const float* x) noexcept {
 
 // The best d. `targets`: the levels (not rounded) the peak is sent to by the starts. 0 for a block of zeros.
 template <class Levels, int N, size_t K>
-inline ScaleFit fit_scale(const float* x, const float* w, const float (&targets)[K]) noexcept {
+inline ScaleFit fit_scale(const float* x, const float* w, const std::array<float, K>& targets) noexcept {
     const float peak = signed_peak<N>(x);
     if (std::fabs(peak) < 1e-20f) return {0.0f, 0.0f};
     ScaleFit best;
@@ -257,6 +275,12 @@ inline AffineFit solve_affine(const float* x, const float* w, float a, float b, 
 struct Cut {
     float below, above;
 };
+
+// The starts of codes with 4 and 5 bits: the range as it is, a little wider, and narrower at both ends or at one. Narrower pays because
+// an end of the range is often a single weight.
+inline constexpr Cut cuts_of_range[] = {{-.4f, -.4f}, {0, 0},      {.4f, .4f},  {.8f, .8f},  {1.2f, 1.2f}, {1.7f, 1.7f},
+                                        {2.3f, 2.3f}, {-.3f, .4f}, {.4f, -.3f}, {0, .9f},    {.9f, 0},     {.4f, 1.5f},
+                                        {1.5f, .4f},  {.1f, 1.9f}, {1.9f, .1f}, {.9f, 2.2f}, {2.2f, .9f}};
 
 template <int Top, int N, size_t K>
 inline AffineFit fit_affine(const float* x, const float* w, bool b_from_zero, const Cut (&cuts)[K]) noexcept {
