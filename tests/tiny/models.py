@@ -127,13 +127,25 @@ def olmoe(seed: int = 5, **changes: Any) -> tuple[Any, Any]:
 
 def qwen2(seed: int = 6, **changes: Any) -> tuple[Any, Any]:
     """Dense Qwen2: biases on q/k/v, tied output. Returns (config, model)."""
-    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
     return _build("qwen2", seed, _common(**sizes) | changes)
 
 
 def qwen3(seed: int = 7, **changes: Any) -> tuple[Any, Any]:
     """Dense Qwen3: q/k norm per head, head width 32. Returns (config, model)."""
-    sizes = {"hidden_size": 80, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    sizes = {
+        "hidden_size": 80,
+        "intermediate_size": 160,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    }
     return _build("qwen3", seed, _common(**sizes) | changes)
 
 
@@ -167,7 +179,9 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_moe_yarn": functools.partial(qwen3_moe, rope_parameters=_YARN),
     "qwen3_moe_linear": functools.partial(qwen3_moe, rope_parameters=_LINEAR),
     # Widths of whole 256-blocks, for the k-quants.
-    "qwen3_moe_256": functools.partial(qwen3_moe, hidden_size=256, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=512),
+    "qwen3_moe_256": functools.partial(
+        qwen3_moe, hidden_size=256, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=512
+    ),
     "olmoe": olmoe,
     "olmoe_norm": functools.partial(olmoe, norm_topk_prob=True),
     "olmoe_gqa": functools.partial(olmoe, num_key_value_heads=2),
@@ -182,7 +196,13 @@ def make(name: str) -> tuple[Any, Any]:
 
 
 def save(
-    model: Any, folder: Path, *, layout: str = "hub", dtype: Any = torch.float32, max_shard_size: str = "50GB", tokenizer: Any = None
+    model: Any,
+    folder: Path,
+    *,
+    layout: str = "hub",
+    dtype: Any = torch.float32,
+    max_shard_size: str = "50GB",
+    tokenizer: Any = None,
 ) -> Path:
     """Write `model` to `folder` as a Hugging Face checkpoint; returns `folder`.
 

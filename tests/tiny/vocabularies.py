@@ -54,7 +54,10 @@ def byte_level(kind: str = "qwen2", vocab_size: int = 320) -> Any:
         core.normalizer = normalizers.NFC()
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - 3, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=[], show_progress=False
+        vocab_size=vocab_size - 3,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[],
+        show_progress=False,
     )
     core.train_from_iterator(_LINES, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
@@ -73,7 +76,9 @@ def sentencepiece_like(vocab_size: int = 320) -> Any:
     learner = Tokenizer(models.BPE())
     learner.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     n_pieces = vocab_size - 3 - len(byte_tokens)
-    trainer = trainers.BpeTrainer(vocab_size=n_pieces, limit_alphabet=n_pieces // 2, special_tokens=[], show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=n_pieces, limit_alphabet=n_pieces // 2, special_tokens=[], show_progress=False
+    )
     learner.train_from_iterator(_LINES, trainer)
     learned: dict[str, int] = learner.get_vocab()
     import json
@@ -84,7 +89,11 @@ def sentencepiece_like(vocab_size: int = 320) -> Any:
     texts = ["<unk>", "<s>", "</s>", *byte_tokens, *pieces]
     core = Tokenizer(
         models.BPE(
-            vocab={text: i for i, text in enumerate(texts)}, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True
+            vocab={text: i for i, text in enumerate(texts)},
+            merges=merges,
+            unk_token="<unk>",
+            fuse_unk=True,
+            byte_fallback=True,
         )
     )
     core.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])

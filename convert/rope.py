@@ -1,0 +1,106 @@
+"""Rotary position settings of a Hugging Face configuration to GGUF keys, in the old spelling (rope_theta, rope_scaling) and the new (rope_parameters).
+
+Sources: transformers' modeling_rope_utils.py for the meaning of each field; YaRN is Peng et al. 2023, sections 3.2 to 3.4.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moepic_gguf.errors import ConversionError
+
+from . import keys as k
+from .arch import Family
+
+
+def rope_keys_and_factors(
+    family: Family, config: dict[str, Any], head_dim: int
+) -> tuple[k.Keys, npt.NDArray[np.float32] | None]:
+    """Keys without the architecture prefix, and the divisors of each frequency `[head_dim / 2]` where the scaling needs them (Llama 3).
+
+    Raises ConversionError for a scaling, or a setting of one, that GGUF readers cannot express.
+    """
+    parameters: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    base = float(parameters.get("rope_theta") or config.get("rope_theta") or family.rope_base)
+    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    if partial not in (None, 1, 1.0):
+        raise ConversionError(f"config.json: 'partial_rotary_factor' is {json.dumps(partial)}; supported: 1")
+    if head_dim % 2:
+        raise ConversionError(f"config.json: a head width of {head_dim} is odd and cannot be rotated")
+    keys: k.Keys = {"rope.dimension_count": k.u32(head_dim), "rope.freq_base": k.f32(base)}
+    if kind in (None, "default"):
+        return keys, None
+    if kind == "linear":
+        return keys | {
+            "rope.scaling.type": k.string("linear"),
+            "rope.scaling.factor": k.f32(_number(parameters, "factor")),
+        }, None
+    if kind == "yarn":
+        return keys | _yarn(parameters, config), None
+    if kind == "llama3":
+        return keys, _llama3(parameters, config, base, head_dim)
+    raise ConversionError(f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3")
+
+
+def _number(parameters: dict[str, Any], key: str, default: float | None = None) -> float:
+    value = parameters.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+        raise ConversionError(f"config.json: rope setting '{key}' is {json.dumps(value)}, expected a positive number")
+    return float(value)
+
+
+def _original_context(parameters: dict[str, Any], config: dict[str, Any]) -> int:
+    """Positions the model was first trained for."""
+    value = parameters.get("original_max_position_embeddings") or config.get("original_max_position_embeddings")
+    return int(value or _number(config, "max_position_embeddings"))
+
+
+def _yarn(parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
+    if parameters.get("truncate") is False:
+        raise ConversionError(
+            "config.json: rope setting 'truncate' is false; GGUF's yarn rounds the ramp to whole dimensions"
+        )
+    original = _original_context(parameters, config)
+    factor = _number(parameters, "factor", _number(config, "max_position_embeddings") / original)
+    if factor <= 1:
+        raise ConversionError(f"config.json: rope setting 'factor' is {factor:g}, expected more than 1 for yarn")
+    keys: k.Keys = {
+        "rope.scaling.type": k.string("yarn"),
+        "rope.scaling.factor": k.f32(factor),
+        "rope.scaling.original_context_length": k.u32(original),
+        "rope.scaling.yarn_beta_fast": k.f32(_number(parameters, "beta_fast", 32.0)),
+        "rope.scaling.yarn_beta_slow": k.f32(_number(parameters, "beta_slow", 1.0)),
+    }
+    # Readers multiply cos and sin by attn_factor times the paper's 0.1 ln(factor) + 1; a configuration gives the product.
+    paper = _magnitude(factor, 1.0)
+    wanted = parameters.get("attention_factor")
+    if wanted is None and parameters.get("mscale") and parameters.get("mscale_all_dim"):
+        wanted = _magnitude(factor, parameters["mscale"]) / _magnitude(factor, parameters["mscale_all_dim"])
+    if wanted is not None and not math.isclose(wanted, paper, rel_tol=1e-6):
+        keys["rope.scaling.attn_factor"] = k.f32(float(wanted) / paper)
+    return keys
+
+
+def _magnitude(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0
+
+
+def _llama3(parameters: dict[str, Any], config: dict[str, Any], base: float, head_dim: int) -> npt.NDArray[np.float32]:
+    """Low frequencies are divided by `factor`, high ones kept, those between blended by wavelength."""
+    factor = _number(parameters, "factor")
+    low, high = _number(parameters, "low_freq_factor"), _number(parameters, "high_freq_factor")
+    if low >= high:
+        raise ConversionError(
+            f"config.json: rope settings 'low_freq_factor' {low:g} and 'high_freq_factor' {high:g} are out of order"
+        )
+    frequency = base ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+    turns = _original_context(parameters, config) * frequency / (2 * np.pi)  # over the original context
+    blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return (1.0 / ((1.0 - blend) / factor + blend)).astype(np.float32)

@@ -1,0 +1,407 @@
+"""A Hugging Face folder as a source: config.json to keys, safetensors to tensors in their output types. Every stored tensor must find its place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf import GGMLQuantizationType
+
+from moepic_gguf.errors import ConversionError
+
+from .. import keys as k
+from ..arch import FAMILIES, Family
+from ..quantize import OUTTYPES, Chooser, encode
+from ..rope import rope_keys_and_factors
+from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
+from ..vocabulary import vocabulary_keys
+from . import Content
+from .safetensors import Weights, read_folder
+
+_PREFIX = "model."
+# Buffers of old checkpoints, derived from the configuration.
+_DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class Config:
+    """config.json, asked key by key; every complaint names key and value."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "config.json"
+        try:
+            raw = self.path.read_bytes()
+        except OSError as error:
+            raise ConversionError(f"'{folder}' has no readable config.json: {error.strerror}") from None
+        try:
+            self.values: dict[str, Any] = json.loads(raw)
+        except ValueError as error:
+            raise ConversionError(f"'{self.path}' is not JSON: {error}") from None
+        if not isinstance(self.values, dict):
+            raise ConversionError(f"'{self.path}' is {type(self.values).__name__}, expected an object")
+        self.sha256 = hashlib.sha256(raw).hexdigest()
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ConversionError(
+                f"config.json: '{key}' is {json.dumps(value)}, expected an integer of at least {least}"
+            )
+        return value
+
+    def first_integer(self, keys: tuple[str, ...]) -> int:
+        """The value of the first of several spellings that is there."""
+        return self.integer(next((key for key in keys if self.values.get(key) is not None), keys[0]))
+
+    def number(self, key: str) -> float:
+        value = self.values.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected a number")
+        return float(value)
+
+    def flag(self, key: str | bool) -> bool:
+        if isinstance(key, bool):
+            return key
+        value = self.values.get(key)
+        if not isinstance(value, (bool, type(None))):
+            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected true or false")
+        return bool(value)
+
+    def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
+        if key in self.values and self.values[key] not in allowed:
+            listed = " or ".join(json.dumps(value) for value in allowed)
+            raise ConversionError(
+                f"config.json: '{key}' is {json.dumps(self.values[key])}, which the engine cannot run; supported: {listed}"
+            )
+
+
+def _find_family(config: Config) -> Family:
+    kind = config.values.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
+    if family is None:
+        raise ConversionError(
+            f"config.json: 'model_type' is {json.dumps(kind)}; supported: {', '.join(sorted(FAMILIES))}"
+        )
+    for key, allowed in family.requires.items():
+        config.refuse_unless(key, allowed)
+    if config.values.get("quantization_config") is not None:
+        raise ConversionError("config.json: 'quantization_config' is set; convert the original, unquantized checkpoint")
+    n_ctx = config.integer("max_position_embeddings")
+    window = config.values.get("sliding_window")
+    if "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
+        raise ConversionError(
+            f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; sliding-window attention is not supported"
+        )
+    for kind in config.values.get("layer_types") or []:
+        if kind != "full_attention":
+            raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
+    return family
+
+
+class HfExperts:
+    """Routed experts of one layer, from tensors one by one or fused. See `tensors.Experts`."""
+
+    def __init__(
+        self, layer: int, kinds: dict[str, GGMLQuantizationType], gate: list[tuple[Weights, int]], up: list[tuple[Weights, int]],
+        down: list[tuple[Weights, int]], n_ff: int, n_embd: int,
+    ) -> None:  # fmt: skip
+        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(gate)
+        # Per expert: the stored tensor, and the first row of this expert's matrix in it.
+        self._stored = {"gate": gate, "up": up, "down": down}
+
+    def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
+        weights, base = self._stored[which][expert]
+        if isinstance(neurons, slice):
+            values = weights.rows(base + neurons.start, base + neurons.stop)
+        else:
+            values = weights.rows(base, base + self.n_ff)[neurons]
+        return encode(values, self.kinds[which], weights.name)
+
+    def columns(self, expert: int, neurons: Neurons) -> Bytes:
+        weights, base = self._stored["down"][expert]
+        return encode(weights.rows(base, base + self.n_embd)[:, neurons], self.kinds["down"], weights.name)
+
+    def float_columns(self, expert: int) -> Floats:
+        """All of an expert's `down`, `[n_embd, n_ff]` float32."""
+        weights, base = self._stored["down"][expert]
+        return weights.rows(base, base + self.n_embd)
+
+    def work_bytes(self) -> int:
+        # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and after turning it round).
+        return self.n_ff * self.n_embd * 12 + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
+
+
+class _Reader:
+    """Takes stored tensors by name, checks shapes, and remembers what was taken."""
+
+    def __init__(self, stored: dict[str, Weights]) -> None:
+        self._stored = {name.removeprefix(_PREFIX): weights for name, weights in stored.items()}
+        self._taken: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        return name in self._stored
+
+    def take(self, name: str, shape: tuple[int, ...]) -> Weights:
+        weights = self._stored.get(name)
+        if weights is None:
+            raise ConversionError(f"checkpoint: tensor '{_PREFIX}{name}' of shape {list(shape)} is missing")
+        # A vector may be stored as a matrix of one row (shared_expert_gate).
+        if weights.shape != shape and tuple(n for n in weights.shape if n > 1) != tuple(n for n in shape if n > 1):
+            raise ConversionError(
+                f"checkpoint: tensor '{weights.name}' has shape {list(weights.shape)}, config.json implies {list(shape)}"
+            )
+        self._taken.add(name)
+        return weights
+
+    def take_any(self, names: tuple[str, ...], shape: tuple[int, ...]) -> Weights:
+        return self.take(next((name for name in names if self.has(name)), names[0]), shape)
+
+    def drop(self, name: str) -> None:
+        self._taken.add(name)
+
+    def refuse_leftovers(self) -> None:
+        left = sorted(name for name in self._stored.keys() - self._taken if not name.endswith(_DERIVED))
+        if left:
+            more = f" and {len(left) - 1} more" if len(left) > 1 else ""
+            raise ConversionError(
+                f"checkpoint: tensor '{self._stored[left[0]].name}'{more} has no place in this architecture"
+            )
+
+
+def _paired(values: Floats, head_dim: int) -> Floats:
+    """Rows of each head from [first half | second half] to neighbours (0, d/2, 1, d/2 + 1, ...)."""
+    heads = values.reshape(-1, 2, head_dim // 2, values.shape[-1])
+    return np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
+
+
+class _Builder:
+    def __init__(self, config: Config, family: Family, reader: _Reader, chooser: Chooser) -> None:
+        self.config, self.family, self.reader, self.chooser = config, family, reader, chooser
+        self.n_embd = config.integer("hidden_size")
+        self.n_head = config.integer("num_attention_heads")
+        self.n_head_kv = config.integer("num_key_value_heads", self.n_head)
+        self.head_dim = config.integer("head_dim", self.n_embd // self.n_head)
+        if not config.values.get("head_dim") and self.n_embd % self.n_head:
+            raise ConversionError(
+                f"config.json: 'hidden_size' {self.n_embd} is not a multiple of 'num_attention_heads' {self.n_head}"
+            )
+        if self.n_head % self.n_head_kv:
+            raise ConversionError(
+                f"config.json: 'num_attention_heads' {self.n_head} is not a multiple of 'num_key_value_heads' {self.n_head_kv}"
+            )
+
+    def tensor(self, name: str, role: str, weights: Weights, shape: tuple[int, ...], head_rows: int = 0) -> Tensor:
+        """A stored tensor as an output one. `head_rows`: rows of a head, to be paired; 0 leaves the order alone."""
+        kind = self.chooser.choose(name, shape)
+        rows, cols = (1, shape[0]) if len(shape) == 1 else shape
+        step = max(1, STEP_FLOATS // cols)
+        if head_rows:
+            step = max(1, step // head_rows) * head_rows
+
+        def chunks() -> Iterator[Bytes]:
+            # A vector that is stored as a matrix of one column has its elements in the same order.
+            if weights.cols != cols:
+                yield encode(weights.rows(0, weights.n_rows).reshape(rows, cols), kind, weights.name).reshape(-1)
+                return
+            for first in range(0, rows, step):
+                values = weights.rows(first, min(first + step, rows))
+                yield encode(_paired(values, head_rows) if head_rows else values, kind, weights.name).reshape(-1)
+
+        return Tensor(name, shape, kind, role, chunks, min(step, rows) * cols * 12)
+
+    def take(self, name: str, role: str, stored: str, shape: tuple[int, ...], head_rows: int = 0) -> Tensor:
+        return self.tensor(name, role, self.reader.take(stored, shape), shape, head_rows)
+
+    def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
+        src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
+        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        out = [self.take(f"{dst}attn_norm.weight", "norm", f"{src}input_layernorm.weight", (n_embd,))]
+        bias = self.config.flag(family.qkv_bias)
+        for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+            paired = self.head_dim if family.rows_paired and letter != "v" else 0
+            stem = f"{src}self_attn.{letter}_proj."
+            out.append(self.take(f"{dst}attn_{letter}.weight", "attention", f"{stem}weight", (rows, n_embd), paired))
+            if bias:
+                out.append(self._bias(f"{dst}attn_{letter}.bias", f"{stem}bias", rows, paired))
+        out.append(
+            self.take(f"{dst}attn_output.weight", "attention", f"{src}self_attn.o_proj.weight", (n_embd, q_rows))
+        )
+        if bias and family.output_bias:
+            out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
+        if family.qk_norm:
+            whole = family.model_type == "olmoe"
+            out.append(
+                self.take(
+                    f"{dst}attn_q_norm.weight",
+                    "norm",
+                    f"{src}self_attn.q_norm.weight",
+                    (q_rows if whole else self.head_dim,),
+                )
+            )
+            out.append(
+                self.take(
+                    f"{dst}attn_k_norm.weight",
+                    "norm",
+                    f"{src}self_attn.k_norm.weight",
+                    (kv_rows if whole else self.head_dim,),
+                )
+            )
+        out.append(self.take(f"{dst}ffn_norm.weight", "norm", f"{src}post_attention_layernorm.weight", (n_embd,)))
+        if not self.is_moe(il):
+            return out + self._gated(
+                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
+            ), None
+        return self._moe(il, out)
+
+    def _bias(self, name: str, stored: str, rows: int, paired: int) -> Tensor:
+        weights = self.reader.take(stored, (rows,))
+
+        def chunks() -> Iterator[Bytes]:
+            values = weights.rows(0, weights.n_rows).reshape(rows, 1)
+            yield encode(_paired(values, paired) if paired else values, GGMLQuantizationType.F32, weights.name).reshape(
+                -1
+            )
+
+        return Tensor(name, (rows,), GGMLQuantizationType.F32, "attention", chunks, rows * 12)
+
+    def _gated(self, dst: str, suffix: str, role: str, stem: str, width: int) -> list[Tensor]:
+        shapes = {"gate": (width, self.n_embd), "up": (width, self.n_embd), "down": (self.n_embd, width)}
+        return [
+            self.take(f"{dst}ffn_{w}{suffix}.weight", role, f"{stem}.{w}_proj.weight", shape)
+            for w, shape in shapes.items()
+        ]
+
+    def is_moe(self, il: int) -> bool:
+        if self.family.experts is None:
+            return False
+        step = self.config.integer("decoder_sparse_step", 1)
+        return il not in (self.config.values.get("mlp_only_layers") or []) and (il + 1) % step == 0
+
+    def _moe(self, il: int, out: list[Tensor]) -> tuple[list[Tensor], HfExperts]:
+        names, src, dst = self.family.experts, f"layers.{il}.", f"blk.{il}."
+        assert names is not None
+        n_expert, n_ff, n_embd = self.config.first_integer(names.count), self.config.integer(names.width), self.n_embd
+        router = self.reader.take_any(tuple(src + name for name in names.routers), (n_expert, n_embd))
+        out.append(self.tensor(f"{dst}ffn_gate_inp.weight", "router", router, (n_expert, n_embd)))
+        if shared := self.family.shared:
+            gate = self.reader.take(src + shared.gate, (n_embd,))
+            out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
+            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.config.integer(shared.width))
+        fused = next(
+            (n for n in (src + names.fused_gate_up, src + names.fused_gate_up + ".weight") if self.reader.has(n)), None
+        )
+        if fused:
+            suffix = ".weight" if fused.endswith(".weight") else ""
+            gate_up = self.reader.take(fused, (n_expert, 2 * n_ff, n_embd))
+            all_down = self.reader.take(src + names.fused_down + suffix, (n_expert, n_embd, n_ff))
+            gate_of = [(gate_up, e * 2 * n_ff) for e in range(n_expert)]
+            up_of = [(gate_up, e * 2 * n_ff + n_ff) for e in range(n_expert)]
+            down_of = [(all_down, e * n_embd) for e in range(n_expert)]
+        else:
+            gate_of = [(self.reader.take(src + names.gate.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
+            up_of = [(self.reader.take(src + names.up.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
+            down_of = [(self.reader.take(src + names.down.format(e=e), (n_embd, n_ff)), 0) for e in range(n_expert)]
+        kinds = {
+            w: self.chooser.choose(
+                f"{dst}ffn_{w}_exps.weight", (n_expert, n_embd, n_ff) if w == "down" else (n_expert, n_ff, n_embd)
+            )
+            for w in ("gate", "up", "down")
+        }
+        return out, HfExperts(il, kinds, gate_of, up_of, down_of, n_ff, n_embd)
+
+    def keys(self) -> k.Keys:
+        config, family, arch = self.config, self.family, self.family.arch
+        keys: k.Keys = {
+            f"{arch}.block_count": k.u32(config.integer("num_hidden_layers")),
+            f"{arch}.context_length": k.u32(config.integer("max_position_embeddings")),
+            f"{arch}.embedding_length": k.u32(self.n_embd),
+            f"{arch}.feed_forward_length": k.u32(config.integer("intermediate_size")),
+            f"{arch}.attention.head_count": k.u32(self.n_head),
+            f"{arch}.attention.head_count_kv": k.u32(self.n_head_kv),
+            f"{arch}.attention.key_length": k.u32(self.head_dim),
+            f"{arch}.attention.value_length": k.u32(self.head_dim),
+            f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number("rms_norm_eps")),
+            f"{arch}.vocab_size": k.u32(config.integer("vocab_size")),
+        }
+        if experts := family.experts:
+            keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
+            keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
+            keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
+            # Where the width is the model's only one, feed_forward_length says it, and llama.cpp knows no other key.
+            if experts.width != "intermediate_size":
+                keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
+            if family.shared:
+                keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(config.integer(family.shared.width))
+        return keys
+
+
+def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = True, pre: str | None = None) -> Content:
+    """Read a Hugging Face folder.
+
+    outtype          a key of `quantize.OUTTYPES`; None keeps the floats the checkpoint has.
+    with_vocabulary  False leaves the tokenizer out; the file then serves token ids.
+    pre              `tokenizer.ggml.pre`, instead of finding it out.
+    Raises           ConversionError, which names the key or tensor.
+    """
+    config = Config(folder)
+    family = _find_family(config)
+    stored = read_folder(folder)
+    reader = _Reader(stored)
+    tied = config.flag("tie_word_embeddings") or (
+        not reader.has("lm_head.weight") and "tie_word_embeddings" not in config.values
+    )
+    outtype = outtype or _stored_type(stored)
+    n_layer, n_vocab = config.integer("num_hidden_layers"), config.integer("vocab_size")
+    n_expert = config.first_integer(family.experts.count) if family.experts else 0
+    chooser = Chooser(outtype, n_layer, n_expert, tied)
+    builder = _Builder(config, family, reader, chooser)
+
+    head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
+    rope, factors = rope_keys_and_factors(family, config.values, builder.head_dim)
+    if factors is not None:
+        head.append(_vector("rope_freqs.weight", "norm", factors))
+    layers = [builder.layer(il) for il in range(n_layer)]
+    tail = [builder.take("output_norm.weight", "norm", "norm.weight", (builder.n_embd,))]
+    if tied:
+        reader.drop("lm_head.weight")
+    else:
+        tail.append(builder.take("output.weight", "output", "lm_head.weight", (n_vocab, builder.n_embd)))
+    reader.refuse_leftovers()
+
+    warnings: list[str] = []
+    name = folder.resolve().name
+    keys: k.Keys = {
+        "general.architecture": k.string(family.arch),
+        "general.type": k.string("model"),
+        "general.name": k.string(name),
+        "general.file_type": k.u32(OUTTYPES[outtype][1]),
+        "general.quantization_version": k.u32(2),
+    }
+    keys |= builder.keys()
+    keys |= {f"{family.arch}.{key}": value for key, value in rope.items()}
+    keys |= {
+        "moepic.source.name": k.string(name),
+        "moepic.source.format": k.string("safetensors"),
+        "moepic.source.config_sha256": k.string(config.sha256),
+    }
+    keys |= vocabulary_keys(folder, config.values, n_vocab, warnings, pre=pre, wanted=with_vocabulary)
+    inputs = sorted({weights.path for weights in stored.values()})
+    return Content(family.arch, keys, head, list(layers), tail, [config.path, *inputs], chooser.fallbacks, warnings)
+
+
+def _stored_type(stored: dict[str, Weights]) -> str:
+    """The widest float type that holds a matrix."""
+    found = {weights.dtype for weights in stored.values() if len(weights.shape) > 1}
+    if found & {"F32", "F64"} or found >= {"F16", "BF16"}:
+        return "f32"
+    return "f16" if "F16" in found else "bf16"
+
+
+def _vector(name: str, role: str, values: npt.NDArray[np.float32]) -> Tensor:
+    make: Callable[[], Iterator[Bytes]] = lambda: iter([values.view(np.uint8)])  # noqa: E731
+    return Tensor(name, values.shape, GGMLQuantizationType.F32, role, make, values.nbytes)
