@@ -246,7 +246,8 @@ class Context:
         if tokenizer is not None:
             from .tokenizer import StreamDecoder
 
-            decoder = StreamDecoder(tokenizer)
+            # After a control token ("<|assistant|>", a first token) the answer begins a text; else it continues one.
+            decoder = StreamDecoder(tokenizer, at_start=tokenizer.is_control(ids[-1]))
             own_stops = () if ignore_eos else tokenizer.stop_ids
         request = Request(
             prompt=ids,

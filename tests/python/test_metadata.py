@@ -19,7 +19,8 @@ def test_keys_and_tensors_equal_the_gguf_package(tiny_file):
             assert file.metadata[name] == pytest.approx(reader.fields[name].contents()), name
         rows = [(t.name, t.shape, t.type, t.n_bytes, t.offset) for t in file.tensors]
         assert rows == [
-            (t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, t.n_bytes, t.data_offset) for t in reader.tensors
+            (t.name, tuple(int(n) for n in reversed(t.shape)), t.tensor_type.name, t.n_bytes, t.data_offset)
+            for t in reader.tensors
         ]
         assert file.n_bytes == path.stat().st_size
         assert [shard.resolve() for shard in file.shards] == [path.resolve()]

@@ -63,7 +63,10 @@ def test_options_print_themselves():
     assert "n_ctx" in str(ContextOptions()) and "temperature" in str(SamplingOptions()) and "ram" in str(LoadOptions())
 
 
-@pytest.mark.parametrize("options", [LoadOptions(device="cuda"), LoadOptions(device="cuda:0"), LoadOptions(vram="8GiB"), LoadOptions(vram="50%")])
+@pytest.mark.parametrize(
+    "options",
+    [LoadOptions(device="cuda"), LoadOptions(device="cuda:0"), LoadOptions(vram="8GiB"), LoadOptions(vram="50%")],
+)
 def test_what_needs_a_missing_device_is_an_error_not_a_fallback(options):
     options.validate()
     with pytest.raises(DeviceError, match="no CUDA backend"):

@@ -53,7 +53,16 @@ def vocabulary() -> tuple[list[str], list[str], list[int]]:
     """Token strings, merges and types: bytes, a few merges, five control tokens. Ids 0-255 are the bytes themselves."""
     tokens = byte_tokens()
     merges = []
-    for left, right in (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("a", "n"), ("an", "d"), ("Ġ", "and")):
+    for left, right in (
+        ("t", "h"),
+        ("th", "e"),
+        ("Ġ", "the"),
+        ("i", "n"),
+        ("e", "r"),
+        ("a", "n"),
+        ("an", "d"),
+        ("Ġ", "and"),
+    ):
         merges.append(f"{left} {right}")
         tokens.append(left + right)
     types = [TokenType.NORMAL] * len(tokens) + [TokenType.CONTROL] * len(_SPECIALS)
