@@ -294,7 +294,7 @@ def test_an_empty_file_is_a_format_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("lie", ["keys", "tensors", "strings"])
 def test_a_false_count_in_a_huge_file_reserves_nothing(tmp_path: Path, lie: str) -> None:
-    """A sparse file of 4 TiB has room for any count; what the count promises must still not be reserved before it is read."""
+    """A sparse file of 4 TiB has room for any count; nothing is reserved on a count's word all the same."""
     size = 2**42
     torn = array(STRING, [text("x"), text("y", U64_MAX)], count=size // 16)
     head = {
