@@ -34,8 +34,7 @@ def round_q8_0(x: Floats) -> np.ndarray:
     d = (np.abs(groups).max(axis=-1, keepdims=True) / np.float32(127)).astype(np.float16).astype(np.float32)
     inverse = np.where(d > 0, np.float32(1) / np.where(d > 0, d, 1), 0).astype(np.float32)
     codes = np.rint(np.clip(groups * inverse, -127, 127))
-    kept: np.ndarray = codes.astype(np.float64) * d.astype(np.float64)
-    return kept.reshape(x.shape)
+    return np.asarray((codes.astype(np.float64) * d.astype(np.float64)).reshape(x.shape), dtype=np.float64)
 
 
 def rounded(x: Floats, kv_type: str) -> np.ndarray:
