@@ -1,4 +1,6 @@
-"""Experts of a layer to the tensors of `docs/design.md`, section 2: tops and bottoms, down granule-major. Or uncut, as llama.cpp has them."""
+"""Experts of a layer to the tensors of `docs/design.md`, section 2: tops and bottoms, down granule-major. Or uncut,
+as llama.cpp has them.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def _tensor(
 
 
 def split(experts: Experts, granule: int, top: int, order: Order = None) -> list[Tensor]:
-    """The pre-split tensors of a layer: `top` granules of `granule` neurons in the tops, the rest in the bottoms; an empty part has none."""
+    """The pre-split tensors of a layer: `top` granules of `granule` neurons in the tops, the rest in the bottoms; an
+    empty part has none.
+    """
     border = top * granule
     out: list[Tensor] = []
     for suffix, role, first, last in (

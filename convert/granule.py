@@ -1,4 +1,6 @@
-"""Where an expert may be cut: the granule rule and the split ratio. Pure arithmetic; `native/src/expert/granule.cpp` has the same rule."""
+"""Where an expert may be cut: the granule rule and the split ratio. Pure arithmetic; `native/src/expert/granule.cpp`
+has the same rule.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ def granule_unit(down: GGMLQuantizationType) -> int:
 
 
 def default_granule(n_ff: int, down: GGMLQuantizationType) -> int:
-    """The smallest divisor of `n_ff` that is a multiple of the unit and at least 256 neurons; `n_ff` itself where there is none."""
+    """The smallest divisor of `n_ff` that is a multiple of the unit and at least 256 neurons; `n_ff` itself where
+    there is none.
+    """
     unit = granule_unit(down)
     if unit == 1 and n_ff % 32 == 0:
         unit = 32
@@ -27,13 +31,16 @@ def default_granule(n_ff: int, down: GGMLQuantizationType) -> int:
 
 
 def check_granule(granule: int, n_ff: int, down: GGMLQuantizationType, where: str) -> None:
-    """Raise ConversionError, with the legal values, unless `granule` cuts `n_ff` without a block of `down` straddling a border."""
+    """Raise ConversionError, with the legal values, unless `granule` cuts `n_ff` without a block of `down`
+    straddling a border.
+    """
     unit = granule_unit(down)
     if 0 < granule <= n_ff and n_ff % granule == 0 and granule % unit == 0:
         return
     legal = [g for g in range(unit, n_ff + 1, unit) if n_ff % g == 0]
     raise ConversionError(
-        f"{where}: granules of {granule} neurons do not cut a width of {n_ff} with {down.name} down projections: a border would fall inside a "
+        f"{where}: granules of {granule} neurons do not cut a width of {n_ff} with {down.name} down projections: "
+        f"a border would fall inside a "
         f"block of {unit}, whose weights share a scale; legal: {', '.join(map(str, legal)) or 'none'}"
     )
 

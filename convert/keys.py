@@ -1,4 +1,6 @@
-"""Metadata keys of a GGUF as bytes: each function gives a value's type and content as the file holds them (GGUF v3, little endian)."""
+"""Metadata keys of a GGUF as bytes: each function gives a value's type and content as the file holds them (GGUF v3,
+little endian).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What will be written, decided before a byte is: cuts per layer, tensors in order, shards, sizes, peak memory. Reads no weights."""
+"""What will be written, decided before a byte is: cuts per layer, tensors in order, shards, sizes, peak memory.
+Reads no weights.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from moepic_gguf.errors import ConversionError
 
@@ -40,7 +43,7 @@ class Cut:
     split: bool = True
     separate_segments: bool = False
     max_shard_bytes: int | None = None
-    orders: dict[int, "np.ndarray[tuple[int, int], np.dtype[np.int64]]"] | None = None
+    orders: dict[int, npt.NDArray[np.int64]] | None = None
 
 
 @dataclass
@@ -110,7 +113,8 @@ def _per_layer(ratios: Sequence[float], n_layer: int, is_moe: Sequence[bool]) ->
         given = iter(ratios)
         return [next(given) if moe else 0.0 for moe in is_moe]
     raise ConversionError(
-        f"--split-ratio has {len(ratios)} numbers; expected 1, {n_layer} (layers) or {sum(is_moe)} (layers with experts)"
+        f"--split-ratio has {len(ratios)} numbers; expected 1, {n_layer} (layers) or {sum(is_moe)} (layers with "
+        f"experts)"
     )
 
 
@@ -131,7 +135,9 @@ def parse_ratios(text: str) -> list[float]:
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `500M`, `2GiB`, `4.5G`, `1000000`. K, M, G with or without iB are binary; KB, MB, GB are decimal. Raises ConversionError."""
+    """Bytes of `500M`, `2GiB`, `4.5G`, `1000000`. K, M, G with or without iB are binary; KB, MB, GB are decimal.
+    Raises ConversionError.
+    """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(iB|B)?\s*", text)
     if not match:
         raise ConversionError(f"size '{text}' is not understood; write for example 500MiB or 4G")

@@ -1,8 +1,9 @@
-"""Which `tokenizer.ggml.pre` a tokenizer.json means: its pre-tokenizer is reduced to a tuple of split patterns, and that is looked up.
+"""Which `tokenizer.ggml.pre` a tokenizer.json means: its pre-tokenizer is reduced to a tuple of split patterns, and
+that is looked up.
 
-Patterns are compared as text after bringing spellings of the same thing to one form; nothing is guessed from token ids. An unknown
-pre-tokenizer is an error, because a wrong one gives slightly different tokens and no error anywhere. The names are llama.cpp's; several
-families share a row there, and one name of each row is enough.
+Patterns are compared as text after bringing spellings of the same thing to one form; nothing is guessed from token
+ids. An unknown pre-tokenizer is an error, because a wrong one gives slightly different tokens and no error anywhere.
+The names are llama.cpp's; several families share a row there, and one name of each row is enough.
 """
 
 from __future__ import annotations
@@ -50,13 +51,16 @@ _NAMES: dict[tuple[tuple[str, ...], bool], str] = {
 
 
 def pre_name(tokenizer: dict[str, Any]) -> str:
-    """The name for a byte-level BPE `tokenizer.json`. Raises ConversionError with the patterns where it is not known."""
+    """The name for a byte-level BPE `tokenizer.json`. Raises ConversionError with the patterns where it is not
+    known.
+    """
     patterns = tuple(_patterns(tokenizer.get("pre_tokenizer")))
     whole_words = bool(tokenizer["model"].get("ignore_merges"))
     name = _NAMES.get((patterns, whole_words))
     if name is None:
         raise ConversionError(
-            f"tokenizer.json: the pre-tokenizer {json.dumps(patterns, ensure_ascii=False)} (ignore_merges {json.dumps(whole_words)}) is not a "
+            f"tokenizer.json: the pre-tokenizer {json.dumps(patterns, ensure_ascii=False)} (ignore_merges "
+            f"{json.dumps(whole_words)}) is not a "
             "known one; name it with --tokenizer-pre, or leave the tokenizer out with --no-vocab"
         )
     return name
@@ -74,7 +78,8 @@ def _patterns(node: dict[str, Any] | None) -> list[str]:
     if kind == "ByteLevel":
         if node.get("add_prefix_space"):
             raise ConversionError(
-                "tokenizer.json: ByteLevel with add_prefix_space is not supported (GGUF's gpt2 tokenizer has no such step)"
+                "tokenizer.json: ByteLevel with add_prefix_space is not supported (GGUF's gpt2 tokenizer has no "
+                "such step)"
             )
         return [_GPT2] if node.get("use_regex", True) else []
     if kind == "Split" and not (node.get("behavior") == "Removed" and not node.get("invert")):

@@ -1,8 +1,10 @@
-"""Which type each tensor gets for an `--outtype`, and the bytes of weights in a type. Encoders are the native library's; float types are numpy's.
+"""Which type each tensor gets for an `--outtype`, and the bytes of weights in a type. Encoders are the native
+library's; float types are numpy's.
 
-The mixes follow llama.cpp's so that a name means what people expect: 1-D tensors and routers stay F32; the output matrix (or the embedding that
-stands for it) is Q6_K in k-quant files; `q4_k_m` gives `down` and the attention values Q6_K in some layers. Rows that a type's blocks do not divide
-fall back to a type of 32, then to F16; the caller reports it.
+The mixes follow llama.cpp's so that a name means what people expect: 1-D tensors and routers stay F32; the output
+matrix (or the embedding that stands for it) is Q6_K in k-quant files; `q4_k_m` gives `down` and the attention values
+Q6_K in some layers. Rows that a type's blocks do not divide fall back to a type of 32, then to F16; the caller
+reports it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from moepic_gguf.errors import ConversionError
 
-from .tensors import Bytes, Floats
+from .tensors import Bytes, Floats, flat
 
 T = GGMLQuantizationType
 
@@ -98,15 +100,16 @@ def encode(weights: Floats, kind: T, name: str, importance: Floats | None = None
     """
     rows = np.ascontiguousarray(weights, dtype=np.float32)
     if kind is T.F32:
-        return rows.view(np.uint8)
+        return flat(rows).reshape(len(rows), -1)
     if kind is T.F16:
         with np.errstate(over="ignore"):
             halves = rows.astype(np.float16)
         if np.any(np.isinf(halves) & np.isfinite(rows)):
             raise ConversionError(
-                f"tensor '{name}': a value of {np.abs(rows).max():g} does not fit F16 (largest 65504); use --outtype bf16"
+                f"tensor '{name}': a value of {np.abs(rows).max():g} does not fit F16 (largest 65504); use "
+                f"--outtype bf16"
             )
-        return halves.view(np.uint8)
+        return flat(halves).reshape(len(rows), -1)
     if kind is T.BF16:
         return _bfloat16(rows)
     if not np.isfinite(rows).all():
@@ -123,7 +126,7 @@ def _bfloat16(rows: Floats) -> Bytes:
     nan = np.isnan(rows)
     if nan.any():
         rounded[nan] = (bits[nan] >> np.uint32(16)) | np.uint32(0x40)
-    return rounded.astype(np.uint16).view(np.uint8)
+    return flat(rounded.astype(np.uint16)).reshape(len(rows), -1)
 
 
 def _encode_blocks(rows: Floats, kind: T, importance: Floats | None) -> Bytes:

@@ -1,6 +1,8 @@
-"""Rotary position settings of a Hugging Face configuration to GGUF keys, in the old spelling (rope_theta, rope_scaling) and the new (rope_parameters).
+"""Rotary position settings of a Hugging Face configuration to GGUF keys, in the old spelling (rope_theta,
+rope_scaling) and the new (rope_parameters).
 
-Sources: transformers' modeling_rope_utils.py for the meaning of each field; YaRN is Peng et al. 2023, sections 3.2 to 3.4.
+Sources: transformers' modeling_rope_utils.py for the meaning of each field; YaRN is Peng et al. 2023, sections 3.2 to
+3.4.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from .arch import Family
 def rope_keys_and_factors(
     family: Family, config: dict[str, Any], head_dim: int
 ) -> tuple[k.Keys, npt.NDArray[np.float32] | None]:
-    """Keys without the architecture prefix, and the divisors of each frequency `[head_dim / 2]` where the scaling needs them (Llama 3).
+    """Keys without the architecture prefix, and the divisors of each frequency `[head_dim / 2]` where the scaling
+    needs them (Llama 3).
 
     Raises ConversionError for a scaling, or a setting of one, that GGUF readers cannot express.
     """
@@ -78,7 +81,8 @@ def _yarn(parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
         "rope.scaling.yarn_beta_fast": k.f32(_number(parameters, "beta_fast", 32.0)),
         "rope.scaling.yarn_beta_slow": k.f32(_number(parameters, "beta_slow", 1.0)),
     }
-    # Readers multiply cos and sin by attn_factor times the paper's 0.1 ln(factor) + 1; a configuration gives the product.
+    # Readers multiply cos and sin by attn_factor times the paper's 0.1 ln(factor) + 1; a configuration gives the
+    # product.
     paper = _magnitude(factor, 1.0)
     wanted = parameters.get("attention_factor")
     if wanted is None and parameters.get("mscale") and parameters.get("mscale_all_dim"):

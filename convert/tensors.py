@@ -1,4 +1,5 @@
-"""What passes between a source and the writer: tensors whose bytes are made on demand, and sets of experts. Knows no file format.
+"""What passes between a source and the writer: tensors whose bytes are made on demand, and sets of experts. Knows no
+file format.
 
 Shapes are row-major (`[rows, cols]`); the writer turns them round for GGUF.
 """
@@ -34,7 +35,8 @@ class Tensor:
     """One tensor of the output.
 
     shape       row-major; 1 to 4 dimensions.
-    role        a word for reports: embedding, output, norm, attention, router, feed-forward, shared expert, expert top, expert bottom, expert.
+    role        a word for reports: embedding, output, norm, attention, router, feed-forward, shared expert, expert
+                top, expert bottom, expert.
     chunks      makes the data, in order, some megabytes at a time; may be called more than once.
     work_bytes  the most memory a chunk needs while it is made, for the report.
     """

@@ -1,4 +1,6 @@
-"""Entry of the converter: arguments and order of work. `python convert/to_gguf.py INPUT OUTPUT`, installed as `moepic-convert`."""
+"""Entry of the converter: arguments and order of work. `python convert/to_gguf.py INPUT OUTPUT`, installed as
+`moepic-convert`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ if __name__ == "__main__" and not __package__:
     # Run as a file from a source tree: put the tree on the path and take the package's place (PEP 366).
     sys.path[0] = str(Path(__file__).resolve().parents[1])
     __package__ = "convert"
-    import convert  # noqa: F401
+    __import__(__package__)
 
 import click
 
@@ -39,9 +41,16 @@ def open_source(path: Path, outtype: str | None, *, with_vocabulary: bool = True
 
 
 def convert(
-    source: Path, target: Path, *, outtype: str | None = None, how: Cut | None = None, force: bool = False, with_vocabulary: bool = True,
-    pre: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Plan:  # fmt: skip
+    source: Path,
+    target: Path,
+    *,
+    outtype: str | None = None,
+    how: Cut | None = None,
+    force: bool = False,
+    with_vocabulary: bool = True,
+    pre: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
     """Convert `source` to `target` and return what was written.
 
     progress   called with bytes done and in all.
@@ -87,9 +96,19 @@ def convert(
 @click.option("--dry-run", is_flag=True, help="Print sizes, types and peak memory; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def main(
-    source: Path, target: Path, outtype: str | None, split_ratio: str, granule: int | None, no_split: bool, max_shard_size: str | None,
-    separate_segments: bool, no_vocab: bool, tokenizer_pre: str | None, dry_run: bool, force: bool,
-) -> None:  # fmt: skip
+    source: Path,
+    target: Path,
+    outtype: str | None,
+    split_ratio: str,
+    granule: int | None,
+    no_split: bool,
+    max_shard_size: str | None,
+    separate_segments: bool,
+    no_vocab: bool,
+    tokenizer_pre: str | None,
+    dry_run: bool,
+    force: bool,
+) -> None:
     """Write INPUT (a Hugging Face folder, or a GGUF file) to OUTPUT as a pre-split GGUF.
 
     A GGUF input is cut anew without requantizing, bit for bit.

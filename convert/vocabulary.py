@@ -1,8 +1,9 @@
 """Tokenizer and chat template of a Hugging Face folder to `tokenizer.*` keys. Reads the JSON files; runs no tokenizer.
 
-Two kinds have a counterpart in GGUF: byte-level BPE (`gpt2`: tokens, merges, a named pre-tokenizer) and BPE over characters with byte fallback,
-which is how Llama's SentencePiece models look in tokenizer.json (`llama`: tokens, scores). A bare tokenizer.model is read with the sentencepiece
-package. Anything else is an error; nothing is approximated in silence.
+Two kinds have a counterpart in GGUF: byte-level BPE (`gpt2`: tokens, merges, a named pre-tokenizer) and BPE over
+characters with byte fallback, which is how Llama's SentencePiece models look in tokenizer.json (`llama`: tokens,
+scores). A bare tokenizer.model is read with the sentencepiece package. Anything else is an error; nothing is
+approximated in silence.
 """
 
 from __future__ import annotations
@@ -101,7 +102,8 @@ def _read_tokenizer_json(tokenizer: dict[str, Any], pre: str | None) -> tuple[k.
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ConversionError(
-            f'tokenizer.json: model type is {json.dumps(model.get("type"))}; supported: "BPE" (leave the tokenizer out with --no-vocab)'
+            f"tokenizer.json: model type is {json.dumps(model.get('type'))}; supported: BPE "
+            "(leave the tokenizer out with --no-vocab)"
         )
     merges = [tuple(m.split(" ", 1)) if isinstance(m, str) else tuple(m) for m in model.get("merges") or []]
     tokens = _table(tokenizer, model)
@@ -151,10 +153,12 @@ def _table(tokenizer: dict[str, Any], model: dict[str, Any]) -> _Tokens:
 
 
 def _scores(tokens: _Tokens, merges: list[tuple[str, ...]]) -> list[float]:
-    """Scores that make a SentencePiece reader merge in the order of `merges`: a product's score is minus the rank of its first merge.
+    """Scores that make a SentencePiece reader merge in the order of `merges`: a product's score is minus the rank of
+    its first merge.
 
-    Only products are compared while merging; everything else gets a score below them all. A product that can be made in several ways has
-    adjacent ranks in files that came from SentencePiece, so one number per product keeps the order.
+    Only products are compared while merging; everything else gets a score below them all. A product that can be made
+    in several ways has adjacent ranks in files that came from SentencePiece, so one number per product keeps the
+    order.
     """
     rank: dict[str, int] = {}
     for i, (left, right) in enumerate(merges):
@@ -177,17 +181,22 @@ def _adds_space(tokenizer: dict[str, Any]) -> bool:
 
 
 def _check_normalizer(node: dict[str, Any] | None) -> None:
-    """NFC is what GGUF readers leave out for every file of these families; another normalizer would change ordinary text."""
+    """NFC is what GGUF readers leave out for every file of these families; another normalizer would change ordinary
+    text.
+    """
     steps = (node or {}).get("normalizers", [node] if node else [])
     for step in steps:
         if step.get("type") != "NFC":
             raise ConversionError(
-                f"tokenizer.json: normalizer {json.dumps(step, ensure_ascii=False)[:200]} has no counterpart in GGUF's gpt2 tokenizer"
+                f"tokenizer.json: normalizer {json.dumps(step, ensure_ascii=False)[:200]} has no counterpart in "
+                f"GGUF's gpt2 tokenizer"
             )
 
 
 def _added_around(tokenizer: dict[str, Any], settings: dict[str, Any]) -> tuple[bool, bool]:
-    """Whether the tokenizer puts BOS before and EOS behind a text. Llama's class rebuilds its template from its flags; else the template says it."""
+    """Whether the tokenizer puts BOS before and EOS behind a text. Llama's class rebuilds its template from its
+    flags; else the template says it.
+    """
     flags = (settings.get("add_bos_token"), settings.get("add_eos_token"))
     node = tokenizer.get("post_processor") or {}
     template = next((p for p in [node, *node.get("processors", [])] if p.get("type") == "TemplateProcessing"), None)
@@ -233,7 +242,9 @@ def _ids(values: dict[str, Any], key: str) -> list[int]:
 
 
 def _templates(folder: Path, settings: dict[str, Any]) -> k.Keys:
-    """The chat template and its named variants: files first, as newer checkpoints have them, then tokenizer_config.json."""
+    """The chat template and its named variants: files first, as newer checkpoints have them, then
+    tokenizer_config.json.
+    """
     found: dict[str, str] = {}
     given = settings.get("chat_template")
     if isinstance(given, str):

@@ -1,7 +1,9 @@
-"""Streams tensors into GGUF v3 files, one or many shards, so that a target is either whole or absent. Knows no models and no quantization.
+"""Streams tensors into GGUF v3 files, one or many shards, so that a target is either whole or absent. Knows no models
+and no quantization.
 
-All shards are written under `NAME.partial`, flushed to disk, and renamed last: the first shard, by which a set is opened, comes at the very
-end. A `.partial` file is locked while its writer lives, so leftovers of a killed run are told from a run at work; they are overwritten or removed.
+All shards are written under `NAME.partial`, flushed to disk, and renamed last: the first shard, by which a set is
+opened, comes at the very end. A `.partial` file is locked while its writer lives, so leftovers of a killed run are
+told from a run at work; they are overwritten or removed.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ def _padded(n: int) -> int:
 
 
 def shard_path(target: Path, number: int, count: int) -> Path:
-    """The name of shard `number` (from 0) of `count`, by llama.cpp's convention; `target` itself where there is only one."""
+    """The name of shard `number` (from 0) of `count`, by llama.cpp's convention; `target` itself where there is only
+    one.
+    """
     if count == 1:
         return target
     stem = _SHARD_NAME.sub("", target.name.removesuffix(".gguf"))
@@ -97,7 +101,9 @@ def lay_out(target: Path, keys: k.Keys, groups: Sequence[Sequence[Tensor]], max_
 
 
 def check_target(shards: Sequence[Shard], inputs: Sequence[Path], *, force: bool) -> None:
-    """Raise ConversionError if the target is an input, exists without `force`, lies nowhere, or does not fit the disk."""
+    """Raise ConversionError if the target is an input, exists without `force`, lies nowhere, or does not fit the
+    disk.
+    """
     folder = shards[0].path.parent
     if not folder.is_dir():
         raise ConversionError(f"output folder '{folder}' does not exist")
@@ -128,6 +134,11 @@ def _leftovers(shards: Sequence[Shard]) -> list[Path]:
     return sorted(path for path in first.parent.glob(f"*{_PARTIAL}") if path.name in names or ours.fullmatch(path.name))
 
 
+def _remove(paths: Sequence[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
 def _partial(path: Path) -> Path:
     return path.with_name(path.name + _PARTIAL)
 
@@ -156,13 +167,13 @@ def _sync_folder(folder: Path) -> None:
 def write(shards: Sequence[Shard], progress: Callable[[int], None] = lambda n: None) -> None:
     """Write all shards; `progress` is called with the bytes of each step.
 
-    On any failure, Ctrl-C included, the partial files are removed and an older target stays as it was. Raises ConversionError (a tensor whose
-    data disagrees with its shape, another writer at work) and OSError.
+    On any failure, Ctrl-C included, the partial files are removed and an older target stays as it was. Raises
+    ConversionError (a tensor whose data disagrees with its shape, another writer at work) and OSError.
     """
     folder = shards[0].path.parent
     with contextlib.ExitStack() as stack:
         held: list[Path] = []
-        stack.callback(lambda: [path.unlink(missing_ok=True) for path in held])
+        stack.callback(_remove, held)
         files: list[BinaryIO] = []
         for shard in shards:
             files.append(stack.enter_context(_open_locked(_partial(shard.path))))
@@ -196,7 +207,8 @@ def _write_shard(shard: Shard, file: BinaryIO, progress: Callable[[int], None]) 
             progress(chunk.nbytes)
         if written != tensor.n_bytes:
             raise ConversionError(
-                f"tensor '{tensor.name}': {written} bytes were made, its shape {list(tensor.shape)} takes {tensor.n_bytes}"
+                f"tensor '{tensor.name}': {written} bytes were made, its shape {list(tensor.shape)} takes "
+                f"{tensor.n_bytes}"
             )
         padding = _padded(written) - written
         file.write(b"\0" * padding)

@@ -1,4 +1,6 @@
-"""The Hugging Face families this converter reads: one row each, found by `model_type`. Names and shapes only, no bytes."""
+"""The Hugging Face families this converter reads: one row each, found by `model_type`. Names and shapes only, no
+bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a row about a Hugging Face family says. To add one: a module with a row, a line in `__init__.py`, a variant in tests/tiny."""
+"""What a row about a Hugging Face family says. To add one: a module with a row, a line in `__init__.py`, a variant
+in tests/tiny.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ class Experts:
     """Where the routed experts are. Names follow `model.layers.N.`; `{e}` is the expert.
 
     gate, up, down         one tensor per expert, as on the hub.
-    fused_gate_up, fused_down   all experts in one tensor, as transformers 5 keeps them: [E, 2I, H] (gate first) and [E, H, I].
+    fused_gate_up, fused_down   all experts in one tensor, as transformers 5 keeps them: [E, 2I, H] (gate first) and
+                                [E, H, I].
     routers                names the router goes by.
     count, used, width     config keys: experts (several spellings of one number), experts per token, width of one.
     norm                   config key that says whether the selected weights sum to one; or the family's fixed answer.

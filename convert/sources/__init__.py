@@ -1,4 +1,6 @@
-"""Inputs of the converter. A source is opened from a path and answers with keys, tensors and sets of experts; it writes nothing."""
+"""Inputs of the converter. A source is opened from a path and answers with keys, tensors and sets of experts; it
+writes nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""A GGUF file, or all shards of one, as a source: every key and tensor as it is, experts of any known layout as sets that can be cut anew.
+"""A GGUF file, or all shards of one, as a source: every key and tensor as it is, experts of any known layout as sets
+that can be cut anew.
 
-Layouts of routed experts: three stacked tensors; fused `ffn_gate_up_exps` (gate rows first); one tensor per expert (before 2024); already split
-by us. Nothing is decoded: bytes are moved, so the result is bit-exact.
+Layouts of routed experts: three stacked tensors; fused `ffn_gate_up_exps` (gate rows first); one tensor per expert
+(before 2024); already split by us. Nothing is decoded: bytes are moved, so the result is bit-exact.
 """
 
 from __future__ import annotations
@@ -68,11 +69,23 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where `count` columns of down are, cut into runs of `granule`: `[count / granule, n_embd, granule]` from that byte on."""
+    """Where `count` columns of down are, cut into runs of `granule`: `[count / granule, n_embd, granule]` from that
+    byte on.
+    """
 
     count: int
     granule: int
     at: Callable[[int], tuple[Stored, int]]
+
+
+def _stacked_at(stored: Stored, stride: int, skip: int = 0) -> Callable[[int], tuple[Stored, int]]:
+    """Experts one after another in a tensor, `stride` bytes apart."""
+    return lambda expert: (stored, expert * stride + skip)
+
+
+def _one_at(stored: list[Stored]) -> Callable[[int], tuple[Stored, int]]:
+    """A tensor per expert."""
+    return lambda expert: (stored[expert], 0)
 
 
 class GgufExperts:
@@ -104,7 +117,7 @@ class GgufExperts:
         return np.concatenate(found).reshape(-1, size)
 
     def columns(self, expert: int, neurons: Neurons) -> Bytes:
-        block_len, block_bytes = GGML_QUANT_SIZES[self.kinds["down"]]
+        block_len = GGML_QUANT_SIZES[self.kinds["down"]][0]
         blocks = self._blocks(expert)
         if isinstance(neurons, slice):
             wanted: slice | np.ndarray[Any, np.dtype[np.int64]] = slice(
@@ -115,7 +128,8 @@ class GgufExperts:
             wanted = runs[:, 0] // block_len
             if not np.array_equal(runs, wanted[:, None] * block_len + np.arange(block_len)):
                 raise ConversionError(
-                    f"layer {self.layer}: an order of neurons that breaks {self.kinds['down'].name} blocks of down cannot be bit-exact"
+                    f"layer {self.layer}: an order of neurons that breaks {self.kinds['down'].name} blocks of "
+                    f"down cannot be bit-exact"
                 )
         return np.ascontiguousarray(blocks[:, wanted]).reshape(self.n_embd, -1)
 
@@ -161,7 +175,8 @@ class _File:
             stored = Stored(t.name, path, int(t.data_offset), t.tensor_type, tuple(int(n) for n in reversed(t.shape)))
             if stored.shape[-1] % GGML_QUANT_SIZES[stored.kind][0] or stored.offset + stored.n_bytes > size:
                 raise ConversionError(
-                    f"'{path.name}': tensor '{t.name}' {list(stored.shape)} {stored.kind.name} does not fit the file (truncated download?)"
+                    f"'{path.name}': tensor '{t.name}' {list(stored.shape)} {stored.kind.name} does not fit the "
+                    f"file (truncated download?)"
                 )
             self.tensors[t.name] = stored
 
@@ -217,7 +232,8 @@ class _Finder:
         """Shapes `[n_expert, n_ff, n_embd]` of gate and up, `[n_expert, n_embd, n_ff]` of down."""
         if gate != up or down != (gate[0], gate[2], gate[1]) or gate[0] != self.n_expert:
             raise ConversionError(
-                f"layer {il}: experts of shapes gate {list(gate)}, up {list(up)}, down {list(down)} do not fit together ({self.n_expert} experts)"
+                f"layer {il}: experts of shapes gate {list(gate)}, up {list(up)}, down {list(down)} do not fit "
+                f"together ({self.n_expert} experts)"
             )
 
     def _stacked(self, il: int, blk: str) -> GgufExperts:
@@ -237,12 +253,12 @@ class _Finder:
 
         def rows(stored: Stored, skip: int) -> list[_Rows]:
             size = row_bytes(n_embd, stored.kind)
-            return [_Rows(0, n_ff, lambda e: (stored, (e * stored.shape[1] + skip) * size))]
+            return [_Rows(0, n_ff, _stacked_at(stored, stored.shape[1] * size, skip * size))]
 
         matrix = down.n_bytes // n_expert
         kinds = {"gate": gate.kind, "up": up.kind, "down": down.kind}
         found = {"gate": rows(gate, 0), "up": rows(up, n_ff if fused else 0)}
-        return GgufExperts(il, n_expert, n_embd, kinds, found, [_Columns(n_ff, n_ff, lambda e: (down, e * matrix))])
+        return GgufExperts(il, n_expert, n_embd, kinds, found, [_Columns(n_ff, n_ff, _stacked_at(down, matrix))])
 
     def _one_by_one(self, il: int, blk: str) -> GgufExperts:
         of = {
@@ -252,12 +268,10 @@ class _Finder:
             if any((s.shape, s.kind) != (all_of[0].shape, all_of[0].kind) for s in all_of):
                 raise ConversionError(f"layer {il}: the experts' '{w}' tensors differ in shape or type")
         n_embd, n_ff = of["down"][0].shape
-        self._check(il, *((self.n_expert, *of[w][0].shape) for w in ("gate", "up", "down")))  # type: ignore[arg-type]
-        found = {w: [_Rows(0, n_ff, lambda e, w=w: (of[w][e], 0))] for w in ("gate", "up")}  # type: ignore[misc]
+        self._check(il, *((self.n_expert, *of[w][0].shape) for w in ("gate", "up", "down")))
+        found = {w: [_Rows(0, n_ff, _one_at(of[w]))] for w in ("gate", "up")}
         kinds = {w: of[w][0].kind for w in of}
-        return GgufExperts(
-            il, self.n_expert, n_embd, kinds, found, [_Columns(n_ff, n_ff, lambda e: (of["down"][e], 0))]
-        )
+        return GgufExperts(il, self.n_expert, n_embd, kinds, found, [_Columns(n_ff, n_ff, _one_at(of["down"]))])
 
     def _pre_split(self, il: int, blk: str) -> GgufExperts:
         found: dict[str, list[_Rows]] = {"gate": [], "up": []}
@@ -275,16 +289,18 @@ class _Finder:
                 self._check(il, stored.shape, stored.shape, (n_expert, n_embd, count))
                 if kinds.setdefault(w, stored.kind) != stored.kind:
                     raise ConversionError(
-                        f"tensor '{stored.name}' is {stored.kind.name}, the top {kinds[w].name}; an expert's parts must agree"
+                        f"tensor '{stored.name}' is {stored.kind.name}, the top {kinds[w].name}; an expert's "
+                        f"parts must agree"
                     )
                 matrix = stored.n_bytes // n_expert
-                found[w].append(_Rows(first, first + count, lambda e, s=stored, m=matrix: (s, e * m)))  # type: ignore[misc]
+                found[w].append(_Rows(first, first + count, _stacked_at(stored, matrix)))
             if kinds.setdefault("down", down.kind) != down.kind:
                 raise ConversionError(
-                    f"tensor '{down.name}' is {down.kind.name}, the top {kinds['down'].name}; an expert's parts must agree"
+                    f"tensor '{down.name}' is {down.kind.name}, the top {kinds['down'].name}; an expert's parts "
+                    f"must agree"
                 )
             matrix = down.n_bytes // n_expert
-            columns.append(_Columns(count, granule, lambda e, s=down, m=matrix: (s, e * m)))  # type: ignore[misc]
+            columns.append(_Columns(count, granule, _stacked_at(down, matrix)))
             first += count
         return GgufExperts(il, self.n_expert, n_embd, kinds, found, columns)
 
@@ -297,16 +313,26 @@ def _as_is(stored: Stored, role: str) -> Tensor:
     return Tensor(stored.name, stored.shape, stored.kind, role, chunks, min(stored.n_bytes, _STEP_BYTES))
 
 
+# The first that is in a tensor's name.
+_ROLES = (
+    ("token_embd", "embedding"),
+    ("norm", "norm"),
+    ("attn_", "attention"),
+    ("ffn_gate_inp", "router"),
+    ("shexp", "shared expert"),
+    ("ffn_", "feed-forward"),
+    ("output", "output"),
+)
+
+
 def _role(name: str) -> str:
-    for part, role in (("token_embd", "embedding"), ("norm", "norm"), ("attn_", "attention"), ("ffn_gate_inp", "router"), ("shexp", "shared expert"),
-                       ("ffn_", "feed-forward"), ("output", "output")):  # fmt: skip
-        if part in name:
-            return role
-    return "other"
+    return next((role for part, role in _ROLES if part in name), "other")
 
 
 def open_gguf(path: Path) -> Content:
-    """Read a GGUF file, or all shards of the set `path` belongs to. Raises ConversionError, which names the key or tensor."""
+    """Read a GGUF file, or all shards of the set `path` belongs to. Raises ConversionError, which names the key or
+    tensor.
+    """
     paths = _shard_paths(path)
     files = [_File(p) for p in paths]
     first = files[0]
@@ -314,7 +340,8 @@ def open_gguf(path: Path) -> Content:
     for number, file in enumerate(files):
         if len(files) > 1 and (file.values.get("split.no"), file.values.get("split.count")) != (number, len(files)):
             raise ConversionError(
-                f"'{paths[number].name}' says it is shard {file.values.get('split.no')} of {file.values.get('split.count')}, its name says otherwise"
+                f"'{paths[number].name}' says it is shard {file.values.get('split.no')} of "
+                f"{file.values.get('split.count')}, its name says otherwise"
             )
         twice = tensors.keys() & file.tensors.keys()
         if twice:
@@ -332,7 +359,8 @@ def open_gguf(path: Path) -> Content:
     n_layer, n_expert = first.values.get(f"{arch}.block_count"), first.values.get(f"{arch}.expert_count", 0)
     if not isinstance(n_layer, int) or not isinstance(n_expert, int):
         raise ConversionError(
-            f"'{path.name}': keys '{arch}.block_count' and '{arch}.expert_count' must be integers, found {n_layer!r} and {n_expert!r}"
+            f"'{path.name}': keys '{arch}.block_count' and '{arch}.expert_count' must be integers, found "
+            f"{n_layer!r} and {n_expert!r}"
         )
 
     finder = _Finder(tensors, n_expert)

@@ -1,4 +1,6 @@
-"""A Hugging Face folder as a source: config.json to keys, safetensors to tensors in their output types. Every stored tensor must find its place."""
+"""A Hugging Face folder as a source: config.json to keys, safetensors to tensors in their output types. Every stored
+tensor must find its place.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ class Config:
         if key in self.values and self.values[key] not in allowed:
             listed = " or ".join(json.dumps(value) for value in allowed)
             raise ConversionError(
-                f"config.json: '{key}' is {json.dumps(self.values[key])}, which the engine cannot run; supported: {listed}"
+                f"config.json: '{key}' is {json.dumps(self.values[key])}, which the engine cannot run; supported: "
+                f"{listed}"
             )
 
 
@@ -95,7 +98,8 @@ def _find_family(config: Config) -> Family:
     window = config.values.get("sliding_window")
     if "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
         raise ConversionError(
-            f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; sliding-window attention is not supported"
+            f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; "
+            f"sliding-window attention is not supported"
         )
     for kind in config.values.get("layer_types") or []:
         if kind != "full_attention":
@@ -107,9 +111,15 @@ class HfExperts:
     """Routed experts of one layer, from tensors one by one or fused. See `tensors.Experts`."""
 
     def __init__(
-        self, layer: int, kinds: dict[str, GGMLQuantizationType], gate: list[tuple[Weights, int]], up: list[tuple[Weights, int]],
-        down: list[tuple[Weights, int]], n_ff: int, n_embd: int,
-    ) -> None:  # fmt: skip
+        self,
+        layer: int,
+        kinds: dict[str, GGMLQuantizationType],
+        gate: list[tuple[Weights, int]],
+        up: list[tuple[Weights, int]],
+        down: list[tuple[Weights, int]],
+        n_ff: int,
+        n_embd: int,
+    ) -> None:
         self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(gate)
         # Per expert: the stored tensor, and the first row of this expert's matrix in it.
         self._stored = {"gate": gate, "up": up, "down": down}
@@ -132,7 +142,8 @@ class HfExperts:
         return weights.rows(base, base + self.n_embd)
 
     def work_bytes(self) -> int:
-        # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and after turning it round).
+        # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
+        # after turning it round).
         return self.n_ff * self.n_embd * 12 + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
 
 
@@ -153,7 +164,8 @@ class _Reader:
         # A vector may be stored as a matrix of one row (shared_expert_gate).
         if weights.shape != shape and tuple(n for n in weights.shape if n > 1) != tuple(n for n in shape if n > 1):
             raise ConversionError(
-                f"checkpoint: tensor '{weights.name}' has shape {list(weights.shape)}, config.json implies {list(shape)}"
+                f"checkpoint: tensor '{weights.name}' has shape {list(weights.shape)}, config.json implies "
+                f"{list(shape)}"
             )
         self._taken.add(name)
         return weights
@@ -192,7 +204,8 @@ class _Builder:
             )
         if self.n_head % self.n_head_kv:
             raise ConversionError(
-                f"config.json: 'num_attention_heads' {self.n_head} is not a multiple of 'num_key_value_heads' {self.n_head_kv}"
+                f"config.json: 'num_attention_heads' {self.n_head} is not a multiple of 'num_key_value_heads' "
+                f"{self.n_head_kv}"
             )
 
     def tensor(self, name: str, role: str, weights: Weights, shape: tuple[int, ...], head_rows: int = 0) -> Tensor:

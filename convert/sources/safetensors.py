@@ -1,7 +1,9 @@
-"""Reads safetensors files: headers checked, rows read on demand as float32. Plain `pread`, so memory holds what was asked for and no more.
+"""Reads safetensors files: headers checked, rows read on demand as float32. Plain `pread`, so memory holds what was
+asked for and no more.
 
 Layout: u64 length of a JSON header, the header (name -> dtype, shape, data_offsets from its end), then the data.
-Source: the safetensors format description, https://github.com/huggingface/safetensors. (Its Python package cannot give bfloat16 to numpy.)
+Source: the safetensors format description, https://github.com/huggingface/safetensors. (Its Python package cannot
+give bfloat16 to numpy.)
 """
 
 from __future__ import annotations
@@ -72,7 +74,8 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         (length,) = struct.unpack("<Q", start)
         if length > min(size - 8, _LARGEST_HEADER):
             raise ConversionError(
-                f"'{path.name}' declares a header of {length} bytes in a file of {size} (not safetensors, or a truncated download?)"
+                f"'{path.name}' declares a header of {length} bytes in a file of {size} (not safetensors, or a "
+                f"truncated download?)"
             )
         try:
             header = json.loads(file.read(length))
@@ -97,7 +100,8 @@ def _read_file(path: Path) -> dict[str, Weights]:
             raise ConversionError(f"'{path.name}': tensor '{name}' has a malformed entry in the header") from None
         if dtype not in _DTYPES:
             raise ConversionError(
-                f"'{path.name}': tensor '{name}' is stored as {dtype}; supported: {', '.join(_DTYPES)} (a quantized checkpoint? convert the original)"
+                f"'{path.name}': tensor '{name}' is stored as {dtype}; supported: {', '.join(_DTYPES)} (a "
+                f"quantized checkpoint? convert the original)"
             )
         if not 0 <= begin <= end <= available:
             raise ConversionError(
@@ -108,14 +112,17 @@ def _read_file(path: Path) -> dict[str, Weights]:
             n < 1 for n in shape
         ):
             raise ConversionError(
-                f"'{path.name}': tensor '{name}' of shape {list(shape)} does not fill its {end - begin} bytes of {dtype}"
+                f"'{path.name}': tensor '{name}' of shape {list(shape)} does not fill its {end - begin} bytes of "
+                f"{dtype}"
             )
         found[name] = weights
     return found
 
 
 def read_folder(folder: Path) -> dict[str, Weights]:
-    """All tensors of a checkpoint folder: one safetensors file, or the shards its index names. Raises ConversionError."""
+    """All tensors of a checkpoint folder: one safetensors file, or the shards its index names. Raises
+    ConversionError.
+    """
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -128,7 +135,8 @@ def read_folder(folder: Path) -> dict[str, Weights]:
         missing = [name for name in names if not (folder / name).is_file()]
         if missing:
             raise ConversionError(
-                f"'{folder.name}' lacks {len(missing)} of {len(names)} shards, first '{missing[0]}' (an incomplete download?)"
+                f"'{folder.name}' lacks {len(missing)} of {len(names)} shards, first '{missing[0]}' (an "
+                f"incomplete download?)"
             )
     else:
         wanted = {}

@@ -1,4 +1,5 @@
-"""Tiny random models of every supported family, made on the spot with transformers. Only tests import this; it knows nothing of GGUF.
+"""Tiny random models of every supported family, made on the spot with transformers. Only tests import this; it knows
+nothing of GGUF.
 
     from tiny import MODELS, make, save
     config, model = make("qwen2_moe")

@@ -1,8 +1,10 @@
-"""Tiny random models: one function per family with odd sizes, and a table of named variants. Seeded, so every run makes the same weights.
+"""Tiny random models: one function per family with odd sizes, and a table of named variants. Seeded, so every run
+makes the same weights.
 
-All parameters are redrawn after construction: transformers starts norms at one and biases at zero, which would hide a swapped or forgotten
-tensor. Matrices are N(0, 1/fan_in), norms 1 + N(0, 0.1^2), biases N(0, 0.1^2), embeddings N(0, 0.25^2) (tied ones are the output too), routers three times wider so that routing is decisive and a float's
-last bit does not change which expert is chosen.
+All parameters are redrawn after construction: transformers starts norms at one and biases at zero, which would hide a
+swapped or forgotten tensor. Matrices are N(0, 1/fan_in), norms 1 + N(0, 0.1^2), biases N(0, 0.1^2), embeddings N(0,
+0.25^2) (tied ones are the output too), routers three times wider so that routing is decisive and a float's last bit
+does not change which expert is chosen.
 """
 
 from __future__ import annotations
@@ -80,7 +82,9 @@ def mixtral(seed: int = 2, **changes: Any) -> tuple[Any, Any]:
 
 
 def qwen2_moe(seed: int = 3, **changes: Any) -> tuple[Any, Any]:
-    """Qwen2-MoE: 60 experts, top-6, width 96 (one granule), gated shared expert of 160, biases on q/k/v, routing not renormalised."""
+    """Qwen2-MoE: 60 experts, top-6, width 96 (one granule), gated shared expert of 160, biases on q/k/v, routing not
+    renormalised.
+    """
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 224,
@@ -96,7 +100,9 @@ def qwen2_moe(seed: int = 3, **changes: Any) -> tuple[Any, Any]:
 
 
 def qwen3_moe(seed: int = 4, **changes: Any) -> tuple[Any, Any]:
-    """Qwen3-MoE: 16 experts, top-4, width 768 (three granules of 256), head width 32 unlike hidden/heads, renormalised. Returns (config, model)."""
+    """Qwen3-MoE: 16 experts, top-4, width 768 (three granules of 256), head width 32 unlike hidden/heads,
+    renormalised. Returns (config, model).
+    """
     sizes = {
         "hidden_size": 80,
         "intermediate_size": 224,
@@ -112,7 +118,9 @@ def qwen3_moe(seed: int = 4, **changes: Any) -> tuple[Any, Any]:
 
 
 def olmoe(seed: int = 5, **changes: Any) -> tuple[Any, Any]:
-    """OLMoE: 8 experts, top-3, width 512, q/k norm over the whole projection, routing not renormalised. Returns (config, model)."""
+    """OLMoE: 8 experts, top-3, width 512, q/k norm over the whole projection, routing not renormalised. Returns
+    (config, model).
+    """
     sizes = {
         "hidden_size": 64,
         "intermediate_size": 512,
@@ -206,7 +214,8 @@ def save(
 ) -> Path:
     """Write `model` to `folder` as a Hugging Face checkpoint; returns `folder`.
 
-    layout      "hub": the names of the published files, experts one by one; "fused": what transformers 5 keeps in memory.
+    layout      "hub": the names of the published files, experts one by one; "fused": what transformers 5 keeps in
+                memory.
     dtype       of the stored weights; the model itself keeps its own.
     tokenizer   a transformers tokenizer saved alongside, or None.
     """

@@ -1,4 +1,5 @@
-"""Tiny tokenizers: a byte-level BPE with a chosen pre-tokenizer, and a Llama-style BPE with byte fallback. Trained on a few fixed lines.
+"""Tiny tokenizers: a byte-level BPE with a chosen pre-tokenizer, and a Llama-style BPE with byte fallback. Trained on
+a few fixed lines.
 
 They exist so that a tiny model can be a whole folder. What they are checked against is transformers itself.
 """
@@ -18,7 +19,8 @@ _LINES = [
     "我能吞下玻璃而不伤身体。 Я могу есть стекло. \U0001f600\U0001f680",
 ] * 4
 
-# Text to check a carried-over tokenizer with: case, digits, runs of spaces, scripts, emoji, code, control characters, special tokens spelled out.
+# Text to check a carried-over tokenizer with: case, digits, runs of spaces, scripts, emoji, code, control characters,
+# special tokens spelled out.
 TEXTS = [
     "Hello world",
     " leading and  double   spaces ",
@@ -40,7 +42,9 @@ _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 def byte_level(kind: str = "qwen2", vocab_size: int = 320) -> Any:
-    """A byte-level BPE tokenizer (a transformers one) whose pre-tokenizer is that of `kind`: qwen2, llama3, gpt2 or smollm."""
+    """A byte-level BPE tokenizer (a transformers one) whose pre-tokenizer is that of `kind`: qwen2, llama3, gpt2 or
+    smollm.
+    """
     core = Tokenizer(models.BPE(ignore_merges=kind == "llama3"))
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt2", "smollm"))
     if kind == "gpt2":
