@@ -350,8 +350,11 @@ def test_a_split_opens_from_any_shard(tmp_path: Path, start: int) -> None:
     file.hint()
 
 
-def test_a_split_by_ggufs_writer_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("alignment", [32, 4096])
+def test_a_split_by_ggufs_writer_reads(tmp_path: Path, alignment: int) -> None:
+    """That writer pads every shard by the alignment, but names it in the first one only."""
     writer = gguf.GGUFWriter(tmp_path / "out.gguf", "llama", split_max_tensors=2)
+    writer.add_custom_alignment(alignment)
     made = {f"t{i}": np.full((4, 8), i, dtype=np.float32) for i in range(5)}
     for name, data in made.items():
         writer.add_tensor(name, data)
@@ -362,6 +365,15 @@ def test_a_split_by_ggufs_writer_reads(tmp_path: Path) -> None:
     file = File.open(tmp_path / "out-00001-of-00003.gguf")
     assert {t.name: t.data for t in file.tensors} == {name: data.tobytes() for name, data in made.items()}
     assert len(file.shard_paths) == 3
+
+
+def test_a_later_shard_may_fall_back_to_the_default_alignment(tmp_path: Path) -> None:
+    """As llama.cpp's splitter writes: the first shard names 4096, the others name nothing and are padded by 32."""
+    keys = [number("split.no", U16, 0), number("split.count", U16, 3), number("general.alignment", 4, 4096)]
+    path = write_split(tmp_path, shard1=Craft(keys=keys).build())
+    tensors = File.open(path).tensors
+    assert [t.name for t in tensors] == ["a", "b", "c"]
+    assert [t.data for t in tensors] == [bytes(range(1, 33)), bytes(range(33, 65)), bytes(range(1, 33))]
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ struct File::Impl {
     std::vector<Tensor> tensors;
     NameIndex key_index;
     NameIndex tensor_index;
-    uint64_t alignment = 32;
+    uint64_t alignment = kDefaultAlignment;
     uint32_t version = 0;
 
     // Appends a shard's tensors; the first shard also gives the keys.
@@ -82,6 +82,17 @@ Opened open_sibling(const std::string& path, uint64_t index, uint64_t count, Typ
     }
 }
 
+// A later shard may leave general.alignment to the first one. llama.cpp's splitter then pads it by the default, gguf's writer by the first
+// shard's alignment; nothing but the length of the file tells which. Read by the default, a file of the second kind would give wrong
+// bytes in silence.
+void settle_alignment(Opened& shard, uint64_t first_alignment, TypeLookup lookup) {
+    const ParsedShard& parsed = shard.parsed;
+    if (parsed.says_alignment || parsed.alignment == first_alignment || parsed.tensors.empty()) return;
+    const uint64_t padded_end = (parsed.data_end + parsed.alignment - 1) & ~(parsed.alignment - 1);
+    if (padded_end >= shard.map.bytes().size()) return;  // nothing is left over: the default it was
+    shard.parsed = Parser(shard.map.bytes(), shard.path, lookup, first_alignment).parse();
+}
+
 }  // namespace
 
 File File::open(const std::string& path, TypeLookup lookup) {
@@ -105,6 +116,7 @@ File File::open(const std::string& path, TypeLookup lookup) {
                 first_path = shard.path;
             }
             check_shard(shard.split, shard.path, i, first, first_path);
+            if (i > 0) settle_alignment(shard, impl->alignment, lookup);
             if (i == 0 && shard.split.count != split.count) {
                 fail(Code::format, "gguf: ", shard.path, ": key 'split.count': expected ", split.count, " as in ", path, ", found ",
                      shard.split.count, " (shards of different files?)");

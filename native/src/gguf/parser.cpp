@@ -194,6 +194,7 @@ void Parser::read_alignment() {
         cursor_.damaged("expected a power of two from ", kMinAlignment, " to ", kMaxAlignment, ", found ", *alignment);
     }
     out_.alignment = *alignment;
+    out_.says_alignment = true;
 }
 
 void Parser::read_tensor_table(uint64_t count) {
@@ -260,7 +261,9 @@ void Parser::place_tensors() {
             }
             cursor_.damaged("ends at byte ", end, ", file has ", size, " (truncated download?)");
         }
-        if (tensor.n_bytes != 0) tensor.data = bytes_.data() + tensor.file_offset;
+        if (tensor.n_bytes == 0) continue;
+        tensor.data = bytes_.data() + tensor.file_offset;
+        out_.data_end = std::max(out_.data_end, tensor.file_offset + tensor.n_bytes);
     }
 }
 

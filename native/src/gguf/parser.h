@@ -10,9 +10,13 @@
 
 namespace moepic::gguf {
 
+constexpr uint64_t kDefaultAlignment = 32;
+
 struct ParsedShard {
     uint32_t version = 0;
-    uint64_t alignment = 32;
+    uint64_t alignment = kDefaultAlignment;
+    bool says_alignment = false;  // the file has general.alignment itself
+    uint64_t data_end = 0;        // where the last tensor of a known type ends; 0 without any
     std::vector<KeyValue> keys;   // in file order, names unique
     std::vector<Tensor> tensors;  // in file order; names may repeat: File checks them over all shards at once
 };
@@ -20,8 +24,11 @@ struct ParsedShard {
 class Parser {
 public:
     // `name` is what messages call the file. Both must outlive the parser, and the bytes also what parse() returns.
-    Parser(std::span<const std::byte> bytes, std::string_view name, TypeLookup lookup)
-        : bytes_(bytes), file_(name), cursor_(bytes, name), lookup_(lookup) {}
+    // `alignment` holds for a file that does not say its own.
+    Parser(std::span<const std::byte> bytes, std::string_view name, TypeLookup lookup, uint64_t alignment = kDefaultAlignment)
+        : bytes_(bytes), file_(name), cursor_(bytes, name), lookup_(lookup) {
+        out_.alignment = alignment;
+    }
 
     // Throws Error: format, or unsupported for a version or byte order that we do not read.
     // Takes time and memory in proportion to the file's header (times log n for the checks of names and overlaps).
