@@ -12,7 +12,7 @@ from .. import __version__
 from ..errors import ArgumentError, IoError, TemplateError
 from ..model import Model
 from . import common, repl
-from .session import ChatSession
+from .session import ChatSession, check_setting
 
 
 @click.command(context_settings=common.SETTINGS)
@@ -71,6 +71,8 @@ def main(
     loading.pop("verbose")
     settings = {name: value for name, value in options.items() if value is not None}
     settings["stop"] = []
+    for name, value in settings.items():
+        check_setting(name, value)
     path = common.model_argument(model or model_option or "") if model or model_option else _demo_model()
     template = _read(chat_template_file, "chat template") if chat_template_file else None
     one_shot = prompt if prompt is not None else None
@@ -88,10 +90,7 @@ _LOADING = ("n_ctx", "n_batch", "n_threads", "kv_type", "ram", "vram", "device",
 
 
 def _check(session: ChatSession, model: Model) -> None:
-    """Fail before the first message, not after it: settings out of range, no tokenizer, no template."""
-    for name, value in session.settings.items():
-        if name != "stop":
-            session.set(name, str(value))
+    """Fail before the first message, not after it: no tokenizer, no template."""
     _ = model.tokenizer
     if not session.plain:
         if model.chat_template is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..config import SamplingOptions
 from ..errors import ArgumentError, IoError, MoepicError
 from ..generation import Generation
 from ..model import Model
@@ -196,8 +197,6 @@ class ChatSession:
 
     def set(self, name: str, text: str) -> None:
         """Set one setting from text, checked by the same rules as the API's; `ArgumentError` leaves the old value."""
-        from ..config import SamplingOptions
-
         parse, _ = SETTINGS[name]
         try:
             value: Any = parse(text)
@@ -205,8 +204,7 @@ class ChatSession:
             raise ArgumentError(f"{name}: {text!r} is not a {'whole number' if parse is int else 'number'}") from None
         if name == "stop":
             value = [] if value == "none" else [value]
-        elif name != "max_tokens" and not (name == "seed" and value == -1):
-            SamplingOptions(**{name: value}).validate()
+        check_setting(name, value)
         self.settings[name] = value
 
     def do_show(self, argument: str) -> None:
@@ -282,6 +280,13 @@ class ChatSession:
         except UnicodeDecodeError:
             raise IoError(f"'{name}' is not UTF-8 text") from None
         return f"{words.strip()}\n\n{text}" if words.strip() else text
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Raise `ArgumentError` for a value that generate() would refuse."""
+    if name in ("max_tokens", "stop") or (name == "seed" and value == -1):
+        return
+    SamplingOptions(**{name: value}).validate()
 
 
 def command_names() -> list[str]:

@@ -1,4 +1,6 @@
-"""generate(): what it promises about tokens, text, limits, reuse and errors. The oracle for tokens is arg max over logits()."""
+"""generate(): what it promises about tokens, text, limits, reuse and errors. The oracle for tokens is arg max over
+logits().
+"""
 
 from __future__ import annotations
 
@@ -166,7 +168,7 @@ def test_logprobs_are_the_log_softmax_of_the_logits(model):
     assert model.generate(PROMPT, max_tokens=2).logprobs is None
 
 
-# ---- limits -------------------------------------------------------------------------------------------------------------------------------
+# ---- limits ----------------------------------------------------------------------------------------------------------
 
 
 def test_overflow_is_refused_with_counts_before_anything_is_computed(tiny_file):
@@ -247,7 +249,7 @@ def test_echo_begins_with_the_prompt(model):
     assert "".join(run) == run.text == PROMPT + plain.text
 
 
-# ---- stats --------------------------------------------------------------------------------------------------------------------------------
+# ---- stats -----------------------------------------------------------------------------------------------------------
 
 
 def test_stats_count_what_was_done(model):
@@ -255,7 +257,8 @@ def test_stats_count_what_was_done(model):
     stats, info = model.stats, model.info
     assert (stats.prompt_tokens, stats.generated_tokens) == (answer.prompt_tokens, 9)
     assert (stats.prefill_tokens, stats.decode_tokens) == (answer.prompt_tokens, 8)
-    # In prefill the last layer's feed-forward is computed for the last token only, whose logits are all that is asked for.
+    # In prefill the last layer's feed-forward is computed for the last token only, whose logits are all that is asked
+    # for.
     rows = answer.prompt_tokens * (info.n_layer - 1) + 1 + 8 * info.n_layer
     assert stats.experts_used == rows * info.n_expert_used
     assert stats.ttft_s == answer.ttft_s > 0
@@ -301,7 +304,7 @@ def test_perplexity_is_llama_perplexitys_definition(model):
         model.perplexity("a", n_ctx=32)
 
 
-# ---- chat ---------------------------------------------------------------------------------------------------------------------------------
+# ---- chat ------------------------------------------------------------------------------------------------------------
 
 
 def test_chat_is_the_rendered_template(model):
@@ -326,7 +329,7 @@ def test_a_missing_template_is_an_error_and_a_given_one_is_used(tiny_file):
         assert model.chat_template.endswith("!")
 
 
-# ---- several contexts, and who may speak ------------------------------------------------------------------------------------------------
+# ---- several contexts, and who may speak -----------------------------------------------------------------------------
 
 
 def test_contexts_over_one_set_of_weights_do_not_disturb_each_other(model):
@@ -361,7 +364,7 @@ def test_leaving_a_loop_early_leaves_the_context_usable(model):
     assert list(run) == []
 
 
-# ---- life and budgets ---------------------------------------------------------------------------------------------------------------------
+# ---- life and budgets ------------------------------------------------------------------------------------------------
 
 
 def test_a_closed_model_is_refused(tiny_file):

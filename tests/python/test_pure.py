@@ -79,7 +79,7 @@ def test_auto_takes_the_cpu_and_says_why():
     assert "CUDA" in choice.reason
 
 
-# ---- stop strings -----------------------------------------------------------------------------------------------------------------------
+# ---- stop strings ----------------------------------------------------------------------------------------------------
 
 
 def reference_cut(text: str, stops: list[str]) -> tuple[str, str | None]:

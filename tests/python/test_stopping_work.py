@@ -1,4 +1,6 @@
-"""Work stops promptly: Ctrl-C, closing, cancelling, other threads, asyncio. The slow model's whole prefill takes much longer than is allowed here."""
+"""Work stops promptly: Ctrl-C, closing, cancelling, other threads, asyncio. The slow model's whole prefill takes much
+longer than is allowed here.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ import pytest
 from moepic_gguf import Model, MoepicError
 
 _PROMPT = [(7 * i) % 250 for i in range(4000)]
-# One layer of one batch of the slow model takes far below a second even on a loaded machine; all of them take far longer.
+# One layer of one batch of the slow model takes far below a second even on a loaded machine; all of them take far
+# longer.
 _PROMPTLY_S = 1.5
 
 

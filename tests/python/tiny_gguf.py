@@ -69,7 +69,7 @@ def vocabulary() -> tuple[list[str], list[str], list[int]]:
     return [*tokens, *_SPECIALS], merges, [int(kind) for kind in types]
 
 
-def write(path: Path, shape: Shape = Shape()) -> Path:  # noqa: B008 (frozen)
+def write(path: Path, shape: Shape = Shape()) -> Path:
     """Write the file and return its path."""
     tokens, merges, types = vocabulary()
     n_vocab = len(tokens)
