@@ -79,7 +79,6 @@ def build_demo(source: Path, target: Path, progress: Progress | None = None) -> 
     """Upcycle the dense `source` into the pre-split MoE `target` (written aside, then renamed)."""
     from gguf import GGUFReader
 
-    from ..convert import resplit
 
     def step(done: int, total: int) -> None:
         if progress is not None and progress("demo", done, total) is False:
@@ -101,10 +100,20 @@ def build_demo(source: Path, target: Path, progress: Progress | None = None) -> 
     whole = target.with_name(f".{target.name}.{os.getpid()}.whole")
     try:
         _write_whole(reader, whole, source, plans, lambda il: step(3 + n_layer + il, total))
-        resplit(whole, target, split_ratio=SPLIT_RATIO)
+        _split(whole, target)
     finally:
         whole.unlink(missing_ok=True)
     step(total, total)
+
+
+def _split(whole: Path, target: Path) -> None:
+    try:
+        from ..convert.plan import Cut
+        from ..convert.to_gguf import convert
+    except ImportError:  # in a source tree the converter is the folder beside the package
+        from convert.plan import Cut
+        from convert.to_gguf import convert
+    convert(whole, target, how=Cut(ratios=[SPLIT_RATIO]), force=True)
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------------------------------

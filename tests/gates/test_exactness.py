@@ -141,7 +141,7 @@ def test_reusing_a_prefix_equals_starting_afresh(kv_type):
 
 
 def test_contexts_do_not_disturb_each_other():
-    with Model.load(ordinary("mixtral", "q8_0"), n_ctx=64) as model:
+    with Model.load(ordinary("qwen3_moe", "f16"), n_ctx=64) as model:
         alone = model.logits(TOKENS).tobytes()
         with model.new_context() as first, model.new_context(kv_type="q8_0") as second:
             first.native.eval(TOKENS[:13])

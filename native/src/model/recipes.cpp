@@ -63,7 +63,7 @@ const Recipe& nearest_recipe(std::string_view arch) noexcept {
 const char* architecture_list() noexcept {
     static const std::string list = [] {
         std::string all;
-        for (const Recipe& recipe : kRecipes) all += (all.empty() ? "" : " ") + std::string(recipe.arch);
+        for (const Recipe& recipe : kRecipes) all.append(all.empty() ? "" : " ").append(recipe.arch);
         return all;
     }();
     return list.c_str();
