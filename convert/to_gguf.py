@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,8 +114,8 @@ def main(
 
     A GGUF input is cut anew without requantizing, bit for bit.
     """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+        _stop_cleanly_on_sigterm()
         how = Cut(
             ratios=parse_ratios(split_ratio),
             granule=granule,
@@ -150,6 +151,12 @@ def main(
     except KeyboardInterrupt:
         click.echo("interrupted; nothing was written", err=True)
         sys.exit(130)
+
+
+def _stop_cleanly_on_sigterm() -> None:
+    """Treat SIGTERM as Ctrl-C, so that partial files are removed."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def _warn(plan: Plan) -> None:

@@ -1,11 +1,9 @@
 """Tiny random models of every supported family, made on the spot with transformers. Only tests import this; it knows
 nothing of GGUF.
 
-    from tiny import MODELS, make, save
+    from tests.tiny import MODELS, make, save
     config, model = make("qwen2_moe")
     save(model, folder, layout="fused")
-
-(`tests/` must be on sys.path: `tests/conftest.py` or pytest's `pythonpath` puts it there.)
 """
 
 from .models import MODELS, llama, make, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, save

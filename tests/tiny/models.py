@@ -9,6 +9,7 @@ does not change which expert is chosen.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -221,12 +222,8 @@ def save(
     """
     if layout not in ("hub", "fused"):
         raise ValueError(f"layout {layout!r}: expected 'hub' or 'fused'")
-    keep = model.dtype
-    if dtype != keep:
-        model = model.to(dtype)
-    model.save_pretrained(folder, save_original_format=layout == "hub", max_shard_size=max_shard_size)
-    if dtype != keep:
-        model.to(keep)
+    stored = model if dtype == model.dtype else copy.deepcopy(model).to(dtype)
+    stored.save_pretrained(folder, save_original_format=layout == "hub", max_shard_size=max_shard_size)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder

@@ -1,0 +1,244 @@
+"""Hugging Face folders: every weight arrives, in the right place and order; keys say what config.json says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convert.plan import Cut
+from convert.to_gguf import convert
+from tests.convert.reading import File
+from tests.making import built, saved
+from tests.tiny import MODELS, save
+
+# GGUF name -> transformers name in memory, `{i}` the layer. Experts and q/k of `llama` are handled apart.
+GLOBAL = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
+}
+LAYER = {
+    "attn_norm.weight": "input_layernorm.weight",
+    "attn_q.weight": "self_attn.q_proj.weight",
+    "attn_k.weight": "self_attn.k_proj.weight",
+    "attn_v.weight": "self_attn.v_proj.weight",
+    "attn_q.bias": "self_attn.q_proj.bias",
+    "attn_k.bias": "self_attn.k_proj.bias",
+    "attn_v.bias": "self_attn.v_proj.bias",
+    "attn_output.weight": "self_attn.o_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_norm.weight",
+    "attn_k_norm.weight": "self_attn.k_norm.weight",
+    "ffn_norm.weight": "post_attention_layernorm.weight",
+    "ffn_gate.weight": "mlp.gate_proj.weight",
+    "ffn_up.weight": "mlp.up_proj.weight",
+    "ffn_down.weight": "mlp.down_proj.weight",
+    "ffn_gate_inp.weight": "mlp.gate.weight",
+    "ffn_gate_inp_shexp.weight": "mlp.shared_expert_gate.weight",
+    "ffn_gate_shexp.weight": "mlp.shared_expert.gate_proj.weight",
+    "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight",
+    "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
+}
+ARCH = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+
+
+def paired(weights: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
+    """Row 2j + h of a head in GGUF's `llama` is row h * d/2 + j in transformers; written out as a loop on purpose."""
+    out, d = np.empty_like(weights), len(weights) // heads
+    for head in range(heads):
+        for j in range(d // 2):
+            for half in range(2):
+                out[head * d + 2 * j + half] = weights[head * d + half * (d // 2) + j]
+    return out
+
+
+def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, Any]:
+    if name in GLOBAL:
+        return state[GLOBAL[name]].numpy()
+    il, rest = name.split(".", 2)[1:]
+    value = state[f"model.layers.{il}.{LAYER[rest]}"].numpy()
+    if config.model_type in ("llama", "mixtral") and rest in ("attn_q.weight", "attn_k.weight"):
+        return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
+    return value
+
+
+@pytest.mark.parametrize("layout", ["hub", "fused"])
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path: Path) -> None:
+    config, model = built(name)
+    convert(saved(name, layout), tmp_path / "m.gguf", outtype="f32", how=Cut(ratios=[0.4]))
+    file, state = File(tmp_path / "m.gguf"), model.state_dict()
+    seen = 0
+    for tensor, stored in file.tensors.items():
+        if tensor == "rope_freqs.weight" or "_exps" in tensor:
+            continue
+        want = expected(tensor, config, state)
+        assert stored.shape == want.squeeze().shape, tensor
+        assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
+        seen += want.size
+    for il in range(config.num_hidden_layers):
+        fused = state.get(f"model.layers.{il}.mlp.experts.gate_up_proj")
+        if fused is None:
+            continue
+        gate, up = fused.numpy().reshape(len(fused), 2, -1, fused.shape[-1]).swapaxes(0, 1)
+        down = state[f"model.layers.{il}.mlp.experts.down_proj"].numpy()
+        for which, want in (("gate", gate), ("up", up), ("down", down)):
+            assert np.array_equal(file.experts(il, which), want), (il, which)
+            seen += want.size
+    tied = state["lm_head.weight"].numel() if config.tie_word_embeddings else 0
+    assert seen == sum(value.numel() for value in state.values()) - tied, "some weight of the model is not in the file"
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen2_moe_1408", "qwen3_moe"])
+def test_tensors_have_the_shapes_of_the_design(name: str, tmp_path: Path) -> None:
+    config, _ = built(name)
+    convert(saved(name), tmp_path / "m.gguf", how=Cut(ratios=[0.5]))
+    file = File(tmp_path / "m.gguf")
+    n_ff = getattr(config, "moe_intermediate_size", None) or config.intermediate_size
+    n_expert = getattr(config, "num_experts", None) or config.num_local_experts
+    granule = {512: 256, 96: 96, 1408: 352, 768: 256}[n_ff]
+    n_granules, n_embd = n_ff // granule, config.hidden_size
+    top = (n_granules + 1) // 2
+    assert file.keys["moepic.version"] == 1
+    assert file.keys["moepic.granule"] == [granule] * config.num_hidden_layers
+    assert file.keys["moepic.top_granules"] == [top] * config.num_hidden_layers
+    assert file.keys["moepic.neuron_order"] == "natural"
+    assert file.keys["general.alignment"] == 4096
+    assert all(stored.offset % 4096 == 0 for stored in file.tensors.values())
+    for part, count in (("top", top), ("bot", n_granules - top)):
+        for which in ("gate", "up", "down"):
+            stored = file.tensors.get(f"blk.0.ffn_{which}_exps_{part}.weight")
+            if count == 0:
+                assert stored is None, "an empty part has no tensor"
+                continue
+            shape = (n_expert, count, n_embd, granule) if which == "down" else (n_expert, count * granule, n_embd)
+            assert stored is not None
+            assert stored.shape == shape
+
+
+@pytest.mark.parametrize(
+    "name", ["llama_tied", "mixtral", "qwen2_moe", "qwen3_moe", "qwen3_moe_plain_topk", "olmoe", "olmoe_norm"]
+)
+def test_keys_say_what_the_configuration_says(name: str, tmp_path: Path) -> None:
+    config, _ = built(name)
+    convert(saved(name), tmp_path / "m.gguf")
+    keys = File(tmp_path / "m.gguf").keys
+    arch = ARCH.get(config.model_type, config.model_type)
+    assert keys["general.architecture"] == arch
+    got = {key.removeprefix(arch + "."): value for key, value in keys.items() if key.startswith(arch + ".")}
+    want = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        "rope.freq_base": config.rope_parameters["rope_theta"],
+        "vocab_size": config.vocab_size,
+    }
+    want["attention.value_length"] = want["rope.dimension_count"] = want["attention.key_length"]
+    assert got.pop("attention.layer_norm_rms_epsilon") == np.float32(config.rms_norm_eps)
+    if name != "llama_tied":
+        want["expert_count"] = getattr(config, "num_experts", None) or config.num_local_experts
+        want["expert_used_count"] = config.num_experts_per_tok
+        want["expert_weights_norm"] = getattr(config, "norm_topk_prob", True)
+        if hasattr(config, "moe_intermediate_size"):
+            want["expert_feed_forward_length"] = config.moe_intermediate_size
+        if hasattr(config, "shared_expert_intermediate_size"):
+            want["expert_shared_feed_forward_length"] = config.shared_expert_intermediate_size
+    assert got == want
+
+
+def test_yarn_settings_become_keys(tmp_path: Path) -> None:
+    convert(saved("qwen3_moe_yarn"), tmp_path / "m.gguf")
+    keys = File(tmp_path / "m.gguf").keys
+    scaling = {k.rpartition("scaling.")[2]: v for k, v in keys.items() if "rope.scaling" in k}
+    want = {"type": "yarn", "factor": 4.0, "original_context_length": 64, "yarn_beta_fast": 32.0, "yarn_beta_slow": 1.0}
+    assert scaling == want
+
+
+def test_llama3_frequencies_equal_those_of_transformers(tmp_path: Path) -> None:
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config, _ = built("llama_llama3")
+    convert(saved("llama_llama3"), tmp_path / "m.gguf")
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    plain = config.rope_parameters["rope_theta"] ** (-np.arange(0, 16, 2) / 16)
+    factors = File(tmp_path / "m.gguf").floats("rope_freqs.weight")
+    assert len(set(factors.tolist())) > 2, "the blend is not exercised"
+    # Two divisions and a power in float32: some units in the last place.
+    np.testing.assert_allclose(plain / factors, scaled.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "outtype"), [(torch.bfloat16, "bf16"), (torch.float16, "f16"), (torch.float32, "f32")]
+)
+def test_the_default_keeps_the_floats_of_the_checkpoint(dtype: Any, outtype: str, tmp_path: Path) -> None:
+    _, model = built("qwen2_moe")
+    save(model, tmp_path / "hf", dtype=dtype)
+    plan = convert(tmp_path / "hf", tmp_path / "m.gguf")
+    file = File(tmp_path / "m.gguf")
+    assert file.tensors["blk.0.attn_q.weight"].kind.name == outtype.upper()
+    want = model.state_dict()["model.layers.1.mlp.experts.down_proj"].to(dtype).float().numpy()
+    assert np.array_equal(file.experts(1, "down"), want)
+    assert plan.content.fallbacks == []
+
+
+def test_shards_of_a_checkpoint_are_found_by_its_index(tmp_path: Path) -> None:
+    _, model = built("mixtral")
+    save(model, tmp_path / "hf", max_shard_size="600KB")
+    assert len(list((tmp_path / "hf").glob("*.safetensors"))) > 3
+    convert(tmp_path / "hf", tmp_path / "m.gguf")
+    convert(saved("mixtral"), tmp_path / "one.gguf")
+    many, one = File(tmp_path / "m.gguf"), File(tmp_path / "one.gguf")
+    assert {n: s.raw.tobytes() for n, s in many.tensors.items()} == {n: s.raw.tobytes() for n, s in one.tensors.items()}
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        convert(saved("qwen2_moe"), tmp_path / f"{name}.gguf", outtype="bf16")
+    assert (tmp_path / "a.gguf").read_bytes() == (tmp_path / "b.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_the_cut_moves_weights_and_changes_none(ratio: float, tmp_path: Path) -> None:
+    convert(saved("qwen3_moe"), tmp_path / "cut.gguf", outtype="bf16", how=Cut(ratios=[ratio]))
+    convert(saved("qwen3_moe"), tmp_path / "whole.gguf", outtype="bf16", how=Cut(split=False))
+    cut, whole = File(tmp_path / "cut.gguf"), File(tmp_path / "whole.gguf")
+    assert cut.keys["moepic.top_granules"] == [round(ratio * 3)] * 2
+    for il in range(2):
+        for which in ("gate", "up", "down"):
+            assert np.array_equal(cut.expert_bytes(il, which), whole.expert_bytes(il, which)), (il, which)
+
+
+def test_each_layer_has_its_own_ratio(tmp_path: Path) -> None:
+    convert(saved("qwen3_moe"), tmp_path / "m.gguf", how=Cut(ratios=[0.0, 1.0]))
+    assert File(tmp_path / "m.gguf").keys["moepic.top_granules"] == [0, 3]
+    # Layers 0, 2 and 3 are dense: ratios may be given for the layers with experts alone.
+    convert(saved("qwen2_moe_mixed"), tmp_path / "n.gguf", how=dataclasses.replace(Cut(), ratios=[1.0]))
+    keys = File(tmp_path / "n.gguf").keys
+    assert keys["moepic.granule"] == [0, 96, 0, 0]
+    assert keys["moepic.top_granules"] == [0, 1, 0, 0]
+
+
+def test_old_spellings_of_rope_settings_are_read(tmp_path: Path) -> None:
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved("qwen3_moe_yarn").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    (source / "config.json").write_text(json.dumps(config))
+    convert(source, tmp_path / "old.gguf")
+    convert(saved("qwen3_moe_yarn"), tmp_path / "new.gguf")
+    old, new = File(tmp_path / "old.gguf").keys, File(tmp_path / "new.gguf").keys
+    differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
+    assert differing == {"general.name", "moepic.source.name", "moepic.source.config_sha256"}
