@@ -233,7 +233,6 @@ class Generation:
                     break
         except CancelledError:
             reason, why = "cancelled", None
-            context.clear_cancel()
         rest = ""
         if request.decoder is not None and scanner.found is None:
             rest = scanner.push(request.decoder.flush())

@@ -111,11 +111,6 @@ class Context:
     ) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        native = getattr(self, "native", None)
-        if native is not None:
-            native.close()
-
     @property
     def is_closed(self) -> bool:
         return self.native.is_closed
@@ -304,8 +299,6 @@ class Context:
         """Logits after each token: float32 [n_tokens, n_vocab]. Replaces the context's sequence."""
         import numpy as np
 
-        from ._ffi import ffi
-
         ids = self._checked_ids(tokens)
         self._room(len(ids), None)
         out = np.empty((len(ids), self._n_vocab), dtype=np.float32)
@@ -314,10 +307,7 @@ class Context:
         for first in range(0, len(ids), self.native.n_batch):
             part = ids[first : first + self.native.n_batch]
             self.native.eval(part, all_logits=True)
-            data, rows, vocab = self.native.logits()
-            out[first : first + len(part)] = np.frombuffer(ffi.buffer(data, rows * vocab * 4), np.float32).reshape(
-                rows, vocab
-            )
+            self.native.copy_logits(out[first : first + len(part)])
         return out
 
     def perplexity(self, text: str | Sequence[int], *, n_ctx: int | None = None, on_window: Any = None) -> float:

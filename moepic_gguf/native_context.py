@@ -1,7 +1,8 @@
 """One native context: exclusive use, calls that Ctrl-C can stop, errors as exceptions. Knows tokens and logits; no
 text, no sampling rules.
 
-Threads: one thread at a time computes (`exclusive`); `cancel` may come from any thread.
+Threads: every native call is made under `exclusive`, so that `close` on another thread waits for it; `cancel` alone may
+come from any thread.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .config import KV_TYPES, ContextOptions, SamplingOptions
-from .errors import ArgumentError, MoepicError
+from .errors import ArgumentError, InternalError, MoepicError, check
 from .metadata import checked, last_error
 
 if TYPE_CHECKING:
@@ -99,7 +100,6 @@ class NativeContext:
             checked(call())
             return
         from ._ffi import lib
-        from .errors import check
 
         outcome: list[tuple[int, str]] = []
         done = threading.Event()
@@ -138,9 +138,11 @@ class NativeContext:
             self._weights.cancel_context(pointer)
 
     def clear_cancel(self) -> None:
+        """Forget a cancel that hit nothing."""
         from ._ffi import lib
 
-        lib.moepic_context_clear_cancel(self.pointer)
+        with self.exclusive() as pointer:
+            lib.moepic_context_clear_cancel(pointer)
 
     # ---- the sequence ------------------------------------------------------------------------------------------------
 
@@ -157,27 +159,24 @@ class NativeContext:
         with self.exclusive() as pointer:
             checked(lib.moepic_context_truncate(pointer, n_tokens))
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens whose keys and values are held."""
+    def copy_logits(self, out: Any) -> None:
+        """Copy the last eval's logits into a float32 array [rows, n_vocab] of just that shape."""
         from ._ffi import ffi, lib
 
-        return checked(lib.moepic_context_tokens(ffi.new("const int32_t**"), self.pointer))
-
-    def logits(self) -> tuple[Any, int, int]:
-        """Native float* of the last eval's logits, rows, and vocabulary; valid until the next eval."""
-        from ._ffi import ffi, lib
-
-        out, rows, vocab = ffi.new("const float**"), ffi.new("int64_t*"), ffi.new("int64_t*")
-        checked(lib.moepic_context_logits(out, rows, vocab, self.pointer))
-        return out[0], rows[0], vocab[0]
+        data, rows, vocab = ffi.new("const float**"), ffi.new("int64_t*"), ffi.new("int64_t*")
+        with self.exclusive() as pointer:
+            checked(lib.moepic_context_logits(data, rows, vocab, pointer))
+            if (rows[0], vocab[0]) != out.shape:
+                raise InternalError(f"logits: [{rows[0]}, {vocab[0]}] came back, {list(out.shape)} were expected")
+            ffi.memmove(ffi.from_buffer(out), data[0], rows[0] * vocab[0] * 4)
 
     def logprobs(self, row: int, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
         """log softmax of a row of the last logits: of `token`, and the `top` most likely (id, value), descending."""
         from ._ffi import ffi, lib
 
         one, ids, values = ffi.new("float*"), ffi.new("int32_t[]", max(top, 1)), ffi.new("float[]", max(top, 1))
-        checked(lib.moepic_context_logprobs(one, ids, values, self.pointer, row, token, top))
+        with self.exclusive() as pointer:
+            checked(lib.moepic_context_logprobs(one, ids, values, pointer, row, token, top))
         return one[0], [(ids[i], values[i]) for i in range(top)]
 
     # ---- counters ----------------------------------------------------------------------------------------------------
@@ -188,13 +187,19 @@ class NativeContext:
 
         out = ffi.new("moepic_stats*")
         out.size = ffi.sizeof("moepic_stats")
-        checked(lib.moepic_context_stats(out, self.pointer))
+        with self.exclusive() as pointer:
+            checked(lib.moepic_context_stats(out, pointer))
         return {name: getattr(out, name) for name, _ in ffi.typeof("moepic_stats").fields if name != "size"}
 
     def reset_counters(self) -> None:
         from ._ffi import lib
 
-        lib.moepic_context_reset_stats(self.pointer)
+        with self.exclusive() as pointer:
+            lib.moepic_context_reset_stats(pointer)
+
+    def __del__(self) -> None:
+        if getattr(self, "_pointer", None) is not None:
+            self.close()
 
 
 class NativeSampler:
@@ -226,5 +231,6 @@ class NativeSampler:
     def sample(self, context: NativeContext) -> int:
         from ._ffi import lib
 
-        checked(lib.moepic_sampler_sample(self._token, self._pointer, context.pointer))
+        with context.exclusive() as pointer:
+            checked(lib.moepic_sampler_sample(self._token, self._pointer, pointer))
         return int(self._token[0])

@@ -38,6 +38,7 @@ from .session import ChatSession, check_setting
     "--repeat-last-n", "penalty_last_n", type=int, default=64, help="Tokens the penalties look back; -1: all."
 )
 @click.option("-s", "--seed", type=int, default=-1, help="-1: a fresh one for each answer.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the model's end tokens.")
 @click.option(
     "--chat-template-file", type=click.Path(), default=None, help="Jinja template used instead of the model's."
 )

@@ -18,7 +18,7 @@ from .session import ChatSession, command_names
 
 _QUOTES = '"""'
 # What a model says must not steer the terminal: control characters but newline and tab are shown as pictures.
-_SAFE = (
+SAFE = (
     {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
     | {0x7F: 0x2421}
     | dict.fromkeys(range(128, 160), 65533)
@@ -100,7 +100,7 @@ def stream_answer(session: ChatSession, text: str, out: TextIO, safe: bool) -> b
     answer = session.ask(text)
     try:
         for piece in answer:
-            out.write(piece.translate(_SAFE) if safe else piece)
+            out.write(piece.translate(SAFE) if safe else piece)
             out.flush()
         out.write("\n")
         out.flush()

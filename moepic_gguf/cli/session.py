@@ -284,7 +284,7 @@ class ChatSession:
 
 def check_setting(name: str, value: Any) -> None:
     """Raise `ArgumentError` for a value that generate() would refuse."""
-    if name in ("max_tokens", "stop") or (name == "seed" and value == -1):
+    if name in ("max_tokens", "stop", "ignore_eos") or (name == "seed" and value == -1):
         return
     SamplingOptions(**{name: value}).validate()
 
