@@ -133,6 +133,11 @@ private:
 
 // ---- scale and minimum: x = (d scale) q - (dmin min) ----
 
+// Sums of one sub-block for given codes.
+struct Moments {
+    float w, x, q, qq, xq;  // of w, w x, w q, w q^2, w x q
+};
+
 // A block of S sub-blocks of L weights with codes 0..Top and integer scales and minimums 0..Most.
 template <int Top, int S, int L, int Most>
 struct AffineBlock {

@@ -225,11 +225,6 @@ struct AffineFit {
     float error = std::numeric_limits<float>::max();
 };
 
-// Sums of one block for given codes.
-struct Moments {
-    float w, x, q, qq, xq;  // of w, w x, w q, w q^2, w x q
-};
-
 // Codes for given a and b; returns the weighted squared error.
 template <int Top, int N>
 inline float choose_affine(const float* x, const float* w, float a, float b, float* q) noexcept {
