@@ -219,8 +219,8 @@ float plain_dot(Type type, const std::byte* row, int64_t cols, const float* x) {
             if (b.has_min) min_sum += b.min[i / b.sub] * q[i];
             all += q[i];
         }
-        acc = std::fma(b.d * dx, static_cast<float>(sum), acc);
         if (b.has_min) acc = std::fma(b.dmin * dx, static_cast<float>(-min_sum), acc);
+        acc = std::fma(b.d * dx, static_cast<float>(sum), acc);
         if (b.has_m) acc = std::fma(b.m, dx * static_cast<float>(all), acc);
     }
     return acc;

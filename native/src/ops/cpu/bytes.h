@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstring>
+#include <utility>
 
 #include "ops/cpu/simd.h"
 
@@ -17,6 +18,14 @@ inline int32_t load_dword(const void* p) {
     int32_t v;
     std::memcpy(&v, p, sizeof v);
     return v;
+}
+
+// body(0), body(1), .. body(count - 1), each an integral constant.
+template <int count, class Body>
+[[gnu::always_inline]] inline void each_constant(Body body) {
+    [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+        (body(std::integral_constant<int, i>{}), ...);
+    }(std::make_integer_sequence<int, count>{});
 }
 
 #if MOEPIC_SIMD_AVX512
@@ -101,6 +110,32 @@ inline I16x i_dot_pairs(I16x acc, I16x pairs, const int16_t* x) {
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(pairs.lo, v)), _mm256_add_epi32(acc.hi, _mm256_madd_epi16(pairs.hi, v))};
 }
 
+// acc + the dot products of `count` columns of codes with the 4 * count activations at x.
+template <int kMax, int count>
+inline I16x i_dot_columns(I16x acc, const I16x* w, const int8_t* x) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    constexpr bool wide = kMax > 127;
+    // How many 16-bit pair sums may be added before they are widened.
+    constexpr int fit = wide ? 1 : 32767 / (2 * 127 * kMax);
+    constexpr int batch = fit >= count ? count : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
+    for (int i = 0; i < count; i += batch) {
+        __m256i lo = _mm256_setzero_si256(), hi = lo;
+        for (int j = i; j < i + batch; ++j) {
+            const __m256i v = _mm256_set1_epi32(load_dword(x + 4 * j));
+            if constexpr (wide) {
+                lo = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].lo), _mm256_sign_epi8(v, w[j].lo));
+                hi = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].hi), _mm256_sign_epi8(v, w[j].hi));
+            } else {
+                lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w[j].lo, v));
+                hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w[j].hi, v));
+            }
+        }
+        acc.lo = _mm256_add_epi32(acc.lo, _mm256_madd_epi16(lo, ones));
+        acc.hi = _mm256_add_epi32(acc.hi, _mm256_madd_epi16(hi, ones));
+    }
+    return acc;
+}
+
 #else  // plain C++
 
 inline constexpr int kWideBias = 0;
@@ -159,47 +194,42 @@ inline I16x i_dot_pairs(I16x acc, I16x pairs, const int16_t* x) {
     });
 }
 
-#endif
-
-// acc[t] += the dot products of `count` dwords of codes per lane with the 4 * count activations at x[t], for n tokens. kMax: the largest
-// code (narrow), or above 127 for wide codes. Tokens are interleaved so that their chains of additions overlap.
-template <int kMax, int count, int n>
-inline void i_dots(I16x (&acc)[n], const I16x* w, const int8_t* const (&x)[n]) {
-#if MOEPIC_SIMD_AVX512
-    for (int i = 0; i < count; ++i)
-        for (int t = 0; t < n; ++t) acc[t].v = _mm512_dpbusd_epi32(acc[t].v, w[i].v, _mm512_set1_epi32(load_dword(x[t] + 4 * i)));
-#elif MOEPIC_SIMD_AVX2
-    const __m256i ones = _mm256_set1_epi16(1);
-    constexpr bool wide = kMax > 127;
-    // How many 16-bit pair sums may be added before they are widened.
-    constexpr int fit = wide ? 1 : 32767 / (2 * 127 * kMax);
-    constexpr int batch = fit >= count ? count : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
-    for (int i = 0; i < count; i += batch) {
-        for (int t = 0; t < n; ++t) {
-            __m256i lo = _mm256_setzero_si256(), hi = lo;
-            for (int j = i; j < i + batch; ++j) {
-                const __m256i v = _mm256_set1_epi32(load_dword(x[t] + 4 * j));
-                if constexpr (wide) {
-                    lo = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].lo), _mm256_sign_epi8(v, w[j].lo));
-                    hi = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].hi), _mm256_sign_epi8(v, w[j].hi));
-                } else {
-                    lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w[j].lo, v));
-                    hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w[j].hi, v));
-                }
-            }
-            acc[t].lo = _mm256_add_epi32(acc[t].lo, _mm256_madd_epi16(lo, ones));
-            acc[t].hi = _mm256_add_epi32(acc[t].hi, _mm256_madd_epi16(hi, ones));
+template <int kMax, int count>
+inline I16x i_dot_columns(I16x acc, const I16x* w, const int8_t* x) {
+    for (int j = 0; j < count; ++j, x += 4) {
+        for (int r = 0; r < kLanes; ++r) {
+            const int32_t c = w[j].v[r];  // narrow codes are below 128, so sign extension does them no harm
+            acc.v[r] += byte_of(c, 0) * x[0] + byte_of(c, 1) * x[1] + byte_of(c, 2) * x[2] + byte_of(c, 3) * x[3];
         }
     }
-#else
-    for (int i = 0; i < count; ++i)
+    return acc;
+}
+
+#endif
+
+// acc[i][t] += the dot products of `count` columns of codes of tile i with the 4 * count activations at x[t], for n tokens. code(i, j) gives
+// column j (an integral constant) of tile i: 4 codes per lane. kMax: the largest code (narrow), or above 127 for wide codes.
+//
+// AVX-512 asks for a column where it is used, so that few are alive at once: registers are for the sums, of which tiles * n chains run side
+// by side, and an activation dword, once broadcast, meets all tiles.
+template <int kMax, int count, int tiles, int n, class Code>
+[[gnu::always_inline]] inline void i_dots(I16x (&acc)[tiles][n], const int8_t* const (&x)[n], Code code) {
+#if MOEPIC_SIMD_AVX512
+    const auto column = [&]<int j>(std::integral_constant<int, j> at) __attribute__((always_inline)) {
+        I16x w[tiles];
+        for (int i = 0; i < tiles; ++i) w[i] = code(i, at);
         for (int t = 0; t < n; ++t) {
-            const int8_t* v = x[t] + 4 * i;
-            for (int r = 0; r < kLanes; ++r) {
-                const int32_t c = w[i].v[r];  // narrow codes are below 128, so sign extension does them no harm
-                acc[t].v[r] += byte_of(c, 0) * v[0] + byte_of(c, 1) * v[1] + byte_of(c, 2) * v[2] + byte_of(c, 3) * v[3];
-            }
+            const __m512i v = _mm512_set1_epi32(load_dword(x[t] + 4 * j));
+            for (int i = 0; i < tiles; ++i) acc[i][t].v = _mm512_dpbusd_epi32(acc[i][t].v, w[i].v, v);
         }
+    };
+    each_constant<count>(column);
+#else
+    for (int i = 0; i < tiles; ++i) {
+        I16x w[count];
+        each_constant<count>([&](auto at) { w[at()] = code(i, at); });
+        for (int t = 0; t < n; ++t) acc[i][t] = i_dot_columns<kMax, count>(acc[i][t], w, x[t]);
+    }
 #endif
 }
 

@@ -6,6 +6,8 @@
 // Everything up to the block is an exact int32: |sum| <= 241 * 127 * 256 * 32 < 2^28 (IQ4_XS), 63 * 127 * 256 * 128 < 2^28 (Q6_K). So
 // there is one float operation per 256 weights (two with minimums). Minimums, and the offsets of types whose codes carry one, both need
 // sum over sub-blocks of (byte per row) * (sum of activations): two half-word products per dword and instruction.
+#include <cstring>
+
 #include "ops/cpu/activations.h"
 #include "ops/cpu/bytes.h"
 #include "ops/cpu/kernels.h"
@@ -33,55 +35,60 @@ inline I16x scale_of(const I16x* scales, int s) {
 
 // What the types share. T: kShape, kMax (i_dots), kSubs (8 or 16 sub-blocks), kOffset (codes are q - kOffset), kMin (has minimums),
 //   scales(body, ends, sc, mn)   signed bytes; byte i of sc[j] is the scale of sub-block 4j + i
-//   run(body, r, w)              codes of weights 32r .. 32r + 31; w[j] holds 4j .. 4j + 3 of them for each row
+//   codes(body, r, j)            codes of weights 32 r + 4 j .. + 3 of each row
 template <class T>
 struct Kernel256 : T {
-    template <int n>
-    static inline void block(const std::byte* body, const std::byte* ends, const std::byte* const (&x)[n], int64_t b, F16x (&acc)[n]) {
-        constexpr int columns = T::kSubs / 4;
-        I16x sc[columns], mn[columns];
-        T::scales(body, ends, sc, mn);
+    template <int tiles, int n>
+    [[gnu::always_inline]] static inline void block(const std::byte* const (&body)[tiles], const std::byte* const (&ends)[tiles],
+                                                    const std::byte* const (&x)[n], int64_t b, F16x (&acc)[tiles][n]) {
+        constexpr int columns = T::kSubs / 4, parts = T::kSubs / 8, count = 8 / parts;
         const Act256* a[n];
-        I16x sum[n], offset[n];
-        for (int t = 0; t < n; ++t) {
-            a[t] = reinterpret_cast<const Act256*>(x[t]) + b;
-            sum[t] = i_set(0);
-            offset[t] = i_set(0);
-        }
-        if constexpr (T::kMin || T::kOffset != 0) {
-            for (int j = 0; j < columns; ++j) {
-                const I16x bytes = T::kMin ? mn[j] : sc[j];
-                const I16x even = i_even_bytes(bytes), odd = i_odd_bytes(bytes);
-                for (int t = 0; t < n; ++t) {
-                    const int16_t* sums = (T::kSubs == 8 ? a[t]->sum32 : a[t]->sum16) + 4 * j;
-                    offset[t] = i_dot_pairs(i_dot_pairs(offset[t], even, sums), odd, sums + 2);
+        for (int t = 0; t < n; ++t) a[t] = reinterpret_cast<const Act256*>(x[t]) + b;
+        I16x sc[tiles][columns], sum[tiles][n];
+        for (int i = 0; i < tiles; ++i) {
+            I16x mn[columns], offset[n];
+            T::scales(body[i], ends[i], sc[i], mn);
+            for (int t = 0; t < n; ++t) offset[t] = i_set(0);
+            if constexpr (T::kMin || T::kOffset != 0) {
+                for (int j = 0; j < columns; ++j) {
+                    const I16x bytes = T::kMin ? mn[j] : sc[i][j];
+                    const I16x even = i_even_bytes(bytes), odd = i_odd_bytes(bytes);
+                    for (int t = 0; t < n; ++t) {
+                        const int16_t* sums = (T::kSubs == 8 ? a[t]->sum32 : a[t]->sum16) + 4 * j;
+                        offset[t] = i_dot_pairs(i_dot_pairs(offset[t], even, sums), odd, sums + 2);
+                    }
                 }
+            }
+            // Minimums join the float sum first, so that nothing of them is alive in the long loop below.
+            if constexpr (T::kMin) {
+                const F16x dmin = half_column(ends[i], 1);
+                for (int t = 0; t < n; ++t) acc[i][t] = f_fma(dmin * f_set(a[t]->d), f_from_i(i_set(0) - offset[t]), acc[i][t]);
+            }
+            for (int t = 0; t < n; ++t) {
+                sum[i][t] = i_set(0);
+                if constexpr (T::kOffset != 0) sum[i][t] = sum[i][t] - offset[t] * i_set(T::kOffset);
             }
         }
         for (int r = 0; r < 8; ++r) {
-            I16x w[8];
-            T::run(body, r, w);
-            constexpr int parts = T::kSubs / 8, count = 8 / parts;
-            for (int part = 0; part < parts; ++part) {
-                I16x dot[n];
+            each_constant<parts>([&](auto part) __attribute__((always_inline)) {
+                constexpr int first = count * part();
+                I16x dot[tiles][n];
                 const int8_t* q[n];
                 for (int t = 0; t < n; ++t) {
-                    q[t] = a[t]->q + 32 * r + 4 * count * part;
-                    dot[t] = i_set(0);
+                    q[t] = a[t]->q + 32 * r + 4 * first;
+                    for (int i = 0; i < tiles; ++i) dot[i][t] = i_set(0);
                 }
-                i_dots<T::kMax, count, n>(dot, w + count * part, q);
-                const I16x scale = scale_of(sc, parts * r + part);
-                for (int t = 0; t < n; ++t) sum[t] = sum[t] + dot[t] * scale;
-            }
+                i_dots<T::kMax, count, tiles, n>(
+                    dot, q, [&](int i, auto j) __attribute__((always_inline)) { return T::codes(body[i], r, first + j()); });
+                for (int i = 0; i < tiles; ++i) {
+                    const I16x scale = scale_of(sc[i], parts * r + part());
+                    for (int t = 0; t < n; ++t) sum[i][t] = sum[i][t] + dot[i][t] * scale;
+                }
+            });
         }
-        const F16x d = half_column(ends, 0);
-        for (int t = 0; t < n; ++t) {
-            if constexpr (T::kOffset != 0) sum[t] = sum[t] - offset[t] * i_set(T::kOffset);
-            acc[t] = f_fma(d * f_set(a[t]->d), f_from_i(sum[t]), acc[t]);
-        }
-        if constexpr (T::kMin) {
-            const F16x dmin = half_column(ends, 1);
-            for (int t = 0; t < n; ++t) acc[t] = f_fma(dmin * f_set(a[t]->d), f_from_i(i_set(0) - offset[t]), acc[t]);
+        for (int i = 0; i < tiles; ++i) {
+            const F16x d = half_column(ends[i], 0);
+            for (int t = 0; t < n; ++t) acc[i][t] = f_fma(d * f_set(a[t]->d), f_from_i(sum[i][t]), acc[i][t]);
         }
     }
 };
@@ -97,9 +104,9 @@ struct Q2_K {
             mn[j] = i_shr<4>(both) & bytes4(0x0f);
         }
     }
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* qs = body + (4 + r / 4 * 8) * kColumn;
-        for (int j = 0; j < 8; ++j) w[j] = i_shr_by(column(qs, j), r % 4 * 2) & bytes4(3);
+        return i_shr_by(column(qs, j), r % 4 * 2) & bytes4(3);
     }
 };
 
@@ -116,13 +123,11 @@ struct Q3_K {
         sc[2] = i_sub_bytes((i_shr<4>(a) & low) | (c & high), bias);
         sc[3] = i_sub_bytes((i_shr<4>(b) & low) | (i_shr<2>(c) & high), bias);
     }
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* hmask = body + 3 * kColumn;
         const std::byte* qs = body + (11 + r / 4 * 8) * kColumn;
-        for (int j = 0; j < 8; ++j) {
-            const I16x high = i_shl<2>(i_shr_by(column(hmask, j), r) & bytes4(1));
-            w[j] = (i_shr_by(column(qs, j), r % 4 * 2) & bytes4(3)) | high;
-        }
+        const I16x high = i_shl<2>(i_shr_by(column(hmask, j), r) & bytes4(1));
+        return (i_shr_by(column(qs, j), r % 4 * 2) & bytes4(3)) | high;
     }
 };
 
@@ -141,9 +146,9 @@ struct Q4_K {
     static constexpr int kMax = 15, kSubs = 8, kOffset = 0;
     static constexpr bool kMin = true;
     static inline void scales(const std::byte* body, const std::byte*, I16x (&sc)[2], I16x (&mn)[2]) { scales_and_mins(body, sc, mn); }
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* qs = body + (3 + r / 2 * 8) * kColumn;
-        for (int j = 0; j < 8; ++j) w[j] = i_shr_by(column(qs, j), r % 2 * 4) & bytes4(0x0f);
+        return i_shr_by(column(qs, j), r % 2 * 4) & bytes4(0x0f);
     }
 };
 
@@ -152,13 +157,11 @@ struct Q5_K {
     static constexpr int kMax = 31, kSubs = 8, kOffset = 0;
     static constexpr bool kMin = true;
     static inline void scales(const std::byte* body, const std::byte*, I16x (&sc)[2], I16x (&mn)[2]) { scales_and_mins(body, sc, mn); }
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* qh = body + 3 * kColumn;
         const std::byte* qs = body + (11 + r / 2 * 8) * kColumn;
-        for (int j = 0; j < 8; ++j) {
-            const I16x high = i_shl<4>(i_shr_by(column(qh, j), r) & bytes4(1));
-            w[j] = (i_shr_by(column(qs, j), r % 2 * 4) & bytes4(0x0f)) | high;
-        }
+        const I16x high = i_shl<4>(i_shr_by(column(qh, j), r) & bytes4(1));
+        return (i_shr_by(column(qs, j), r % 2 * 4) & bytes4(0x0f)) | high;
     }
 };
 
@@ -170,13 +173,11 @@ struct Q6_K {
         for (int j = 0; j < 4; ++j) sc[j] = column(body, j);
     }
     // Run r is quarter r % 4 of half r / 4: quarters 0 and 1 are the low nibbles of 32 bytes each, 2 and 3 the high ones.
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* ql = body + (4 + r / 4 * 16 + r % 2 * 8) * kColumn;
         const std::byte* qh = body + (36 + r / 4 * 8) * kColumn;
-        for (int j = 0; j < 8; ++j) {
-            const I16x high = i_shl<4>(i_shr_by(column(qh, j), r % 4 * 2) & bytes4(3));
-            w[j] = (i_shr_by(column(ql, j), r % 4 / 2 * 4) & bytes4(0x0f)) | high;
-        }
+        const I16x high = i_shl<4>(i_shr_by(column(qh, j), r % 4 * 2) & bytes4(3));
+        return (i_shr_by(column(ql, j), r % 4 / 2 * 4) & bytes4(0x0f)) | high;
     }
 };
 
@@ -200,39 +201,122 @@ struct IQ4_XS {
         sc[0] = i_sub_bytes((l & low) | (spread & high), bias);
         sc[1] = i_sub_bytes((i_shr<4>(l) & low) | (i_shl<4>(spread) & high), bias);
     }
-    static inline void run(const std::byte* body, int r, I16x (&w)[8]) {
+    static inline I16x codes(const std::byte* body, int r, int j) {
         const std::byte* qs = body + (1 + r * 4) * kColumn;
-        const I16x low = bytes4(0x0f), table = i_repeat16(kIQ4Codes.v);
-        for (int j = 0; j < 4; ++j) {
-            const I16x q = column(qs, j);
-            w[j] = i_lookup(table, q & low);
-            w[j + 4] = i_lookup(table, i_shr<4>(q) & low);
-        }
+        const I16x both = column(qs, j % 4);
+        return i_lookup(i_repeat16(kIQ4Codes.v), (j < 4 ? both : i_shr<4>(both)) & bytes4(0x0f));
     }
 };
+
+// ---- many tokens: unpack a block once, into L1, for all of them ----
+//
+// Unpacking costs 4 to 8 instructions per column of codes, and a column is only worth tiles * tokens dot products, at most 12 before
+// registers run out. So with many tokens a block of two tiles is unpacked into the scratch area and every group of tokens reads it there;
+// the float sums of all tokens wait in scratch between blocks.
+
+// A type that needs no unpacking: columns of codes, then signed scales, then signed minimums.
+template <class T>
+struct Unpacked {
+    static constexpr int kMax = T::kMax, kSubs = T::kSubs, kOffset = T::kOffset;
+    static constexpr bool kMin = T::kMin;
+    static constexpr int kBytes = (64 + T::kSubs / 4 * (T::kMin ? 2 : 1)) * kColumn;
+    static inline void scales(const std::byte* body, const std::byte*, I16x (&sc)[kSubs / 4], I16x (&mn)[kSubs / 4]) {
+        for (int j = 0; j < kSubs / 4; ++j) {
+            sc[j] = column(body, 64 + j);
+            if constexpr (kMin) mn[j] = column(body, 64 + kSubs / 4 + j);
+        }
+    }
+    static inline I16x codes(const std::byte* body, int r, int j) { return column(body, 8 * r + j); }
+};
+
+template <class T>
+void unpack(const std::byte* body, const std::byte* ends, std::byte* to) {
+    for (int r = 0; r < 8; ++r)
+        for (int j = 0; j < 8; ++j) i_store(to + (8 * r + j) * kColumn, T::codes(body, r, j));
+    I16x sc[T::kSubs / 4], mn[T::kSubs / 4];
+    T::scales(body, ends, sc, mn);
+    for (int j = 0; j < T::kSubs / 4; ++j) {
+        i_store(to + (64 + j) * kColumn, sc[j]);
+        if constexpr (T::kMin) i_store(to + (64 + T::kSubs / 4 + j) * kColumn, mn[j]);
+    }
+}
+
+// Block b of `tiles` unpacked tiles for the tokens [token, end) in groups of n; sums holds [token][tiles][16] floats.
+template <class T, int tiles, int n>
+void panel_tokens(const MatmulJob& job, int64_t token, int64_t end, int64_t b, const std::byte* const (&body)[tiles],
+                  const std::byte* const (&ends)[tiles], float* sums) {
+    for (; token + n <= end; token += n, sums += n * tiles * kTileRows) {
+        const std::byte* x[n];
+        find_acts(job, token, x);
+        F16x acc[tiles][n];
+        for (int t = 0; t < n; ++t)
+            for (int i = 0; i < tiles; ++i) acc[i][t] = f_load(sums + (t * tiles + i) * kTileRows);
+        Kernel256<Unpacked<T>>::template block<tiles, n>(body, ends, x, b, acc);
+        for (int t = 0; t < n; ++t)
+            for (int i = 0; i < tiles; ++i) f_store(sums + (t * tiles + i) * kTileRows, acc[i][t]);
+    }
+    if constexpr (n > 1) {
+        if (token < end) panel_tokens<T, tiles, n - 1>(job, token, end, b, body, ends, sums);
+    }
+}
+
+template <class T, int tiles>
+void panel_tiles(const MatmulJob& job, int64_t tile) {
+    const int64_t n_blocks = job.w.cols / T::kShape.len, stride = n_blocks * (T::kShape.body + T::kShape.ends);
+    constexpr int64_t room = (static_cast<int64_t>(kMatmulScratchBytes) - tiles * Unpacked<T>::kBytes) / (tiles * kColumn);
+    float* sums = reinterpret_cast<float*>(job.scratch + tiles * Unpacked<T>::kBytes);
+    for (int64_t first = 0; first < job.n_tokens; first += room) {
+        const int64_t end = first + room < job.n_tokens ? first + room : job.n_tokens;
+        std::memset(sums, 0, static_cast<size_t>((end - first) * tiles * kColumn));
+        for (int64_t b = 0; b < n_blocks; ++b) {
+            const std::byte *body[tiles], *ends[tiles];
+            for (int i = 0; i < tiles; ++i) {
+                const std::byte* at = job.w.data + (tile + i) * stride;
+                std::byte* panel = job.scratch + i * Unpacked<T>::kBytes;
+                body[i] = panel;
+                ends[i] = at + n_blocks * T::kShape.body + b * T::kShape.ends;
+                unpack<T>(at + b * T::kShape.body, ends[i], panel);
+            }
+            panel_tokens<T, tiles, kTokenGroup>(job, first, end, b, body, ends, sums);
+        }
+        for (int64_t t = first; t < end; ++t)
+            for (int i = 0; i < tiles; ++i) finish(job, tile + i, t, f_load(sums + ((t - first) * tiles + i) * kTileRows));
+    }
+}
+
+// Fewer tokens than this are not worth a panel.
+constexpr int kPanelTokens = 5;
+
+template <class T>
+bool run(const MatmulJob& job) {
+    if (job.n_tokens < kPanelTokens) {
+        run_matmul<Kernel256<T>, 1, kPanelTokens - 1>(job);
+        return true;
+    }
+    int64_t tile = job.tile_begin;
+    if constexpr (kTileGroup > 1) {
+        for (; tile + kTileGroup <= job.tile_end; tile += kTileGroup) panel_tiles<T, kTileGroup>(job, tile);
+    }
+    for (; tile < job.tile_end; ++tile) panel_tiles<T, 1>(job, tile);
+    return true;
+}
 
 }  // namespace
 
 bool matmul_256(const MatmulJob& job) {
     switch (job.w.type) {
         case Type::q2_k:
-            run_matmul<Kernel256<Q2_K>>(job);
-            return true;
+            return run<Q2_K>(job);
         case Type::q3_k:
-            run_matmul<Kernel256<Q3_K>>(job);
-            return true;
+            return run<Q3_K>(job);
         case Type::q4_k:
-            run_matmul<Kernel256<Q4_K>>(job);
-            return true;
+            return run<Q4_K>(job);
         case Type::q5_k:
-            run_matmul<Kernel256<Q5_K>>(job);
-            return true;
+            return run<Q5_K>(job);
         case Type::q6_k:
-            run_matmul<Kernel256<Q6_K>>(job);
-            return true;
+            return run<Q6_K>(job);
         case Type::iq4_xs:
-            run_matmul<Kernel256<IQ4_XS>>(job);
-            return true;
+            return run<IQ4_XS>(job);
         default:
             return false;
     }

@@ -20,34 +20,23 @@ inline F16x half_column(const std::byte* ends, int i) {
     return f_load_half(reinterpret_cast<const uint16_t*>(ends + i * 2 * kTileRows));
 }
 
-// w[j] holds weights 4j .. 4j + 3 of each row.
-inline void nibbles(const std::byte* body, I16x (&w)[8]) {
-    const I16x low = i_set(0x0f0f0f0f);
-    for (int j = 0; j < 4; ++j) {
-        const I16x q = column(body, j);
-        w[j] = q & low;
-        w[j + 4] = i_shr<4>(q) & low;
-    }
+// Weights 4j .. 4j + 3 of each row: low nibbles of column j, then high nibbles of column j - 4.
+template <int j>
+inline I16x nibbles(const std::byte* body) {
+    if constexpr (j < 4)
+        return column(body, j) & i_set(0x0f0f0f0f);
+    else
+        return i_shr<4>(column(body, j - 4)) & i_set(0x0f0f0f0f);
 }
 
 // Nibbles and a fifth bit from the first column (qh' of tiles.h).
-template <int j = 0>
-inline void add_fifth_bit(I16x high, I16x (&w)[8]) {
-    if constexpr (j < 8) {
-        const I16x bit = i_set(0x10101010);
-        if constexpr (j < 4)
-            w[j] = w[j] | (i_shl<4 - j>(high) & bit);
-        else if constexpr (j == 4)
-            w[j] = w[j] | (high & bit);
-        else
-            w[j] = w[j] | (i_shr<j - 4>(high) & bit);
-        add_fifth_bit<j + 1>(high, w);
-    }
-}
-
-inline void five_bits(const std::byte* body, I16x (&w)[8]) {
-    nibbles(body + kColumn, w);
-    add_fifth_bit(column(body, 0), w);
+template <int j>
+inline I16x five_bits(const std::byte* body) {
+    const I16x high = column(body, 0);
+    I16x bit = high;
+    if constexpr (j < 4) bit = i_shl<4 - j>(high);
+    if constexpr (j > 4) bit = i_shr<j - 4>(high);
+    return nibbles<j>(body + kColumn) | (bit & i_set(0x10101010));
 }
 
 struct alignas(16) Codes {
@@ -57,34 +46,38 @@ struct alignas(16) Codes {
     }
 };
 
-inline void looked_up(const Codes& codes, const std::byte* body, I16x (&w)[8]) {
-    const I16x table = i_repeat16(codes.v);
-    nibbles(body, w);
-    for (int j = 0; j < 8; ++j) w[j] = i_lookup(table, w[j]);
+template <int j>
+inline I16x looked_up(const Codes& codes, const std::byte* body) {
+    return i_lookup(i_repeat16(codes.v), nibbles<j>(body));
 }
 
-// What the types share. T: kShape, kMax (i_dots), kBiasBits (bias = 2^bits, -1: none), kMin (has a minimum), weights(), scale().
+// What the types share. T: kShape, kMax (i_dots), kBiasBits (bias = 2^bits, -1: none), kMin (has a minimum), scale(ends), and
+// codes<j>(body): weights 4j .. 4j + 3 of each row.
 template <class T>
 struct Kernel32 : T {
-    template <int n>
-    static inline void block(const std::byte* body, const std::byte* ends, const std::byte* const (&x)[n], int64_t b, F16x (&acc)[n]) {
-        I16x w[8];
-        T::weights(body, w);
+    template <int tiles, int n>
+    [[gnu::always_inline]] static inline void block(const std::byte* const (&body)[tiles], const std::byte* const (&ends)[tiles],
+                                                    const std::byte* const (&x)[n], int64_t b, F16x (&acc)[tiles][n]) {
         const Act32* a[n];
         const int8_t* q[n];
-        I16x sum[n];
+        I16x sum[tiles][n];
         for (int t = 0; t < n; ++t) {
             a[t] = reinterpret_cast<const Act32*>(x[t]) + b;
             q[t] = a[t]->q;
-            sum[t] = i_set(0);
-            if constexpr (T::kBiasBits >= 0) sum[t] = i_shl<T::kBiasBits>(i_set(a[t]->neg_sum));
+            I16x start = i_set(0);
+            if constexpr (T::kBiasBits >= 0) start = i_shl<T::kBiasBits>(i_set(a[t]->neg_sum));
+            for (int i = 0; i < tiles; ++i) sum[i][t] = start;
         }
-        i_dots<T::kMax, 8, n>(sum, w, q);
-        const F16x d = T::scale(ends);
-        for (int t = 0; t < n; ++t) acc[t] = f_fma(d * f_set(a[t]->d), f_from_i(sum[t]), acc[t]);
+        i_dots<T::kMax, 8, tiles, n>(sum, q, [&](int i, auto j) __attribute__((always_inline)) { return T::template codes<j()>(body[i]); });
+        for (int i = 0; i < tiles; ++i) {
+            const F16x d = T::scale(ends[i]);
+            for (int t = 0; t < n; ++t) acc[i][t] = f_fma(d * f_set(a[t]->d), f_from_i(sum[i][t]), acc[i][t]);
+        }
         if constexpr (T::kMin) {
-            const F16x m = half_column(ends, 1);
-            for (int t = 0; t < n; ++t) acc[t] = f_fma(m, f_set(a[t]->s), acc[t]);
+            for (int i = 0; i < tiles; ++i) {
+                const F16x m = half_column(ends[i], 1);
+                for (int t = 0; t < n; ++t) acc[i][t] = f_fma(m, f_set(a[t]->s), acc[i][t]);
+            }
         }
     }
 };
@@ -100,34 +93,47 @@ static_assert(kWideBias == 0 || kWideBias == 1 << 7);
 struct Q4_0 : HalfScale {
     static constexpr TileShape kShape = kTileQ4_0;
     static constexpr int kMax = 15, kBiasBits = 3;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { nibbles(body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return nibbles<j>(body);
+    }
 };
 
 struct Q4_1 : HalfScale {
     static constexpr TileShape kShape = kTileQ4_1;
     static constexpr int kMax = 15, kBiasBits = -1;
     static constexpr bool kMin = true;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { nibbles(body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return nibbles<j>(body);
+    }
 };
 
 struct Q5_0 : HalfScale {
     static constexpr TileShape kShape = kTileQ5_0;
     static constexpr int kMax = 31, kBiasBits = 4;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { five_bits(body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return five_bits<j>(body);
+    }
 };
 
 struct Q5_1 : HalfScale {
     static constexpr TileShape kShape = kTileQ5_1;
     static constexpr int kMax = 31, kBiasBits = -1;
     static constexpr bool kMin = true;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { five_bits(body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return five_bits<j>(body);
+    }
 };
 
 struct Q8_0 : HalfScale {
     static constexpr TileShape kShape = kTileQ8_0;
     static constexpr int kMax = 255, kBiasBits = kWideBits;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) {
-        for (int j = 0; j < 8; ++j) w[j] = i_wide(column(body, j));
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return i_wide(column(body, j));
     }
 };
 
@@ -137,14 +143,20 @@ constexpr Codes kMXFP4Codes(mxfp4_values, 16);
 struct IQ4_NL : HalfScale {
     static constexpr TileShape kShape = kTileIQ4_NL;
     static constexpr int kMax = 255, kBiasBits = kWideBits;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { looked_up(kIQ4Codes, body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return looked_up<j>(kIQ4Codes, body);
+    }
 };
 
 struct MXFP4 {
     static constexpr TileShape kShape = kTileMXFP4;
     static constexpr int kMax = 28, kBiasBits = 4;
     static constexpr bool kMin = false;
-    static inline void weights(const std::byte* body, I16x (&w)[8]) { looked_up(kMXFP4Codes, body, w); }
+    template <int j>
+    static inline I16x codes(const std::byte* body) {
+        return looked_up<j>(kMXFP4Codes, body);
+    }
     // 2^(e - 128) as the product of two normal floats, so that e = 0 and 1 come out as the subnormals they are.
     static inline F16x scale(const std::byte* ends) {
         const I16x e = i_load_u8(ends), half = i_shr<1>(e);
@@ -157,25 +169,25 @@ struct MXFP4 {
 bool matmul_32(const MatmulJob& job) {
     switch (job.w.type) {
         case Type::q4_0:
-            run_matmul<Kernel32<Q4_0>>(job);
+            run_matmul<Kernel32<Q4_0>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::q4_1:
-            run_matmul<Kernel32<Q4_1>>(job);
+            run_matmul<Kernel32<Q4_1>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::q5_0:
-            run_matmul<Kernel32<Q5_0>>(job);
+            run_matmul<Kernel32<Q5_0>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::q5_1:
-            run_matmul<Kernel32<Q5_1>>(job);
+            run_matmul<Kernel32<Q5_1>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::q8_0:
-            run_matmul<Kernel32<Q8_0>>(job);
+            run_matmul<Kernel32<Q8_0>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::iq4_nl:
-            run_matmul<Kernel32<IQ4_NL>>(job);
+            run_matmul<Kernel32<IQ4_NL>, kTileGroup, kTokenGroup>(job);
             return true;
         case Type::mxfp4:
-            run_matmul<Kernel32<MXFP4>>(job);
+            run_matmul<Kernel32<MXFP4>, kTileGroup, kTokenGroup>(job);
             return true;
         default:
             return false;

@@ -2,11 +2,11 @@
 // a type brings a kernel class Q with
 //
 //   Q::kShape                                    its TileShape
-//   Q::block<n>(body, ends, x, b, acc)           adds block b of 16 rows for n tokens: acc[t] is lane = row, x[t] the token's activations
+//   Q::block<tiles, n>(body, ends, x, b, acc)    adds block b of some tiles for n tokens; body[i], ends[i]: the block in tile i;
+//                                                x[t]: activations of token t; acc[i][t]: a lane is a row
 //
-// Weights are unpacked once per group of tokens, in registers, and meet up to 8 tokens there. That needs no scratch panel: on AVX-512 the
-// dot product takes an activation dword as a broadcast memory operand, two per cycle, which is also the rate of the multiplier, and the
-// unpacking runs on the ports that the multiplier leaves idle.
+// Weights are unpacked once per group of tokens, in registers, and meet the tokens there. That needs no scratch panel, and the unpacking
+// runs on the ports that the multiplier leaves idle.
 #pragma once
 
 #include <cstddef>
@@ -19,22 +19,20 @@
 
 namespace moepic::ops::MOEPIC_ISA {
 
-// Tokens that share an unpacked block: as many as accumulators fit in registers (32 of 64 bytes, 16 of 32 with two per value, or memory).
+// Tiles and tokens that share what was unpacked and broadcast: as many as sums fit in registers. 2 x 6 on AVX-512 leaves 20 of 32
+// registers for float (or sub-block) sums, 2 columns of codes and 1 activation. AVX2 has 16 half as wide; there memory takes the rest.
 #if MOEPIC_SIMD_AVX512
-inline constexpr int kTokenGroup = 8;
+inline constexpr int kTileGroup = 2, kTokenGroup = 6;
 #else
-inline constexpr int kTokenGroup = 4;
+inline constexpr int kTileGroup = 1, kTokenGroup = 4;
 #endif
 
 // Tiles of a chunk stay in L2 while all groups of tokens pass over them.
 inline constexpr int64_t kChunkBytes = 192 << 10;
 
-template <class Q, int n>
-inline void run_tile(const std::byte* tile, int64_t n_blocks, const std::byte* const (&x)[n], F16x (&acc)[n]) {
-    const std::byte* ends = tile + n_blocks * Q::kShape.body;
-    for (int t = 0; t < n; ++t) acc[t] = f_set(0.0f);
-    for (int64_t b = 0; b < n_blocks; ++b) Q::template block<n>(tile + b * Q::kShape.body, ends + b * Q::kShape.ends, x, b, acc);
-}
+// How far ahead of the block at work its successors are asked for, in bytes. Blocks are read in jumps (high bits, then low bits), which the
+// hardware's prefetcher follows badly.
+inline constexpr int64_t kPrefetch = 12288;
 
 // A finished sum of 16 rows for one token: + bias, + what was there, and never a write beyond the last row.
 inline void finish(const MatmulJob& job, int64_t tile, int64_t token, F16x sum) {
@@ -51,38 +49,73 @@ inline void finish(const MatmulJob& job, int64_t tile, int64_t token, F16x sum) 
     }
 }
 
-// n tokens from `token` on over the tiles [first, last).
-template <class Q, int n>
-void run_group(const MatmulJob& job, int64_t token, int64_t first, int64_t last) {
+// The tiles [tile, tile + tiles) for the tokens [token, token + n) whose activations are at x.
+template <class Q, int tiles, int n>
+void run_tiles(const MatmulJob& job, int64_t tile, int64_t token, const std::byte* const (&x)[n]) {
     const int64_t n_blocks = job.w.cols / Q::kShape.len;
     const int64_t stride = n_blocks * (Q::kShape.body + Q::kShape.ends);
-    const std::byte* x[n];
+    const std::byte *body[tiles], *ends[tiles];
+    F16x acc[tiles][n];
+    for (int i = 0; i < tiles; ++i) {
+        body[i] = job.w.data + (tile + i) * stride;
+        ends[i] = body[i] + n_blocks * Q::kShape.body;
+        for (int t = 0; t < n; ++t) acc[i][t] = f_set(0.0f);
+    }
+    for (int64_t b = 0; b < n_blocks; ++b) {
+        if constexpr (n <= 2) {
+            for (int i = 0; i < tiles; ++i)
+                for (int at = 0; at < Q::kShape.body; at += kColumn) __builtin_prefetch(body[i] + kPrefetch + at);
+        }
+        Q::template block<tiles, n>(body, ends, x, b, acc);
+        for (int i = 0; i < tiles; ++i) {
+            body[i] += Q::kShape.body;
+            ends[i] += Q::kShape.ends;
+        }
+    }
+    for (int i = 0; i < tiles; ++i)
+        for (int t = 0; t < n; ++t) finish(job, tile + i, token + t, acc[i][t]);
+}
+
+template <int n>
+inline void find_acts(const MatmulJob& job, int64_t token, const std::byte* (&x)[n]) {
     for (int t = 0; t < n; ++t) {
         const int64_t row = job.gather ? job.gather[token + t] : token + t;
         x[t] = job.acts + static_cast<size_t>(row) * job.act_stride;
     }
-    for (int64_t tile = first; tile < last; ++tile) {
-        F16x acc[n];
-        run_tile<Q, n>(job.w.data + tile * stride, n_blocks, x, acc);
-        for (int t = 0; t < n; ++t) finish(job, tile, token + t, acc[t]);
+}
+
+// n tokens from `token` on over the tiles [first, last).
+template <class Q, int tiles, int n>
+void run_group(const MatmulJob& job, int64_t token, int64_t first, int64_t last) {
+    const std::byte* x[n];
+    find_acts(job, token, x);
+    int64_t tile = first;
+    if constexpr (tiles > 1) {
+        for (; tile + tiles <= last; tile += tiles) run_tiles<Q, tiles, n>(job, tile, token, x);
+    }
+    for (; tile < last; ++tile) run_tiles<Q, 1, n>(job, tile, token, x);
+}
+
+// All tokens from `token` on: groups of n, then what is left in one smaller group.
+template <class Q, int tiles, int n>
+void run_tokens(const MatmulJob& job, int64_t token, int64_t first, int64_t last) {
+    // One token: memory is the bound, and one stream of it is the easiest to follow.
+    constexpr int together = n > 1 ? tiles : 1;
+    for (; token + n <= job.n_tokens; token += n) run_group<Q, together, n>(job, token, first, last);
+    if constexpr (n > 1) {
+        if (token < job.n_tokens) run_tokens<Q, tiles, n - 1>(job, token, first, last);
     }
 }
 
-template <class Q>
+// `tiles` tiles meet up to n tokens at a time.
+template <class Q, int tiles, int n>
 void run_matmul(const MatmulJob& job) {
     const int64_t stride = job.w.cols / Q::kShape.len * (Q::kShape.body + Q::kShape.ends);
-    const int64_t fit = kChunkBytes / stride;
-    const int64_t chunk = job.n_tokens <= kTokenGroup && (job.n_tokens & (job.n_tokens - 1)) == 0 ? job.tile_end : fit > 1 ? fit : 1;
+    const int64_t fit = kChunkBytes / stride / tiles * tiles;
+    const int64_t chunk = job.n_tokens <= n ? job.tile_end : fit > tiles ? fit : tiles;
     for (int64_t first = job.tile_begin; first < job.tile_end; first += chunk) {
         const int64_t last = first + chunk < job.tile_end ? first + chunk : job.tile_end;
-        int64_t token = 0;
-        const auto left = [&] { return job.n_tokens - token; };
-        for (; left() >= kTokenGroup; token += kTokenGroup) run_group<Q, kTokenGroup>(job, token, first, last);
-        if constexpr (kTokenGroup > 4) {
-            if (left() >= 4) run_group<Q, 4>(job, token, first, last), token += 4;
-        }
-        if (left() >= 2) run_group<Q, 2>(job, token, first, last), token += 2;
-        if (left() >= 1) run_group<Q, 1>(job, token, first, last);
+        run_tokens<Q, tiles, n>(job, 0, first, last);
     }
 }
 

@@ -43,7 +43,7 @@
 //   Q3_K Q6_K IQ4_XS     I = sum over sub-blocks of scale * sum code * x
 //                        acc = fma(d * dx, float(I), acc)
 //   Q2_K Q4_K Q5_K       I = sum of scale * sum q * x;  M = sum of min * sum x
-//                        acc = fma(d * dx, float(I), acc);  acc = fma(dmin * dx, float(-M), acc)
+//                        acc = fma(dmin * dx, float(-M), acc);  acc = fma(d * dx, float(I), acc)
 //
 // then y = acc, + bias, and for accumulate y_old + that.
 #pragma once
