@@ -26,7 +26,9 @@ def main() -> int:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             found = re.match(r'\s*#include "(\w+)/', line)
             if found and found.group(1) != room and found.group(1) in ROOMS and found.group(1) not in ROOMS[room]:
-                wrong.append(f"{path.relative_to(root.parent.parent)}:{number}: room '{room}' may not know '{found.group(1)}'")
+                wrong.append(
+                    f"{path.relative_to(root.parent.parent)}:{number}: room '{room}' may not know '{found.group(1)}'"
+                )
     print("\n".join(wrong) or "rooms: every include follows the map")
     return 1 if wrong else 0
 

@@ -29,7 +29,9 @@ def _folder() -> Path:
     for root in moepic_gguf.__path__:
         if (Path(root) / "_lib" / _LIBRARY).is_file():
             return Path(root) / "_lib"
-    raise MoepicError(f"the native library {_LIBRARY} is not installed beside moepic_gguf; run 'pip install .' in the source tree")
+    raise MoepicError(
+        f"the native library {_LIBRARY} is not installed beside moepic_gguf; run 'pip install .' in the source tree"
+    )
 
 
 def _load() -> tuple[Any, Any]:

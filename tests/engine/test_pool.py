@@ -12,7 +12,15 @@ pytestmark = pytest.mark.threads
 
 @pytest.mark.parametrize(
     ("threads", "tasks", "rounds", "sleep_us"),
-    [(1, 5, 100, 0), (2, 1, 1000, 0), (2, 64, 3000, 0), (3, 7, 2000, 0), (8, 33, 500, 0), (4, 21, 60, 200), (2, 0, 10, 0)],
+    [
+        (1, 5, 100, 0),
+        (2, 1, 1000, 0),
+        (2, 64, 3000, 0),
+        (3, 7, 2000, 0),
+        (8, 33, 500, 0),
+        (4, 21, 60, 200),
+        (2, 0, 10, 0),
+    ],
 )
 def test_each_task_runs_once_per_job(threads, tasks, rounds, sleep_us):
     counts = np.zeros(max(tasks, 1), np.int64)

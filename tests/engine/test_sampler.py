@@ -145,7 +145,7 @@ def test_logit_bias_adds_and_forbids():
     top = int(np.argmax(LOGITS))
     assert Sampler(temperature=0.0, bias={top: -np.inf}).draw() == int(np.argsort(-LOGITS)[1])
     assert Sampler(temperature=0.0, bias={17: 1000.0}).draw() == 17
-    everything = {i: -np.inf for i in range(4)}
+    everything = dict.fromkeys(range(4), -np.inf)
     assert Sampler(temperature=1.0, bias=everything).draw(np.zeros(4, np.float32)) == lib.MOEPIC_E_ARGUMENT
     assert Sampler(temperature=0.0, bias={9: 1.0}).draw(np.zeros(4, np.float32)) == lib.MOEPIC_E_ARGUMENT
 
@@ -159,7 +159,15 @@ def test_not_a_number_is_never_chosen_and_infinity_wins():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", -1.0), ("top_p", 1.5), ("min_p", -0.1), ("typical_p", float("nan")), ("top_k", -3), ("repeat_penalty", 0.0), ("penalty_last_n", -2)],
+    [
+        ("temperature", -1.0),
+        ("top_p", 1.5),
+        ("min_p", -0.1),
+        ("typical_p", float("nan")),
+        ("top_k", -3),
+        ("repeat_penalty", 0.0),
+        ("penalty_last_n", -2),
+    ],
 )
 def test_an_option_out_of_range_is_named(name, value):
     sampler = Sampler(**{name: value})

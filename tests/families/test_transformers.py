@@ -57,7 +57,9 @@ def check(path, name: str, **load) -> None:
         found = model.logits(TOKENS)
     error = np.abs(found - expected)
     worst = np.unravel_index(np.argmax(error), error.shape)
-    assert error.max() <= tolerance, f"worst at token {worst[0]}, id {worst[1]}: {found[worst]} for {expected[worst]}, tolerance {tolerance:.2e}"
+    assert error.max() <= tolerance, (
+        f"worst at token {worst[0]}, id {worst[1]}: {found[worst]} for {expected[worst]}, tolerance {tolerance:.2e}"
+    )
     # The bound must be able to fail: it is far below what logits differ by from one token to the next.
     assert tolerance < 0.05 * expected.std()
 

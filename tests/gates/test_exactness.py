@@ -90,7 +90,9 @@ def test_batch_size_does_not_matter(baseline, name, kind, n_batch):
     same(found, baseline(name, kind))
 
 
-@pytest.mark.parametrize(("name", "kind"), [k for k in KINDS if k[0] != "llama"], ids=[i for i in KIND_IDS if not i.startswith("llama")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [k for k in KINDS if k[0] != "llama"], ids=[i for i in KIND_IDS if not i.startswith("llama")]
+)
 @pytest.mark.parametrize("ratio", ["0", "0.34", "0.5", "1"])
 def test_the_cut_of_the_file_does_not_matter(baseline, name, kind, ratio):
     path = resplit(ordinary(name, kind), "--split-ratio", ratio)
@@ -101,7 +103,10 @@ def test_the_cut_of_the_file_does_not_matter(baseline, name, kind, ratio):
     same(found, baseline(name, kind))
 
 
-@pytest.mark.parametrize(("name", "kind", "granule"), [("mixtral", "f32", 64), ("mixtral", "f32", 512), ("mixtral", "q8_0", 32), ("qwen2_moe_1408", "q8_0", 704)])
+@pytest.mark.parametrize(
+    ("name", "kind", "granule"),
+    [("mixtral", "f32", 64), ("mixtral", "f32", 512), ("mixtral", "q8_0", 32), ("qwen2_moe_1408", "q8_0", 704)],
+)
 def test_the_granule_of_the_file_does_not_matter(baseline, name, kind, granule):
     """`down` is stored by other granules than the runtime's: each of its granules is joined from pieces, or is a part of one."""
     path = resplit(ordinary(name, kind), "--granule", str(granule))
