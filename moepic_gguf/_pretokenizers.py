@@ -91,8 +91,9 @@ def _cased(suffix: str, number: str) -> str:
 _LETTERS_AND_MARKS = rf"{_EDGE}[\p{{L}}\p{{M}}]+{_SHORT_ANY_CASE}?"
 _YOUTU = _LETTERS_AND_MARKS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
 _TINY_AYA = _LETTERS_AND_MARKS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
-# A run of digits is cut in threes from its right end.
-_THREES_FROM_THE_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
+# A run of digits is cut in threes from its right end, the first group staying with the text before the run: first text
+# and run are taken together, then what is left of a run is divisible by three. Each step looks ahead once per run.
+_THREES_FROM_THE_RIGHT = (r"\p{N}+", r"\A\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*\z)", r"\G\p{N}{3}")
 
 _JAIS2_SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4)) + r"|\s{1,2}(?!\S)|\s{1}"
 
@@ -154,7 +155,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
                 r"[\r\n]",
                 rf"\s?[{_CASED_LETTERS}]+",
                 rf"\s?(?:(?!\s)[{_WIDE_PUNCTUATION}])+",
-                r"\s+\z",
+                r"(?<!\s)\s+\z",
                 rf"(?:(?!\s)[{_DEEPSEEK_CJK}])+",
                 r"\p{N}+",
             )
@@ -164,10 +165,10 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         "deepseek-coder",
         PreTokenizer((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", rf"(?:(?!\s)[{_DEEPSEEK_CJK}])+", r"\p{N}")),
     ),
-    ("afmoe", PreTokenizer((_THREES_FROM_THE_RIGHT, f"[{_AFMOE_SCRIPTS}]+", _DEEPSEEK_V3), first_joins_left=True)),
+    ("afmoe", PreTokenizer((*_THREES_FROM_THE_RIGHT, f"[{_AFMOE_SCRIPTS}]+", _DEEPSEEK_V3), first_joins_left=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2", _GPT4O_ROW),
     ("tekken", PreTokenizer((_cased("", r"\p{N}"),), whole_words=True, add_bos=True)),
-    ("tiny_aya cohere2moe", PreTokenizer((_THREES_FROM_THE_RIGHT, _TINY_AYA), first_joins_left=True)),
+    ("tiny_aya cohere2moe", PreTokenizer((*_THREES_FROM_THE_RIGHT, _TINY_AYA), first_joins_left=True)),
     ("youtu", PreTokenizer((_YOUTU_SCRIPTS, _YOUTU), whole_words=True)),
     ("falcon", PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"))),
     ("poro-chat bloom gpt3-finnish", _BLOOM_ROW),

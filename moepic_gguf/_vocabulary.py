@@ -92,7 +92,8 @@ class Vocabulary:
     rstrip_ids: frozenset[int]
 
 
-def _list(meta: Mapping[str, object], name: str) -> list[Any]:
+def read_list(meta: Mapping[str, object], name: str) -> list[Any]:
+    """The array key `tokenizer.ggml.<name>`, empty where absent."""
     value = meta.get(PREFIX + name)
     if value is None:
         return []
@@ -131,7 +132,7 @@ def _special_id(meta: Mapping[str, object], name: str, n_tokens: int, default: i
 
 
 def _texts(meta: Mapping[str, object]) -> list[str]:
-    tokens = _list(meta, "tokens")
+    tokens = read_list(meta, "tokens")
     if not tokens:
         raise ModelFormatError(f"{PREFIX}tokens: missing or empty; the file carries no vocabulary")
     texts: list[str] = []
@@ -146,7 +147,7 @@ def _texts(meta: Mapping[str, object]) -> list[str]:
 
 
 def _kinds(meta: Mapping[str, object], n_tokens: int) -> bytearray:
-    types = _list(meta, "token_type")
+    types = read_list(meta, "token_type")
     if not types:
         return bytearray([NORMAL]) * n_tokens
     if len(types) < n_tokens:
@@ -159,7 +160,7 @@ def _kinds(meta: Mapping[str, object], n_tokens: int) -> bytearray:
 
 
 def _scores(meta: Mapping[str, object], n_tokens: int) -> list[float]:
-    scores = _list(meta, "scores")
+    scores = read_list(meta, "scores")
     if scores and len(scores) < n_tokens:
         raise ModelFormatError(f"{PREFIX}scores: {len(scores)} entries for {n_tokens} tokens")
     try:

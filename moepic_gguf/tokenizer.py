@@ -31,6 +31,7 @@ from ._vocabulary import (
     USER_DEFINED,
     Vocabulary,
     read_flag,
+    read_list,
     read_text,
     read_vocabulary,
 )
@@ -329,9 +330,11 @@ def _matchable(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def _read_merges(meta: Mapping[str, object], ids: dict[str, int]) -> list[tuple[str, str]]:
-    raw = meta.get(PREFIX + "merges")
-    if not isinstance(raw, list) or not all(isinstance(line, (str, bytes)) for line in raw):
-        raise ModelFormatError(f"{PREFIX}merges: expected an array of strings, found {type(raw).__name__}")
+    if PREFIX + "merges" not in meta:
+        raise ModelFormatError(f"{PREFIX}merges: missing; a BPE vocabulary is merged by them")
+    raw = read_list(meta, "merges")
+    if not all(isinstance(line, (str, bytes)) for line in raw):
+        raise ModelFormatError(f"{PREFIX}merges: expected an array of strings")
     merges: list[tuple[str, str]] = []
     left_out = 0
     # A pair given twice keeps its first rank.
