@@ -11,7 +11,7 @@ import os
 import secrets
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -566,7 +566,8 @@ class Model:
     @property
     def config(self) -> Configuration:
         """What is in force; print it."""
-        return Configuration(self._weights.options, self.context.options, self._weights.device)
+        context = replace(self.context.options, n_ctx=self.n_ctx, n_batch=self.context.native.n_batch)
+        return Configuration(self._weights.options, context, self._weights.device)
 
     @property
     def tokenizer(self) -> Any:

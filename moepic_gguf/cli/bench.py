@@ -8,6 +8,7 @@ in bench/README.md.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def run(
     threads = n_threads or _cores()
     rounds = max(rounds, min(3, repetitions)) if peer_path else rounds
     per_round = max(1, repetitions // rounds)
+    load_average = os.getloadavg()[0]
     ceilings = [bench_record.memory_ceiling(threads)]
     rows: list[dict[str, Any]] = []
     for turn in range(rounds):
@@ -124,6 +126,7 @@ def run(
             rows.append(_measure(job))
         ceilings.append(bench_record.memory_ceiling(threads))
     result = _result(rows, n_prompt, threads, max(ceilings))
+    result["load_average"] = load_average
     text = _table(result, path, n_prompt, n_gen)
     if as_json:
         click.echo(json.dumps(result, indent=1))
@@ -136,8 +139,6 @@ def run(
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0))
 
 
@@ -224,6 +225,11 @@ def _table(result: dict[str, Any], path: Path, n_prompt: int, n_gen: int) -> str
         if result["memory_bytes_per_s"] and result["weight_bytes"] < 128 * 2**20:
             console.print(
                 "(weights this small may stay in the processor's cache, so the share of memory speed says little)"
+            )
+        if result["load_average"] > 0.25 * _cores():
+            console.print(
+                f"(other work was running: load {result['load_average']:.1f} on {_cores()} cores before the first run; the more "
+                f"a program spins while it waits, the more it loses by that)"
             )
         if "ratio" in result:
             ratio = result["ratio"]

@@ -69,7 +69,7 @@ def main(
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give -p or -f, not both")
     loading = {name: options.pop(name) for name in _LOADING}
-    loading.pop("verbose")
+    verbose = loading.pop("verbose")
     settings = {name: value for name, value in options.items() if value is not None}
     settings["stop"] = []
     for name, value in settings.items():
@@ -84,6 +84,8 @@ def main(
     with common.load_model(path, loading, chat_template=template) as loaded:
         session = ChatSession(loaded, click.echo, settings, system=system, plain=plain)
         _check(session, loaded)
+        if verbose:
+            click.echo(str(loaded.config), err=True)
         sys.exit(_talk(session, loaded, one_shot, not no_history))
 
 
@@ -134,14 +136,16 @@ def _read(path: str, what: str) -> str:
 
 def _demo_model() -> Path:
     """The demonstration model, built on first use with a bar on the terminal."""
-    from ..demo import ensure_demo_model
+    from ..demo import demo_path, ensure_demo_model
 
+    if demo_path().is_file():
+        return demo_path()
     console = common.stderr()
     with common.progress_bar(console) as bar:
         task = bar.add_task("building the demo model (once)", total=None)
 
-        def report(stage: str, done: int, total: int) -> bool:
-            bar.update(task, description=f"demo model: {stage}", completed=done, total=total or None)
+        def report(_stage: str, done: int, total: int) -> bool:
+            bar.update(task, completed=done, total=total or None)
             return True
 
         return Path(ensure_demo_model(progress=report))

@@ -282,7 +282,8 @@ def test_info_describes_the_file(model, tiny_file):
     assert layer.granule * layer.n_granules == layer.n_ff
     assert info.expert_bytes == 2 * 4 * layer.expert_bytes
     assert "llama" in str(info)
-    assert "device" in str(model.config)
+    assert "cpu (this build has no CUDA backend)" in str(model.config)
+    assert f"{'n_ctx':18} 512" in str(model.config)
 
 
 def test_perplexity_is_llama_perplexitys_definition(model):

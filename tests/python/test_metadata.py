@@ -82,5 +82,5 @@ def test_errors_name_the_file(tiny_file, tmp_path):
         GgufFile(tmp_path)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_file().read_bytes()[:1000])
-    with pytest.raises(ModelFormatError, match="broken.gguf"):
+    with pytest.raises(ModelFormatError, match=r"broken\.gguf"):
         GgufFile(broken)

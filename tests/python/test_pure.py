@@ -60,7 +60,9 @@ def test_an_option_out_of_range_is_refused(options):
 
 
 def test_options_print_themselves():
-    assert "n_ctx" in str(ContextOptions()) and "temperature" in str(SamplingOptions()) and "ram" in str(LoadOptions())
+    assert "n_ctx" in str(ContextOptions())
+    assert "temperature" in str(SamplingOptions())
+    assert "ram" in str(LoadOptions())
 
 
 @pytest.mark.parametrize(
