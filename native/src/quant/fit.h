@@ -20,8 +20,9 @@
 #include "quant/half.h"
 
 // Marks an encoder: compiled for each of these instruction sets with everything it calls inlined, chosen once when the library is
-// loaded. No clone may fuse a multiply with an add, so all give the same bytes. Not under sanitizers, where it takes minutes to compile.
-#if defined(__x86_64__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+// loaded. No clone may fuse a multiply with an add, so all give the same bytes. Only where gcc and glibc can do it, and not under
+// sanitizers, where it takes minutes to compile.
+#if defined(__x86_64__) && defined(__GLIBC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define MOEPIC_WIDE [[gnu::flatten, gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
 #else
 #define MOEPIC_WIDE
@@ -108,8 +109,7 @@ struct Integers {
 // A table of 16 levels in ascending order; nearest() counts the borders below v, which vectorises where a search would not.
 struct Table {
     float level[16], border[15], step[15];
-    float lo, hi;
-    constexpr explicit Table(const int8_t (&values)[16]) : level{}, border{}, step{}, lo(values[0]), hi(values[15]) {
+    constexpr explicit Table(const int8_t (&values)[16]) : level{}, border{}, step{} {
         for (int i = 0; i < 16; ++i) level[i] = values[i];
         for (int i = 0; i < 15; ++i) {
             step[i] = level[i + 1] - level[i];
@@ -120,7 +120,6 @@ struct Table {
 
 template <const Table& T>
 struct Tabulated {
-    static constexpr float lo = T.lo, hi = T.hi;
     static float nearest(float v) noexcept {
         float level = T.level[0];
         for (int i = 0; i < 15; ++i) level += v > T.border[i] ? T.step[i] : 0.0f;
