@@ -39,8 +39,9 @@ def test_a_share_of_nothing_known_is_refused():
 @given(st.integers(0, 2**62))
 def test_a_shown_size_reads_back_within_its_digits(n_bytes):
     back = parse_budget(show_bytes(n_bytes), name="x")
-    # Three digits are shown: half of the last one is at most 0.5 / 100 of the value; bytes are exact.
-    assert abs(back - n_bytes) <= (0.005 * n_bytes if n_bytes >= 1024 else 0)
+    # Three digits are shown: half of the last one is at most 0.5 / 100 of the value, and reading drops a part of a
+    # byte; below 1 KiB bytes are exact.
+    assert abs(back - n_bytes) <= (0.005 * n_bytes + 1 if n_bytes >= 1024 else 0)
 
 
 @pytest.mark.parametrize(
