@@ -27,6 +27,10 @@ from .writer import Shard, lay_out
 _BASE_BYTES = 160 << 20
 
 
+# Per layer with experts, the order of each expert's neurons, `[n_expert, n_ff]`.
+Orders = dict[int, npt.NDArray[np.int64]]
+
+
 @dataclass(frozen=True)
 class Cut:
     """How to cut.
@@ -35,7 +39,7 @@ class Cut:
     granule             neurons; None follows the rule.
     split               False writes ordinary tensors.
     separate_segments   tops and bottoms go to different shards.
-    orders              per layer the order of each expert's neurons, `[n_expert, n_ff]`; None is natural.
+    orders              of the neurons; None is natural.
     """
 
     ratios: Sequence[float] = (0.5,)
@@ -43,7 +47,7 @@ class Cut:
     split: bool = True
     separate_segments: bool = False
     max_shard_bytes: int | None = None
-    orders: dict[int, npt.NDArray[np.int64]] | None = None
+    orders: Orders | None = None
 
 
 @dataclass
@@ -124,7 +128,7 @@ def parse_ratios(text: str) -> list[float]:
     if path.is_file():
         text = path.read_text("utf-8")
     try:
-        values = [float(word) for word in re.split(r"[\s,]+", text.strip())]
+        values = [float(word) for word in re.split(r"\s*,\s*|\s+", text.strip())]
     except ValueError:
         raise ConversionError(
             f"--split-ratio '{text[:60]}' is neither numbers nor the path of a file with numbers"

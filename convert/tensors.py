@@ -68,6 +68,7 @@ class Experts(Protocol):
     n_embd: int
     n_ff: int
     kinds: dict[str, GGMLQuantizationType]  # of "gate", "up" and "down"
+    order_unit: int  # neurons that must stay together when an order is changed
 
     def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
         """Rows of "gate" or "up": uint8 [len(neurons), row bytes of n_embd]."""

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -20,7 +21,8 @@ import click
 
 from moepic_gguf.errors import ConversionError, MoepicError
 
-from .plan import Cut, Plan, describe, human, make_plan, parse_ratios, parse_size
+from . import importance
+from .plan import Cut, Orders, Plan, describe, human, make_plan, parse_ratios, parse_size
 from .quantize import OUTTYPES
 from .sources import Content
 from .sources.gguf_source import open_gguf
@@ -50,15 +52,22 @@ def convert(
     force: bool = False,
     with_vocabulary: bool = True,
     pre: str | None = None,
+    calibration: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Convert `source` to `target` and return what was written.
 
+    calibration   a text; the neurons of each expert are then ordered by importance on it. None: the natural order.
     progress   called with bytes done and in all.
     Raises     ConversionError, OSError; the target is then as it was before.
     """
-    plan = make_plan(open_source(source, outtype, with_vocabulary=with_vocabulary, pre=pre), target, how or Cut())
-    check_target(plan.shards, plan.content.inputs, force=force)
+    content, how = open_source(source, outtype, with_vocabulary=with_vocabulary, pre=pre), how or Cut()
+    plan = make_plan(content, target, how)
+    check_target(plan.shards, content.inputs, force=force)
+    if calibration:
+        plan = make_plan(
+            content, target, replace(how, orders=neuron_orders(source, target, content, calibration, pre=pre))
+        )
     total, done = plan.n_bytes, 0
 
     def step(n: int) -> None:
@@ -68,6 +77,22 @@ def convert(
 
     write(plan.shards, step)
     return plan
+
+
+def neuron_orders(source: Path, target: Path, content: Content, calibration: Path, *, pre: str | None = None) -> Orders:
+    """Orders of the neurons by importance, from running the model over `calibration`.
+
+    A folder is first converted to an uncut file of its own floats beside the target, which is removed afterwards.
+    """
+    if source.is_file():
+        return importance.orders(content, importance.measure(source, content, calibration, content.warnings))
+    plain = target.with_name(target.name + ".calibration.gguf")
+    try:
+        convert(source, plain, how=Cut(split=False), force=True, pre=pre)
+        scores = importance.measure(plain, open_gguf(plain), calibration, content.warnings)
+    finally:
+        plain.unlink(missing_ok=True)
+    return importance.orders(content, scores)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -94,6 +119,16 @@ def convert(
 @click.option("--separate-segments", is_flag=True, help="Put the bottoms into shards of their own.")
 @click.option("--no-vocab", is_flag=True, help="Leave the tokenizer out; the file then serves token ids.")
 @click.option("--tokenizer-pre", help="tokenizer.ggml.pre, instead of finding it out.")
+@click.option(
+    "--neuron-order",
+    type=click.Choice(["natural", "importance"]),
+    default="natural",
+    show_default=True,
+    help="Order of an expert's neurons; importance needs --calibration.",
+)
+@click.option(
+    "--calibration", type=click.Path(path_type=Path, dir_okay=False), help="A text for --neuron-order importance."
+)
 @click.option("--dry-run", is_flag=True, help="Print sizes, types and peak memory; write nothing.")
 @click.option("--force", is_flag=True, help="Replace an existing output.")
 def main(
@@ -107,6 +142,8 @@ def main(
     separate_segments: bool,
     no_vocab: bool,
     tokenizer_pre: str | None,
+    neuron_order: str,
+    calibration: Path | None,
     dry_run: bool,
     force: bool,
 ) -> None:
@@ -116,6 +153,8 @@ def main(
     """
     try:
         _stop_cleanly_on_sigterm()
+        if (neuron_order == "importance") != (calibration is not None):
+            raise ConversionError("--neuron-order importance and --calibration FILE go together")
         how = Cut(
             ratios=parse_ratios(split_ratio),
             granule=granule,
@@ -137,6 +176,7 @@ def main(
                 force=force,
                 with_vocabulary=not no_vocab,
                 pre=tokenizer_pre,
+                calibration=calibration,
                 progress=bar.update,
             )
         _warn(plan)

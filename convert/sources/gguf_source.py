@@ -102,6 +102,7 @@ class GgufExperts:
     ) -> None:
         self.layer, self.n_expert, self.n_embd, self.kinds = layer, n_expert, n_embd, kinds
         self._rows, self._columns = rows, columns
+        self.order_unit = int(GGML_QUANT_SIZES[kinds["down"]][0])
         self.n_ff = sum(part.count for part in columns)
 
     def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:

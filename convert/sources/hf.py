@@ -121,6 +121,7 @@ class HfExperts:
         n_embd: int,
     ) -> None:
         self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(gate)
+        self.order_unit = 1
         # Per expert: the stored tensor, and the first row of this expert's matrix in it.
         self._stored = {"gate": gate, "up": up, "down": down}
 
@@ -135,11 +136,6 @@ class HfExperts:
     def columns(self, expert: int, neurons: Neurons) -> Bytes:
         weights, base = self._stored["down"][expert]
         return encode(weights.rows(base, base + self.n_embd)[:, neurons], self.kinds["down"], weights.name)
-
-    def float_columns(self, expert: int) -> Floats:
-        """All of an expert's `down`, `[n_embd, n_ff]` float32."""
-        weights, base = self._stored["down"][expert]
-        return weights.rows(base, base + self.n_embd)
 
     def work_bytes(self) -> int:
         # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
