@@ -11,6 +11,7 @@ Importing this package is cheap: the native library is opened by the first thing
 from __future__ import annotations
 
 from .config import ContextOptions, LoadOptions, SamplingOptions
+from .context import Context
 from .errors import (
     ArgumentError,
     BudgetError,
@@ -28,7 +29,7 @@ from .errors import (
 )
 from .generation import Generation
 from .metadata import GgufFile
-from .model import Context, Model
+from .model import Model
 
 __version__ = "0.1.0"
 

@@ -60,8 +60,11 @@ class Floor:
         self._holder: weakref.ReferenceType[Generation] | None = None  # written under _lock
         self._lock = threading.Lock()
 
-    def take(self, generation: Generation) -> None:
-        """Give the floor to `generation`; `MoepicError` when an answer driven by another thread still has it."""
+    def take(self, generation: Generation | None) -> None:
+        """Give the floor to `generation`, or to other work (None), which replaces the sequence as well.
+
+        `MoepicError` when an answer driven by another thread still has it.
+        """
         with self._lock:
             holder = self._holder() if self._holder else None
             if holder is not None and holder is not generation and not holder.is_finished:
@@ -71,7 +74,7 @@ class Floor:
                         "(model.new_context()), or close() that answer"
                     )
                 holder.overtaken = True
-            self._holder = weakref.ref(generation)
+            self._holder = None if generation is None else weakref.ref(generation)
 
 
 class Generation:
@@ -115,10 +118,7 @@ class Generation:
     def __next__(self) -> str:
         if self.is_finished:
             raise StopIteration
-        if self.overtaken:
-            raise MoepicError(
-                "another call on the same context ended this answer; use model.new_context() to hold two at once"
-            )
+        self._require_floor()
         self.thread = threading.get_ident()
         if self._steps is None:
             self._floor.take(self)
@@ -178,6 +178,12 @@ class Generation:
 
     # ---- the work ----------------------------------------------------------------------------------------------------
 
+    def _require_floor(self) -> None:
+        if self.overtaken:
+            raise MoepicError(
+                "another call on the same context ended this answer; use model.new_context() to hold two at once"
+            )
+
     def _finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         if self.finish_reason is None:
             self.finish_reason, self.stop_reason = reason, stop_reason
@@ -208,6 +214,7 @@ class Generation:
                 if self._cancelled:
                     reason = "cancelled"
                     break
+                self._require_floor()  # a listener may have used the context
                 context.eval(pending)
                 token = sampler.sample(context)
                 self.times_s.append(time.perf_counter() - start)

@@ -354,6 +354,25 @@ def test_a_new_answer_ends_an_older_stream_and_the_older_one_says_so(model):
         next(older)
 
 
+@pytest.mark.parametrize("other", ["logits", "perplexity", "clear"])
+def test_other_work_on_the_sequence_ends_a_stream_instead_of_confusing_it(model, other):
+    older = model.generate(PROMPT, max_tokens=20, ignore_eos=True, stream=True)
+    next(older)
+    {
+        "logits": lambda: model.logits([1, 2, 3]),
+        "perplexity": lambda: model.perplexity([1] * 16),
+        "clear": model.context.clear,
+    }[other]()
+    with pytest.raises(MoepicError, match="new_context"):
+        next(older)
+
+
+def test_a_listener_that_uses_the_context_ends_the_answer(model):
+    with pytest.raises(MoepicError, match="new_context"):
+        model.generate(PROMPT, max_tokens=20, on_token=lambda _piece: model.generate("a", max_tokens=2) and None)
+    assert len(model.generate(PROMPT, max_tokens=5, ignore_eos=True).tokens) == 5
+
+
 def test_leaving_a_loop_early_leaves_the_context_usable(model):
     expected = model.generate(PROMPT, max_tokens=10).tokens
     run = model.generate(PROMPT, max_tokens=50, stream=True)
