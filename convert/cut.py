@@ -45,6 +45,20 @@ def _tensor(
     return Tensor(name, shape, kind, role, granules if which == "down" else rows, experts.work_bytes())
 
 
+def _bias(experts: Experts, which: str, suffix: str, role: str, first: int, last: int, order: Order) -> list[Tensor]:
+    """The biases `[n_expert, width]` of a run of neurons of gate or up, where they exist."""
+    kind = experts.bias_kind(which)
+    if kind is None:
+        return []
+
+    def chunks() -> Iterator[Bytes]:
+        values = experts.biases(which)
+        yield flat(np.stack([values[e][_neurons(order, e, first, last)] for e in range(experts.n_expert)]))
+
+    shape = (experts.n_expert, last - first)
+    return [Tensor(f"blk.{experts.layer}.ffn_{which}_exps{suffix}.bias", shape, kind, role, chunks)]
+
+
 def split(experts: Experts, granule: int, top: int, order: Order = None) -> list[Tensor]:
     """The pre-split tensors of a layer: `top` granules of `granule` neurons in the tops, the rest in the bottoms; an
     empty part has none.
@@ -57,9 +71,12 @@ def split(experts: Experts, granule: int, top: int, order: Order = None) -> list
     ):
         if first < last:
             out += [_tensor(experts, w, suffix, role, first, last, granule, order) for w in ("gate", "up", "down")]
+            out += [bias for w in ("gate", "up") for bias in _bias(experts, w, suffix, role, first, last, order)]
     return out
 
 
 def whole(experts: Experts, order: Order = None) -> list[Tensor]:
     """The ordinary `ffn_{gate,up,down}_exps` tensors of llama.cpp."""
-    return [_tensor(experts, w, "", "expert", 0, experts.n_ff, experts.n_ff, order) for w in ("gate", "up", "down")]
+    n_ff = experts.n_ff
+    out = [_tensor(experts, w, "", "expert", 0, n_ff, n_ff, order) for w in ("gate", "up", "down")]
+    return out + [bias for w in ("gate", "up") for bias in _bias(experts, w, "", "expert", 0, n_ff, order)]

@@ -76,6 +76,12 @@ class Experts(Protocol):
     def columns(self, expert: int, neurons: Neurons) -> Bytes:
         """Columns of "down": uint8 [n_embd, row bytes of len(neurons)]. Neurons come in whole blocks."""
 
+    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
+        """The float type of the biases of "gate" or "up"; None where there are none. (That of "down" belongs to no neuron.)"""
+
+    def biases(self, which: str) -> Bytes:
+        """Biases of "gate" or "up" of all experts: uint8 [n_expert, n_ff, bytes of one]."""
+
     def work_bytes(self) -> int:
         """The most memory one call needs."""
 

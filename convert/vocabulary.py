@@ -204,6 +204,13 @@ def _added_around(tokenizer: dict[str, Any], settings: dict[str, Any]) -> tuple[
         defaults = (template is not None and "SpecialToken" in template["single"][0], False)
         return tuple(default if flag is None else bool(flag) for flag, default in zip(flags, defaults, strict=True))  # type: ignore[return-value]
     single = template.get("single") or [{}]
+    first = single[0].get("SpecialToken", {}).get("id")
+    named = settings.get("bos_token")
+    bos = named.get("content") if isinstance(named, dict) else named
+    if first is not None and bos is not None and first != bos:
+        raise ConversionError(
+            f"tokenizer.json puts {first!r} before a text, tokenizer_config.json names {bos!r} as bos_token; GGUF readers can add BOS only"
+        )
     return "SpecialToken" in single[0], len(single) > 1 and "SpecialToken" in single[-1]
 
 

@@ -104,6 +104,18 @@ class GgufExperts:
         self._rows, self._columns = rows, columns
         self.order_unit = int(GGML_QUANT_SIZES[kinds["down"]][0])
         self.n_ff = sum(part.count for part in columns)
+        # Of gate and up: tensors `[n_expert, ...]` and the run of their columns that is meant, in the order of the neurons.
+        self.bias_parts: dict[str, list[tuple[Stored, int, int]]] = {}
+
+    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
+        return self.bias_parts[which][0][0].kind if self.bias_parts.get(which) else None
+
+    def biases(self, which: str) -> Bytes:
+        parts = []
+        for stored, first, last in self.bias_parts[which]:
+            whole = stored.read(0, stored.n_bytes).reshape(self.n_expert, stored.shape[1], -1)
+            parts.append(whole[:, first:last])
+        return np.concatenate(parts, axis=1)
 
     def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
         if not isinstance(neurons, slice):
@@ -218,6 +230,29 @@ class _Finder:
         return stored
 
     def experts(self, il: int) -> GgufExperts | None:
+        found = self._experts(il)
+        if found:
+            found.bias_parts = {which: self._biases(il, which, found.n_ff) for which in ("gate", "up")}
+        return found
+
+    def _biases(self, il: int, which: str, n_ff: int) -> list[tuple[Stored, int, int]]:
+        stem = f"blk.{il}.ffn_{which}_exps"
+        parts = [self.take(f"{stem}{part}.bias", 2) for part in ("", "_top", "_bot")]
+        found = [(part, 0, part.shape[1]) for part in parts if part]
+        fused = self.take(f"blk.{il}.ffn_gate_up_exps.bias", 2)
+        if fused:
+            found.append((fused, 0, n_ff) if which == "gate" else (fused, n_ff, 2 * n_ff))
+        wrong = any(
+            s.shape[0] != self.n_expert or last > s.shape[1] or s.kind != found[0][0].kind for s, _, last in found
+        )
+        if found and (wrong or sum(last - first for _, first, last in found) != n_ff):
+            shapes = ", ".join(str(list(s.shape)) for s, _, _ in found)
+            raise ConversionError(
+                f"layer {il}: biases of '{which}' have shapes {shapes}, expected {[self.n_expert, n_ff]} together"
+            )
+        return found
+
+    def _experts(self, il: int) -> GgufExperts | None:
         blk = f"blk.{il}."
         if self.n_expert == 0:
             return None

@@ -137,6 +137,12 @@ class HfExperts:
         weights, base = self._stored["down"][expert]
         return encode(weights.rows(base, base + self.n_embd)[:, neurons], self.kinds["down"], weights.name)
 
+    def bias_kind(self, which: str) -> None:
+        """No family of `arch/` has biases on its experts."""
+
+    def biases(self, which: str) -> Bytes:
+        raise AssertionError(which)
+
     def work_bytes(self) -> int:
         # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
         # after turning it round).

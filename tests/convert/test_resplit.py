@@ -16,7 +16,9 @@ from tests.convert.reading import File
 from tests.making import saved
 
 
-def random_moe(path: Path, layout: str, down: GGMLQuantizationType, n_ff: int = 768, shards: int = 1) -> Path:
+def random_moe(
+    path: Path, layout: str, down: GGMLQuantizationType, n_ff: int = 768, shards: int = 1, biases: bool = False
+) -> Path:
     """A llama MoE of random *bytes*, so that any requantization would show: 2 layers, 3 experts, n_embd 64, gate and
     up Q8_0.
     """
@@ -51,6 +53,10 @@ def random_moe(path: Path, layout: str, down: GGMLQuantizationType, n_ff: int = 
             add(f"{blk}ffn_gate_exps.weight", (3, n_ff, 64), q8)
             add(f"{blk}ffn_up_exps.weight", (3, n_ff, 64), q8)
         add(f"{blk}ffn_down_exps.weight", (3, 64, n_ff), down)
+        if biases:
+            widths = {"gate_up": 2 * n_ff} if layout == "fused" else {"gate": n_ff, "up": n_ff}
+            for which, width in (widths | {"down": 64}).items():
+                writer.add_tensor(f"{blk}ffn_{which}_exps.bias", rng.standard_normal((3, width), np.float32))
     add("output.weight", (32, 64), q8)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -87,6 +93,27 @@ def test_a_resplit_moves_bytes_and_changes_none(layout: str, kind: str, tmp_path
     for name, stored in before.tensors.items():
         if not re.search(r"ffn_(gate|up|down|gate_up)(_exps|\.\d+)\.", name):
             assert np.array_equal(after.tensors[name].raw, stored.raw), name
+
+
+@pytest.mark.parametrize("layout", ["stacked", "fused"])
+def test_biases_of_experts_are_cut_like_their_rows(layout: str, tmp_path: Path) -> None:
+    source = random_moe(tmp_path / "in.gguf", layout, GGMLQuantizationType.Q8_0, biases=True)
+    convert(source, tmp_path / "cut.gguf", how=Cut(ratios=[0.7]))
+    convert(tmp_path / "cut.gguf", tmp_path / "whole.gguf", how=Cut(split=False))
+    before, cut, whole = (File(tmp_path / f"{name}.gguf") for name in ("in", "cut", "whole"))
+    for il in range(2):
+        if layout == "fused":
+            gate, up = np.split(before.floats(f"blk.{il}.ffn_gate_up_exps.bias"), 2, axis=1)
+        else:
+            gate, up = (before.floats(f"blk.{il}.ffn_{which}_exps.bias") for which in ("gate", "up"))
+        for which, want in (("gate", gate), ("up", up)):
+            assert np.array_equal(cut.floats(f"blk.{il}.ffn_{which}_exps_top.bias"), want[:, :512])
+            assert np.array_equal(cut.floats(f"blk.{il}.ffn_{which}_exps_bot.bias"), want[:, 512:])
+            assert np.array_equal(whole.floats(f"blk.{il}.ffn_{which}_exps.bias"), want)
+        down = f"blk.{il}.ffn_down_exps.bias"
+        assert np.array_equal(cut.floats(down), before.floats(down)), (
+            "the bias of down belongs to no neuron and stays whole"
+        )
 
 
 def test_keys_are_carried_over_byte_for_byte(tmp_path: Path) -> None:
