@@ -6,23 +6,14 @@
 // Everything up to the block is an exact int32: |sum| <= 241 * 127 * 256 * 32 < 2^28 (IQ4_XS), 63 * 127 * 256 * 128 < 2^28 (Q6_K). So
 // there is one float operation per 256 weights (two with minimums). Minimums, and the offsets of types whose codes carry one, both need
 // sum over sub-blocks of (byte per row) * (sum of activations): two half-word products per dword and instruction.
-#include <cstring>
-
 #include "ops/cpu/activations.h"
 #include "ops/cpu/bytes.h"
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/matmul_driver.h"
+#include "ops/cpu/matmul_panel.h"
 
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
-
-inline I16x column(const std::byte* body, int i) {
-    return i_load(body + i * kColumn);
-}
-
-inline F16x half_column(const std::byte* ends, int i) {
-    return f_load_half(reinterpret_cast<const uint16_t*>(ends + i * 2 * kTileRows));
-}
 
 inline I16x bytes4(uint8_t a) {
     return i_set(static_cast<int32_t>(a * 0x01010101u));
@@ -208,89 +199,18 @@ struct IQ4_XS {
     }
 };
 
-// ---- many tokens: unpack a block once, into L1, for all of them ----
-//
-// Unpacking costs 4 to 8 instructions per column of codes, and a column is only worth tiles * tokens dot products, at most 12 before
-// registers run out. So with many tokens a block of two tiles is unpacked into the scratch area and every group of tokens reads it there;
-// the float sums of all tokens wait in scratch between blocks.
-
-// A type that needs no unpacking: columns of codes, then signed scales, then signed minimums.
-template <class T>
-struct Unpacked {
-    static constexpr int kMax = T::kMax, kSubs = T::kSubs, kOffset = T::kOffset;
-    static constexpr bool kMin = T::kMin;
-    static constexpr int kBytes = (64 + T::kSubs / 4 * (T::kMin ? 2 : 1)) * kColumn;
-    static inline void scales(const std::byte* body, const std::byte*, I16x (&sc)[kSubs / 4], I16x (&mn)[kSubs / 4]) {
-        for (int j = 0; j < kSubs / 4; ++j) {
-            sc[j] = column(body, 64 + j);
-            if constexpr (kMin) mn[j] = column(body, 64 + kSubs / 4 + j);
-        }
-    }
-    static inline I16x codes(const std::byte* body, int r, int j) { return column(body, 8 * r + j); }
-};
-
-template <class T>
-void unpack(const std::byte* body, const std::byte* ends, std::byte* to) {
-    for (int r = 0; r < 8; ++r)
-        for (int j = 0; j < 8; ++j) i_store(to + (8 * r + j) * kColumn, T::codes(body, r, j));
-    I16x sc[T::kSubs / 4], mn[T::kSubs / 4];
-    T::scales(body, ends, sc, mn);
-    for (int j = 0; j < T::kSubs / 4; ++j) {
-        i_store(to + (64 + j) * kColumn, sc[j]);
-        if constexpr (T::kMin) i_store(to + (64 + T::kSubs / 4 + j) * kColumn, mn[j]);
-    }
-}
-
-// Block b of `tiles` unpacked tiles for the tokens [token, end) in groups of n; sums holds [token][tiles][16] floats.
-template <class T, int tiles, int n>
-void panel_tokens(const MatmulJob& job, int64_t token, int64_t end, int64_t b, const std::byte* const (&body)[tiles],
-                  const std::byte* const (&ends)[tiles], float* sums) {
-    for (; token + n <= end; token += n, sums += n * tiles * kTileRows) {
-        const std::byte* x[n];
-        find_acts(job, token, x);
-        F16x acc[tiles][n];
-        for (int t = 0; t < n; ++t)
-            for (int i = 0; i < tiles; ++i) acc[i][t] = f_load(sums + (t * tiles + i) * kTileRows);
-        Kernel256<Unpacked<T>>::template block<tiles, n>(body, ends, x, b, acc);
-        for (int t = 0; t < n; ++t)
-            for (int i = 0; i < tiles; ++i) f_store(sums + (t * tiles + i) * kTileRows, acc[i][t]);
-    }
-    if constexpr (n > 1) {
-        if (token < end) panel_tokens<T, tiles, n - 1>(job, token, end, b, body, ends, sums);
-    }
-}
-
-template <class T, int tiles>
-void panel_tiles(const MatmulJob& job, int64_t tile) {
-    const int64_t n_blocks = job.w.cols / T::kShape.len, stride = n_blocks * (T::kShape.body + T::kShape.ends);
-    constexpr int64_t room = (static_cast<int64_t>(kMatmulScratchBytes) - tiles * Unpacked<T>::kBytes) / (tiles * kColumn);
-    float* sums = reinterpret_cast<float*>(job.scratch + tiles * Unpacked<T>::kBytes);
-    for (int64_t first = 0; first < job.n_tokens; first += room) {
-        const int64_t end = first + room < job.n_tokens ? first + room : job.n_tokens;
-        std::memset(sums, 0, static_cast<size_t>((end - first) * tiles * kColumn));
-        for (int64_t b = 0; b < n_blocks; ++b) {
-            const std::byte *body[tiles], *ends[tiles];
-            for (int i = 0; i < tiles; ++i) {
-                const std::byte* at = job.w.data + (tile + i) * stride;
-                std::byte* panel = job.scratch + i * Unpacked<T>::kBytes;
-                body[i] = panel;
-                ends[i] = at + n_blocks * T::kShape.body + b * T::kShape.ends;
-                unpack<T>(at + b * T::kShape.body, ends[i], panel);
-            }
-            panel_tokens<T, tiles, kTokenGroup>(job, first, end, b, body, ends, sums);
-        }
-        for (int64_t t = first; t < end; ++t)
-            for (int i = 0; i < tiles; ++i) finish(job, tile + i, t, f_load(sums + ((t - first) * tiles + i) * kTileRows));
-    }
-}
-
-// Fewer tokens than this are not worth a panel.
-constexpr int kPanelTokens = 5;
+// Up to this many tokens meet a block while it is unpacked in registers; a panel for them would cost more than it saves (measured: the
+// two are level at 8 tokens of Q4_K on AVX-512).
+#if MOEPIC_SIMD_AVX512
+constexpr int kDirectTokens = 8;
+#else
+constexpr int kDirectTokens = 4;
+#endif
 
 template <class T>
 bool run(const MatmulJob& job) {
-    if (job.n_tokens < kPanelTokens) {
-        run_matmul<Kernel256<T>, 1, kPanelTokens - 1>(job);
+    if (job.n_tokens <= kDirectTokens) {
+        run_matmul<Kernel256<T>, 1, kDirectTokens>(job);
         return true;
     }
     int64_t tile = job.tile_begin;

@@ -12,14 +12,6 @@
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
 
-inline I16x column(const std::byte* body, int i) {
-    return i_load(body + i * kColumn);
-}
-
-inline F16x half_column(const std::byte* ends, int i) {
-    return f_load_half(reinterpret_cast<const uint16_t*>(ends + i * 2 * kTileRows));
-}
-
 // Weights 4j .. 4j + 3 of each row: low nibbles of column j, then high nibbles of column j - 4.
 template <int j>
 inline I16x nibbles(const std::byte* body) {

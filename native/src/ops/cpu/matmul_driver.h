@@ -34,6 +34,15 @@ inline constexpr int64_t kChunkBytes = 192 << 10;
 // hardware's prefetcher follows badly.
 inline constexpr int64_t kPrefetch = 12288;
 
+// A dword column of a body, and one of the halves among the ends.
+inline I16x column(const std::byte* body, int i) {
+    return i_load(body + i * kColumn);
+}
+
+inline F16x half_column(const std::byte* ends, int i) {
+    return f_load_half(reinterpret_cast<const uint16_t*>(ends + i * 2 * kTileRows));
+}
+
 // A finished sum of 16 rows for one token: + bias, + what was there, and never a write beyond the last row.
 inline void finish(const MatmulJob& job, int64_t tile, int64_t token, F16x sum) {
     const int64_t row = tile * kTileRows, left = job.w.rows - row;
