@@ -110,32 +110,6 @@ inline I16x i_dot_pairs(I16x acc, I16x pairs, const int16_t* x) {
     return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(pairs.lo, v)), _mm256_add_epi32(acc.hi, _mm256_madd_epi16(pairs.hi, v))};
 }
 
-// acc + the dot products of `count` columns of codes with the 4 * count activations at x.
-template <int kMax, int count>
-inline I16x i_dot_columns(I16x acc, const I16x* w, const int8_t* x) {
-    const __m256i ones = _mm256_set1_epi16(1);
-    constexpr bool wide = kMax > 127;
-    // How many 16-bit pair sums may be added before they are widened.
-    constexpr int fit = wide ? 1 : 32767 / (2 * 127 * kMax);
-    constexpr int batch = fit >= count ? count : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
-    for (int i = 0; i < count; i += batch) {
-        __m256i lo = _mm256_setzero_si256(), hi = lo;
-        for (int j = i; j < i + batch; ++j) {
-            const __m256i v = _mm256_set1_epi32(load_dword(x + 4 * j));
-            if constexpr (wide) {
-                lo = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].lo), _mm256_sign_epi8(v, w[j].lo));
-                hi = _mm256_maddubs_epi16(_mm256_abs_epi8(w[j].hi), _mm256_sign_epi8(v, w[j].hi));
-            } else {
-                lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(w[j].lo, v));
-                hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(w[j].hi, v));
-            }
-        }
-        acc.lo = _mm256_add_epi32(acc.lo, _mm256_madd_epi16(lo, ones));
-        acc.hi = _mm256_add_epi32(acc.hi, _mm256_madd_epi16(hi, ones));
-    }
-    return acc;
-}
-
 #else  // plain C++
 
 inline constexpr int kWideBias = 0;
@@ -194,17 +168,6 @@ inline I16x i_dot_pairs(I16x acc, I16x pairs, const int16_t* x) {
     });
 }
 
-template <int kMax, int count>
-inline I16x i_dot_columns(I16x acc, const I16x* w, const int8_t* x) {
-    for (int j = 0; j < count; ++j, x += 4) {
-        for (int r = 0; r < kLanes; ++r) {
-            const int32_t c = w[j].v[r];  // narrow codes are below 128, so sign extension does them no harm
-            acc.v[r] += byte_of(c, 0) * x[0] + byte_of(c, 1) * x[1] + byte_of(c, 2) * x[2] + byte_of(c, 3) * x[3];
-        }
-    }
-    return acc;
-}
-
 #endif
 
 // acc[i][t] += the dot products of `count` columns of codes of tile i with the 4 * count activations at x[t], for n tokens. code(i, j) gives
@@ -224,12 +187,48 @@ template <int kMax, int count, int tiles, int n, class Code>
         }
     };
     each_constant<count>(column);
-#else
+#elif MOEPIC_SIMD_AVX2
+    const __m256i ones = _mm256_set1_epi16(1);
+    constexpr bool wide = kMax > 127;
+    // How many sums of two products fit 16 bits together, so that they are widened once.
+    constexpr int fit = wide ? 1 : 32767 / (2 * 127 * kMax);
+    constexpr int batch = fit >= count ? count : fit >= 4 ? 4 : fit >= 2 ? 2 : 1;
     for (int i = 0; i < tiles; ++i) {
-        I16x w[count];
-        each_constant<count>([&](auto at) { w[at()] = code(i, at); });
-        for (int t = 0; t < n; ++t) acc[i][t] = i_dot_columns<kMax, count>(acc[i][t], w, x[t]);
+        __m256i lo[n], hi[n];
+        each_constant<count>([&]<int j>(std::integral_constant<int, j> at) __attribute__((always_inline)) {
+            const I16x w = code(i, at);
+            I16x size = w;
+            if constexpr (wide) size = {_mm256_abs_epi8(w.lo), _mm256_abs_epi8(w.hi)};
+            for (int t = 0; t < n; ++t) {
+                __m256i v = _mm256_set1_epi32(load_dword(x[t] + 4 * j)), u = v;
+                if constexpr (wide) {
+                    u = _mm256_sign_epi8(v, w.hi);
+                    v = _mm256_sign_epi8(v, w.lo);
+                }
+                const __m256i a = _mm256_maddubs_epi16(size.lo, v), b = _mm256_maddubs_epi16(size.hi, u);
+                lo[t] = j % batch == 0 ? a : _mm256_add_epi16(lo[t], a);
+                hi[t] = j % batch == 0 ? b : _mm256_add_epi16(hi[t], b);
+            }
+            if constexpr (j % batch == batch - 1) {
+                for (int t = 0; t < n; ++t) {
+                    acc[i][t].lo = _mm256_add_epi32(acc[i][t].lo, _mm256_madd_epi16(lo[t], ones));
+                    acc[i][t].hi = _mm256_add_epi32(acc[i][t].hi, _mm256_madd_epi16(hi[t], ones));
+                }
+            }
+        });
     }
+#else
+    for (int i = 0; i < tiles; ++i)
+        each_constant<count>([&](auto j) {
+            const I16x w = code(i, j);
+            for (int t = 0; t < n; ++t) {
+                const int8_t* v = x[t] + 4 * j();
+                for (int r = 0; r < kLanes; ++r) {
+                    const int32_t c = w.v[r];  // narrow codes are below 128, so sign extension does them no harm
+                    acc[i][t].v[r] += byte_of(c, 0) * v[0] + byte_of(c, 1) * v[1] + byte_of(c, 2) * v[2] + byte_of(c, 3) * v[3];
+                }
+            }
+        });
 #endif
 }
 

@@ -106,25 +106,25 @@ void run_group(const MatmulJob& job, int64_t token, int64_t first, int64_t last)
 }
 
 // All tokens from `token` on: groups of n, then what is left in one smaller group.
-template <class Q, int tiles, int n>
+template <class Q, int tiles, int n, int tiles_of_one>
 void run_tokens(const MatmulJob& job, int64_t token, int64_t first, int64_t last) {
-    // One token: memory is the bound, and one stream of it is the easiest to follow.
-    constexpr int together = n > 1 ? tiles : 1;
+    constexpr int together = n > 1 ? tiles : tiles_of_one;
     for (; token + n <= job.n_tokens; token += n) run_group<Q, together, n>(job, token, first, last);
     if constexpr (n > 1) {
-        if (token < job.n_tokens) run_tokens<Q, tiles, n - 1>(job, token, first, last);
+        if (token < job.n_tokens) run_tokens<Q, tiles, n - 1, tiles_of_one>(job, token, first, last);
     }
 }
 
-// `tiles` tiles meet up to n tokens at a time.
-template <class Q, int tiles, int n>
+// `tiles` tiles meet up to n tokens at a time; one token alone meets `tiles_of_one`: memory is the bound then, and one stream of it is the
+// easiest to follow, unless the arithmetic is a single chain that must be shared out over tiles.
+template <class Q, int tiles, int n, int tiles_of_one = 1>
 void run_matmul(const MatmulJob& job) {
     const int64_t stride = job.w.cols / Q::kShape.len * (Q::kShape.body + Q::kShape.ends);
     const int64_t fit = kChunkBytes / stride / tiles * tiles;
     const int64_t chunk = job.n_tokens <= n ? job.tile_end : fit > tiles ? fit : tiles;
     for (int64_t first = job.tile_begin; first < job.tile_end; first += chunk) {
         const int64_t last = first + chunk < job.tile_end ? first + chunk : job.tile_end;
-        run_tokens<Q, tiles, n>(job, 0, first, last);
+        run_tokens<Q, tiles, n, tiles_of_one>(job, 0, first, last);
     }
 }
 

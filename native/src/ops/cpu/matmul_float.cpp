@@ -1,73 +1,47 @@
 // y = W x for F32, F16 and BF16 weights with f32 activations: routers, and models that were not quantized.
 //   W tiles of 16 rows (tiles.h)   x [cols] f32 per token   y [tokens][rows] f32
-// One fused multiply-add per k, row tile and token, k ascending in a single sum: the contract forbids splitting it. So latency is hidden
-// across tokens, or across tiles when there is one token. Reads 64 or 32 bytes of W per k: memory is the bound for one token.
+// One fused multiply-add per k, row tile and token, k ascending in a single sum: the contract forbids splitting it. So the latency of that
+// chain is hidden across tokens and tiles. Reads 64 or 32 bytes of W per k: memory is the bound for one token, the multiplier for many.
 #include "ops/cpu/kernels.h"
 #include "ops/cpu/matmul_driver.h"
 
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
 
+// A block is one k.
+template <class T>
+struct KernelFloat : T {
+    template <int tiles, int n>
+    [[gnu::always_inline]] static inline void block(const std::byte* const (&body)[tiles], const std::byte* const (&ends)[tiles],
+                                                    const std::byte* const (&x)[n], int64_t k, F16x (&acc)[tiles][n]) {
+        F16x w[tiles];
+        for (int i = 0; i < tiles; ++i) w[i] = T::weights(body[i], ends[i]);
+        for (int t = 0; t < n; ++t) {
+            const F16x v = f_set(reinterpret_cast<const float*>(x[t])[k]);
+            for (int i = 0; i < tiles; ++i) acc[i][t] = f_fma(w[i], v, acc[i][t]);
+        }
+    }
+};
+
 struct F32 {
     static constexpr TileShape kShape = kTileF32;
-    static inline F16x weights(const std::byte* tile, int64_t k) { return f_load(reinterpret_cast<const float*>(tile) + k * kTileRows); }
+    static inline F16x weights(const std::byte* body, const std::byte*) { return f_load(reinterpret_cast<const float*>(body)); }
 };
 
 struct F16 {
     static constexpr TileShape kShape = kTileF16;
-    static inline F16x weights(const std::byte* tile, int64_t k) {
-        return f_load_half(reinterpret_cast<const uint16_t*>(tile) + k * kTileRows);
-    }
+    static inline F16x weights(const std::byte*, const std::byte* ends) { return half_column(ends, 0); }
 };
 
 struct BF16 {
     static constexpr TileShape kShape = kTileBF16;
-    static inline F16x weights(const std::byte* tile, int64_t k) {
-        return f_load_bf16(reinterpret_cast<const uint16_t*>(tile) + k * kTileRows);
-    }
+    static inline F16x weights(const std::byte*, const std::byte* ends) { return f_load_bf16(reinterpret_cast<const uint16_t*>(ends)); }
 };
 
-// `tiles` neighbouring tiles for n tokens.
-template <class Q, int tiles, int n>
-inline void run_floats(const std::byte* w, int64_t stride, int64_t cols, const float* const (&x)[n], F16x (&acc)[tiles][n]) {
-    for (int i = 0; i < tiles; ++i)
-        for (int t = 0; t < n; ++t) acc[i][t] = f_set(0.0f);
-    for (int64_t k = 0; k < cols; ++k)
-        for (int i = 0; i < tiles; ++i) {
-            const F16x column = Q::weights(w + i * stride, k);
-            for (int t = 0; t < n; ++t) acc[i][t] = f_fma(column, f_set(x[t][k]), acc[i][t]);
-        }
-}
-
-template <class Q, int tiles, int n>
-int64_t run_group(const MatmulJob& job, int64_t token, int64_t tile) {
-    const int64_t stride = job.w.cols * (Q::kShape.body + Q::kShape.ends);
-    const float* x[n];
-    for (int t = 0; t < n; ++t) {
-        const int64_t row = job.gather ? job.gather[token + t] : token + t;
-        x[t] = reinterpret_cast<const float*>(job.acts + static_cast<size_t>(row) * job.act_stride);
-    }
-    for (; tile + tiles <= job.tile_end; tile += tiles) {
-        F16x acc[tiles][n];
-        run_floats<Q, tiles, n>(job.w.data + tile * stride, stride, job.w.cols, x, acc);
-        for (int i = 0; i < tiles; ++i)
-            for (int t = 0; t < n; ++t) finish(job, tile + i, token + t, acc[i][t]);
-    }
-    return tile;
-}
-
-template <class Q>
-void run_type(const MatmulJob& job) {
-    int64_t token = 0;
-    for (; token + kTokenGroup <= job.n_tokens; token += kTokenGroup) run_group<Q, 1, kTokenGroup>(job, token, job.tile_begin);
-    for (; token + 2 <= job.n_tokens; token += 2) {
-        const int64_t tile = run_group<Q, 2, 2>(job, token, job.tile_begin);
-        run_group<Q, 1, 2>(job, token, tile);
-    }
-    if (token < job.n_tokens) {
-        const int64_t tile = run_group<Q, 4, 1>(job, token, job.tile_begin);
-        run_group<Q, 1, 1>(job, token, tile);
-    }
+template <class T>
+bool run(const MatmulJob& job) {
+    run_matmul<KernelFloat<T>, kTileGroup, kTokenGroup, 4>(job);
+    return true;
 }
 
 }  // namespace
@@ -75,14 +49,11 @@ void run_type(const MatmulJob& job) {
 bool matmul_float(const MatmulJob& job) {
     switch (job.w.type) {
         case Type::f32:
-            run_type<F32>(job);
-            return true;
+            return run<F32>(job);
         case Type::f16:
-            run_type<F16>(job);
-            return true;
+            return run<F16>(job);
         case Type::bf16:
-            run_type<BF16>(job);
-            return true;
+            return run<BF16>(job);
         default:
             return false;
     }
