@@ -21,7 +21,7 @@ from . import keys as k
 from .granule import check_granule, default_granule, top_granules
 from .sources import Content
 from .tensors import Tensor
-from .writer import Shard, lay_out
+from .writer import DEFAULT_ALIGNMENT, SPLIT_ALIGNMENT, Shard, lay_out
 
 # Interpreter, numpy and the metadata of a large vocabulary, measured; added to the work of the largest tensor.
 _BASE_BYTES = 160 << 20
@@ -100,7 +100,9 @@ def make_plan(content: Content, target: Path, how: Cut) -> Plan:
         keys.setdefault("moepic.neuron_order", k.string("natural"))
         keys |= {"moepic.version": k.u32(1), "moepic.granule": k.i32s(granules), "moepic.top_granules": k.i32s(tops)}
     groups = [group for group in (main, bottoms) if group]
-    plan = Plan(lay_out(target, keys, groups, how.max_shard_bytes), granules, tops, widths, content)
+    alignment = SPLIT_ALIGNMENT if any(granules) else DEFAULT_ALIGNMENT
+    shards = lay_out(target, keys, groups, how.max_shard_bytes, alignment)
+    plan = Plan(shards, granules, tops, widths, content)
     for shard in plan.shards:
         for tensor in shard.tensors:
             plan.sizes[tensor.role] += tensor.n_bytes

@@ -1,10 +1,10 @@
 """Which type each tensor gets for an `--outtype`, and the bytes of weights in a type. Encoders are the native
 library's; float types are numpy's.
 
-The mixes follow llama.cpp's so that a name means what people expect: 1-D tensors and routers stay F32; the output
-matrix (or the embedding that stands for it) is Q6_K in k-quant files; `q4_k_m` gives `down` and the attention values
-Q6_K in some layers. Rows that a type's blocks do not divide fall back to a type of 32, then to F16; the caller
-reports it.
+The mixes are llama.cpp's, tensor by tensor, so that a name means what people expect (`q4_k` is its Q4_K_S, `q5_k` its
+Q5_K_S): 1-D tensors and routers stay F32; the output matrix (or the embedding that stands for it) is Q6_K; `q4_k_m`
+gives `down` and the attention values Q6_K in some layers. Rows that a type's blocks do not divide fall back to a type
+of 32, then to F16; the caller reports it.
 """
 
 from __future__ import annotations
@@ -71,21 +71,23 @@ class Chooser:
             return T.MXFP4 if "_exps" in name else T.Q8_0
         if name == "output.weight" or (self.tied and name == "token_embd.weight"):
             return T.Q8_0 if plain is T.Q8_0 else T.Q6_K
-        if self.outtype == "q4_k_m":
-            return self._q4_k_m(name)
-        return plain
-
-    def _q4_k_m(self, name: str) -> T:
         if not name.startswith("blk."):
-            return T.Q4_K
+            return plain
         layer, part = name.split(".")[1:3]
+        return self._in_layer(int(layer), part, plain)
+
+    def _in_layer(self, layer: int, part: str, plain: T) -> T:
+        """The exceptions inside a layer; llama.cpp's rules for the same file types."""
         if self.n_expert == 8 and part in ("attn_v", "attn_k"):
-            return T.Q8_0  # an eighth of the parameters routes through them, and they are small
+            return T.Q8_0  # small beside eight experts, and all tokens pass through them
+        if plain is not T.Q4_K:
+            return plain
         if self.n_expert == 8 and part == "attn_output":
             return T.Q5_K
-        if part == "attn_v" or part.startswith("ffn_down"):
-            return T.Q6_K if self._more_bits(int(layer)) else T.Q4_K
-        return T.Q4_K
+        if self.outtype == "q4_k_m":
+            return T.Q6_K if part.startswith(("attn_v", "ffn_down")) and self._more_bits(layer) else plain
+        first = (part == "attn_v" and layer < 4) or (part.startswith("ffn_down") and layer < self.n_layer // 8)
+        return T.Q5_K if first else plain
 
     def _more_bits(self, layer: int) -> bool:
         eighth = self.n_layer // 8

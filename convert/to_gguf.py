@@ -240,4 +240,4 @@ class _Bar:
 __all__ = ["convert", "human", "main", "open_source"]
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="to_gguf.py")

@@ -24,7 +24,10 @@ from moepic_gguf.errors import ConversionError
 from . import keys as k
 from .tensors import Tensor
 
-ALIGNMENT = 4096
+# Of pre-split files: direct reads of a segment start at a page. Ordinary files keep GGUF's default, because llama-quantize copies the key of
+# another alignment into files that it aligns to 32 (seen in 0.5.0-dev), which nothing can read.
+SPLIT_ALIGNMENT = 4096
+DEFAULT_ALIGNMENT = 32
 _PARTIAL = ".partial"
 _SHARD_NAME = re.compile(r"-\d{5}-of-\d{5}$")
 
@@ -36,6 +39,11 @@ class Shard:
     path: Path
     keys: k.Keys
     tensors: Sequence[Tensor]
+    alignment: int
+
+    def padded(self, n: int) -> int:
+        """`n` rounded up to the alignment."""
+        return -(-n // self.alignment) * self.alignment
 
     def header(self) -> bytes:
         """Everything before the tensor data, padded."""
@@ -49,17 +57,13 @@ class Shard:
                 + name
                 + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, int(tensor.kind), offset)
             )
-            offset += _padded(tensor.n_bytes)
+            offset += self.padded(tensor.n_bytes)
         entries = b"".join(k.entry(name, value) for name, value in self.keys.items())
         head = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.keys)) + entries + b"".join(infos)
-        return head.ljust(_padded(len(head)), b"\0")
+        return head.ljust(self.padded(len(head)), b"\0")
 
     def n_bytes(self) -> int:
-        return len(self.header()) + sum(_padded(t.n_bytes) for t in self.tensors)
-
-
-def _padded(n: int) -> int:
-    return -(-n // ALIGNMENT) * ALIGNMENT
+        return len(self.header()) + sum(self.padded(t.n_bytes) for t in self.tensors)
 
 
 def shard_path(target: Path, number: int, count: int) -> Path:
@@ -72,11 +76,14 @@ def shard_path(target: Path, number: int, count: int) -> Path:
     return target.with_name(f"{stem}-{number + 1:05d}-of-{count:05d}.gguf")
 
 
-def lay_out(target: Path, keys: k.Keys, groups: Sequence[Sequence[Tensor]], max_shard_bytes: int | None) -> list[Shard]:
+def lay_out(
+    target: Path, keys: k.Keys, groups: Sequence[Sequence[Tensor]], max_shard_bytes: int | None, alignment: int
+) -> list[Shard]:
     """Distribute tensors over shards, in order.
 
     groups           each group begins a new shard (one group: no forced border).
     max_shard_bytes  tensor bytes of a shard; a single larger tensor gets a shard of its own. None: no limit.
+    alignment        of the data of every tensor, a power of two.
     The first shard has all keys; the others only those of the split.
     """
     parts: list[list[Tensor]] = []
@@ -93,10 +100,11 @@ def lay_out(target: Path, keys: k.Keys, groups: Sequence[Sequence[Tensor]], max_
     shards: list[Shard] = []
     for number, part in enumerate(parts):
         own = dict(keys) if number == 0 else {}
-        own["general.alignment"] = k.u32(ALIGNMENT)
+        if alignment != DEFAULT_ALIGNMENT:
+            own["general.alignment"] = k.u32(alignment)
         if len(parts) > 1:
             own |= {"split.no": k.u16(number), "split.count": k.u16(len(parts)), "split.tensors.count": k.i32(total)}
-        shards.append(Shard(shard_path(target, number, len(parts)), own, part))
+        shards.append(Shard(shard_path(target, number, len(parts)), own, part, alignment))
     return shards
 
 
@@ -210,6 +218,6 @@ def _write_shard(shard: Shard, file: BinaryIO, progress: Callable[[int], None]) 
                 f"tensor '{tensor.name}': {written} bytes were made, its shape {list(tensor.shape)} takes "
                 f"{tensor.n_bytes}"
             )
-        padding = _padded(written) - written
+        padding = shard.padded(written) - written
         file.write(b"\0" * padding)
         progress(padding)

@@ -428,7 +428,5 @@ def open_gguf(path: Path) -> Content:
             "moepic.source.format": k.string("gguf"),
             "moepic.source.head_sha256": k.string(digest),
         }
-    warnings = (
-        [] if any(experts) else ["the file has no routed experts: nothing to split, its tensors are only aligned"]
-    )
+    warnings = [] if any(experts) else ["the file has no routed experts: nothing to split, it is only copied"]
     return Content(arch, keys, head, list(zip(plain, experts, strict=True)), tail, paths, warnings=warnings)

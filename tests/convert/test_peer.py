@@ -10,6 +10,7 @@ import torch
 
 from convert.plan import Cut
 from convert.to_gguf import convert
+from tests.convert.reading import File
 from tests.making import built, saved
 from tests.tiny import MODELS
 
@@ -38,3 +39,28 @@ def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -
     peer.eval(tokens)
     # Float32 on both sides, sums of at most 1408 terms in another order: measured 3e-6 to 1.4e-5 on logits of size 3 to 10.
     np.testing.assert_allclose(np.array(peer.scores[: len(tokens)]), want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("outtype", "ftype"),
+    [("q4_k_m", 15), ("q4_k", 14), ("q5_k", 16), ("q6_k", 18), ("q8_0", 7), ("q4_0", 2), ("mxfp4", 38)],
+)
+@pytest.mark.parametrize("name", ["qwen3_moe_256", "qwen2_moe", "mixtral_tied", "olmoe"])
+def test_tensors_get_the_types_that_llama_quantize_gives(name: str, outtype: str, ftype: int, tmp_path: Path) -> None:
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the 'peer' extra has it")
+    convert(saved(name), tmp_path / "in.gguf", how=Cut(split=False), outtype="f32")
+    convert(saved(name), tmp_path / "ours.gguf", how=Cut(split=False), outtype=outtype)
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = ftype, 2
+    assert (
+        llama_cpp.llama_model_quantize(
+            str(tmp_path / "in.gguf").encode(), str(tmp_path / "theirs.gguf").encode(), params
+        )
+        == 0
+    )
+    ours, theirs = (
+        {n: t.kind.name for n, t in File(tmp_path / f"{which}.gguf").tensors.items()} for which in ("ours", "theirs")
+    )
+    assert {n: (kind, theirs[n]) for n, kind in ours.items() if kind != theirs[n]} == {}
+    keys = [File(tmp_path / f"{which}.gguf").keys["general.file_type"] for which in ("ours", "theirs")]
+    assert keys[0] == keys[1]
