@@ -56,11 +56,11 @@ typedef struct moepic_text {
 /* ---- block types ------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct moepic_type {
-    uint32_t id;           /* GGUF type id */
-    const char* name;      /* GGUF letters, static */
-    uint32_t block_len;    /* weights per block */
-    uint32_t block_bytes;  /* bytes per block */
-    int32_t has_encoder;   /* moepic_quantize accepts it */
+    uint32_t id;          /* GGUF type id */
+    const char* name;     /* GGUF letters, static */
+    uint32_t block_len;   /* weights per block */
+    uint32_t block_bytes; /* bytes per block */
+    int32_t has_encoder;  /* moepic_quantize accepts it */
 } moepic_type;
 
 MOEPIC_API int32_t moepic_type_get(moepic_type* out, uint32_t id);
@@ -77,20 +77,20 @@ typedef struct moepic_file moepic_file;
 
 typedef struct moepic_key {
     moepic_text name;
-    uint32_t type;          /* GGUF value type: 0 u8, 1 i8, 2 u16, 3 i16, 4 u32, 5 i32, 6 f32, 7 bool, 8 string, 9 array, 10 u64, 11 i64, 12 f64 */
-    uint32_t element_type;  /* of an array; otherwise equal to type */
-    uint64_t count;         /* elements of an array; otherwise 1 */
+    uint32_t type; /* GGUF value type: 0 u8, 1 i8, 2 u16, 3 i16, 4 u32, 5 i32, 6 f32, 7 bool, 8 string, 9 array, 10 u64, 11 i64, 12 f64 */
+    uint32_t element_type; /* of an array; otherwise equal to type */
+    uint64_t count;        /* elements of an array; otherwise 1 */
 } moepic_key;
 
 typedef struct moepic_tensor {
     moepic_text name;
-    uint32_t type;       /* GGUF type id */
+    uint32_t type; /* GGUF type id */
     uint32_t n_dims;
-    uint64_t ne[4];      /* fastest dimension first, as in the file; unused ones are 1 */
-    uint64_t n_bytes;    /* 0 when the type is unknown to this build */
+    uint64_t ne[4];   /* fastest dimension first, as in the file; unused ones are 1 */
+    uint64_t n_bytes; /* 0 when the type is unknown to this build */
     uint32_t shard;
-    uint64_t offset;     /* of the data in that shard's file */
-    const void* data;    /* mapped bytes, valid while the file is open; NULL when the type is unknown */
+    uint64_t offset;  /* of the data in that shard's file */
+    const void* data; /* mapped bytes, valid while the file is open; NULL when the type is unknown */
 } moepic_tensor;
 
 /* Open a GGUF file, or all shards when `path` is one shard of a split. E_IO, E_FORMAT. */
@@ -108,7 +108,8 @@ MOEPIC_API int32_t moepic_file_values_text(moepic_text* out, const moepic_file* 
 MOEPIC_API int64_t moepic_file_tensor_count(const moepic_file* file);
 MOEPIC_API int32_t moepic_file_tensor(moepic_tensor* out, const moepic_file* file, int64_t index);
 
-/* ---- models ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- models ----------------------------------------------------------------------------------------------------------------------------
+ */
 
 typedef struct moepic_model moepic_model;
 
@@ -119,7 +120,8 @@ typedef struct moepic_model_options {
     uint32_t size;
     int32_t n_threads;  /* for loading; 0: all cores this process may use */
     int32_t isa;        /* -1: best of this machine; 0 scalar, 1 AVX2, 2 AVX-512. E_UNSUPPORTED when this machine can't */
-    int32_t granule;    /* neurons per granule; 0: the rule of docs/architecture.md. Results depend on it in the last bits, so it is an explicit choice */
+    int32_t granule;    /* neurons per granule; 0: the rule of docs/architecture.md. Results depend on it in the last bits, so it is an
+                           explicit choice */
     int32_t strict;     /* non-zero: any downgrade is an error instead of a warning */
     uint64_t ram_bytes; /* refuse, with E_BUDGET, to hold more weights than this in memory; 0: no limit */
     moepic_progress_fn progress;
@@ -128,30 +130,30 @@ typedef struct moepic_model_options {
 
 typedef struct moepic_model_info {
     uint32_t size;
-    moepic_text architecture;  /* GGUF id */
+    moepic_text architecture; /* GGUF id */
     int32_t n_layer, n_embd, n_vocab, n_ctx_train;
-    int32_t n_head, n_head_kv, head_dim_k, head_dim_v;  /* of the first layer */
-    int32_t n_expert, n_expert_used;                    /* 0: dense */
+    int32_t n_head, n_head_kv, head_dim_k, head_dim_v; /* of the first layer */
+    int32_t n_expert, n_expert_used;                   /* 0: dense */
     uint64_t n_params;
     uint64_t file_bytes;
-    uint64_t weight_bytes;   /* in memory */
-    uint64_t expert_bytes;   /* the routed experts' part of weight_bytes */
-    uint64_t active_bytes;   /* weights read for one decoded token */
+    uint64_t weight_bytes; /* in memory */
+    uint64_t expert_bytes; /* the routed experts' part of weight_bytes */
+    uint64_t active_bytes; /* weights read for one decoded token */
     uint64_t kv_bytes_per_token_f16;
-    const char* isa;         /* kernels in use, static */
+    const char* isa; /* kernels in use, static */
 } moepic_model_info;
 
 typedef struct moepic_layer_info {
     uint32_t size;
-    int32_t n_expert, n_expert_used;  /* 0: dense feed-forward */
-    int32_t n_ff;                     /* width of one expert, or of the dense feed-forward */
-    int32_t granule;                  /* neurons */
-    int32_t n_granules;               /* per expert */
-    int32_t top_granules;             /* as the file was cut; n_granules for an ordinary file */
-    int32_t n_ff_shared;              /* width of the shared expert; 0: none */
-    uint32_t gate_type, up_type, down_type;  /* GGUF type ids */
-    uint64_t expert_bytes;            /* one expert */
-    int32_t device;                   /* -1: CPU */
+    int32_t n_expert, n_expert_used;        /* 0: dense feed-forward */
+    int32_t n_ff;                           /* width of one expert, or of the dense feed-forward */
+    int32_t granule;                        /* neurons */
+    int32_t n_granules;                     /* per expert */
+    int32_t top_granules;                   /* as the file was cut; n_granules for an ordinary file */
+    int32_t n_ff_shared;                    /* width of the shared expert; 0: none */
+    uint32_t gate_type, up_type, down_type; /* GGUF type ids */
+    uint64_t expert_bytes;                  /* one expert */
+    int32_t device;                         /* -1: CPU */
 } moepic_layer_info;
 
 MOEPIC_API void moepic_model_options_init(moepic_model_options* options);
@@ -166,34 +168,35 @@ MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
 /* Ids of the architectures this build runs, separated by spaces; static. */
 MOEPIC_API const char* moepic_architectures(void);
 
-/* ---- contexts: one sequence of tokens over a model ------------------------------------------------------------------------------------- */
+/* ---- contexts: one sequence of tokens over a model -------------------------------------------------------------------------------------
+ */
 
 typedef struct moepic_context moepic_context;
 
 typedef struct moepic_context_options {
     uint32_t size;
-    int32_t n_ctx;      /* positions; 0: what the model was trained for, at most 4096 */
-    int32_t n_batch;    /* tokens computed together in prefill; 0: 512 */
-    int32_t n_threads;  /* 0: all cores this process may use */
-    int32_t kv_type;    /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
+    int32_t n_ctx;     /* positions; 0: what the model was trained for, at most 4096 */
+    int32_t n_batch;   /* tokens computed together in prefill; 0: 512 */
+    int32_t n_threads; /* 0: all cores this process may use */
+    int32_t kv_type;   /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
 } moepic_context_options;
 
 typedef struct moepic_stats {
     uint32_t size;
-    int64_t prefill_tokens, decode_tokens;    /* computed; a token computed alone is decode */
-    int64_t reused_tokens;                    /* kept by moepic_context_reuse */
+    int64_t prefill_tokens, decode_tokens; /* computed; a token computed alone is decode */
+    int64_t reused_tokens;                 /* kept by moepic_context_reuse */
     double prefill_s, decode_s;
-    int64_t expert_tasks;                     /* (expert, granule) tasks run in decode */
-    int64_t experts_used;                     /* (token, layer, expert) triples */
-    uint64_t kv_bytes, scratch_bytes;         /* reserved by this context */
+    int64_t expert_tasks;             /* (expert, granule) tasks run in decode */
+    int64_t experts_used;             /* (token, layer, expert) triples */
+    uint64_t kv_bytes, scratch_bytes; /* reserved by this context */
 } moepic_stats;
 
 /* What a probe sees, on the thread that computes. `values` is valid only during the call. */
 enum {
-    MOEPIC_PROBE_FFN_INPUT = 0,  /* values [n_tokens, width = n_embd]: input of router and experts (normed) */
-    MOEPIC_PROBE_ROUTING = 1,    /* ids and values [n_tokens, width = n_expert_used]: experts in ascending order, and their weights */
-    MOEPIC_PROBE_EXPERT_ACT = 2  /* values [n_tokens, width = granule]: act(gate) * up of one granule; ids [n_tokens]: batch rows; expert -1:
-                                    a shared expert or the dense feed-forward */
+    MOEPIC_PROBE_FFN_INPUT = 0, /* values [n_tokens, width = n_embd]: input of router and experts (normed) */
+    MOEPIC_PROBE_ROUTING = 1,   /* ids and values [n_tokens, width = n_expert_used]: experts in ascending order, and their weights */
+    MOEPIC_PROBE_EXPERT_ACT = 2 /* values [n_tokens, width = granule]: act(gate) * up of one granule; ids [n_tokens]: batch rows; expert -1:
+                                   a shared expert or the dense feed-forward */
 };
 typedef struct moepic_probe {
     int32_t kind, layer, expert, granule;
@@ -233,24 +236,25 @@ MOEPIC_API void moepic_context_reset_stats(moepic_context* context);
 MOEPIC_API int32_t moepic_context_logprobs(float* token_logprob, int32_t* top_ids, float* top_logprobs, const moepic_context* context,
                                            int64_t row, int32_t token, int32_t top_n);
 
-/* ---- sampling ---------------------------------------------------------------------------------------------------------------------------- */
+/* ---- sampling
+ * ---------------------------------------------------------------------------------------------------------------------------- */
 
 typedef struct moepic_sampler moepic_sampler;
 
 /* Order of application: logit bias, penalties, (temperature 0: arg max), top-k, typical, top-p, min-p, temperature, draw. */
 typedef struct moepic_sampler_options {
     uint32_t size;
-    float temperature;        /* 0: greedy */
-    int32_t top_k;            /* 0: off */
-    float top_p;              /* 1: off; Holtzman et al. 2020 */
-    float min_p;              /* 0: off; Nguyen et al. 2024 */
-    float typical_p;          /* 1: off; Meister et al. 2022 */
-    float repeat_penalty;     /* 1: off; Keskar et al. 2019 */
-    float presence_penalty;   /* 0: off */
-    float frequency_penalty;  /* 0: off */
-    int32_t penalty_last_n;   /* tokens looked back; -1: all */
+    float temperature;       /* 0: greedy */
+    int32_t top_k;           /* 0: off */
+    float top_p;             /* 1: off; Holtzman et al. 2020 */
+    float min_p;             /* 0: off; Nguyen et al. 2024 */
+    float typical_p;         /* 1: off; Meister et al. 2022 */
+    float repeat_penalty;    /* 1: off; Keskar et al. 2019 */
+    float presence_penalty;  /* 0: off */
+    float frequency_penalty; /* 0: off */
+    int32_t penalty_last_n;  /* tokens looked back; -1: all */
     uint64_t seed;
-    int32_t n_bias;           /* logit biases added first */
+    int32_t n_bias; /* logit biases added first */
     const int32_t* bias_ids;
     const float* bias_values; /* -inf forbids */
 } moepic_sampler_options;

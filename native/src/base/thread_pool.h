@@ -32,8 +32,9 @@ public:
             for (int64_t i = 0; i < n_tasks; ++i) task(i, 0);
             return;
         }
-        run_job(n_tasks, [](void* body, int64_t index, int thread) { (*static_cast<Body*>(body))(index, thread); },
-                const_cast<void*>(static_cast<const void*>(&task)));
+        run_job(
+            n_tasks, [](void* body, int64_t index, int thread) { (*static_cast<Body*>(body))(index, thread); },
+            const_cast<void*>(static_cast<const void*>(&task)));
     }
 
     static int usable_cores() noexcept;  // respects the affinity mask

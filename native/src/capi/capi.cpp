@@ -39,7 +39,8 @@ const TypeInfo& need_type(uint32_t id) {
 }
 
 void need_whole_blocks(const TypeInfo& info, int64_t n) {
-    if (n < 0 || n % info.block_len) fail(Code::argument, "type: ", n, " weights are not whole blocks of ", info.block_len, " (", info.name, ")");
+    if (n < 0 || n % info.block_len)
+        fail(Code::argument, "type: ", n, " weights are not whole blocks of ", info.block_len, " (", info.name, ")");
 }
 
 moepic_type describe(const TypeInfo& info) {

@@ -106,8 +106,15 @@ void moepic_context_set_probe(moepic_context* handle, moepic_probe_fn probe, voi
     context->probe = nullptr;
     if (probe) {
         context->probe = [=](const ProbeEvent& event) {
-            const moepic_probe seen = {static_cast<int32_t>(event.kind), static_cast<int32_t>(event.layer), static_cast<int32_t>(event.expert),
-                                       static_cast<int32_t>(event.granule), event.first_position, event.n_tokens, event.width, event.values, event.ids};
+            const moepic_probe seen = {static_cast<int32_t>(event.kind),
+                                       static_cast<int32_t>(event.layer),
+                                       static_cast<int32_t>(event.expert),
+                                       static_cast<int32_t>(event.granule),
+                                       event.first_position,
+                                       event.n_tokens,
+                                       event.width,
+                                       event.values,
+                                       event.ids};
             if (probe(&seen, user) != 0) context->cancel();
         };
     }
@@ -135,8 +142,8 @@ void moepic_context_reset_stats(moepic_context* context) {
     if (context) context->context->reset_stats();
 }
 
-int32_t moepic_context_logprobs(float* token_logprob, int32_t* top_ids, float* top_logprobs, const moepic_context* handle, int64_t row, int32_t token,
-                                int32_t top_n) {
+int32_t moepic_context_logprobs(float* token_logprob, int32_t* top_ids, float* top_logprobs, const moepic_context* handle, int64_t row,
+                                int32_t token, int32_t top_n) {
     return guard([&] {
         const Context& context = need_context(handle);
         const int64_t n_vocab = context.model().config().n_vocab;

@@ -1,17 +1,10 @@
 // moepic_file: metadata and tensor table.
 #include "capi/handles.h"
-#include "quant/types.h"
+#include "model/type_lookup.h"
 
 using namespace moepic;
 
 namespace {
-
-bool lookup_type(uint32_t id, gguf::BlockLayout& out) {
-    const TypeInfo* info = find_type(id);
-    if (!info) return false;
-    out = {info->block_len, info->block_bytes};
-    return true;
-}
 
 const gguf::KeyValue& need_key(const moepic_file* file, int64_t index) {
     need(file, "file");
@@ -29,7 +22,8 @@ void read_values(Out* out, const moepic_file* file, int64_t index, const char* w
     for (uint64_t i = 0; i < key.value.count(); ++i) {
         const auto value = read(key.value, i);
         if (!value) {
-            fail(Code::argument, "file: key '", key.key, "' holds ", gguf::value_type_name(key.value.element_type()), ", which does not convert to ", wanted);
+            fail(Code::argument, "file: key '", key.key, "' holds ", gguf::value_type_name(key.value.element_type()),
+                 ", which does not convert to ", wanted);
         }
         out[i] = *value;
     }
@@ -77,7 +71,8 @@ int32_t moepic_file_key(moepic_key* out, const moepic_file* file, int64_t index)
     return guard([&] {
         need(out, "out");
         const gguf::KeyValue& key = need_key(file, index);
-        *out = {text_of(key.key), static_cast<uint32_t>(key.value.type()), static_cast<uint32_t>(key.value.element_type()), key.value.count()};
+        *out = {text_of(key.key), static_cast<uint32_t>(key.value.type()), static_cast<uint32_t>(key.value.element_type()),
+                key.value.count()};
     });
 }
 

@@ -12,7 +12,7 @@
 #include "moepic.h"
 
 struct moepic_file {
-    const moepic::gguf::File* file;                 // the one below, or a model's
+    const moepic::gguf::File* file;  // the one below, or a model's
     std::unique_ptr<moepic::gguf::File> own;
 };
 
@@ -51,7 +51,8 @@ Options read_options(const Options* given, Init init, const char* name) {
 // Fill as much of an output struct as the caller's size holds.
 template <class Info>
 void write_info(Info* out, Info info, const char* name) {
-    if (!out || out->size < sizeof(out->size) || out->size > 65536) fail(Code::argument, name, ": set size to sizeof(", name, ") before the call");
+    if (!out || out->size < sizeof(out->size) || out->size > 65536)
+        fail(Code::argument, name, ": set size to sizeof(", name, ") before the call");
     const uint32_t size = out->size;
     std::memcpy(out, &info, size < sizeof(Info) ? size : sizeof(Info));
     out->size = size;

@@ -68,7 +68,8 @@ int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_model* handl
     return guard([&] {
         need(handle, "model");
         const Model& model = *handle->model;
-        if (il < 0 || il >= model.config().n_layer) fail(Code::argument, "model: layer ", il, " is outside 0 to ", model.config().n_layer - 1);
+        if (il < 0 || il >= model.config().n_layer)
+            fail(Code::argument, "model: layer ", il, " is outside 0 to ", model.config().n_layer - 1);
         const LayerConfig& config = model.config().layers[static_cast<size_t>(il)];
         const LayerWeights& weights = model.layer(il);
         const ExpertSet& set = weights.routed ? *weights.routed : *weights.shared;

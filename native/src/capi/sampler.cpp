@@ -6,17 +6,37 @@ using namespace moepic;
 void moepic_sampler_options_init(moepic_sampler_options* options) {
     if (!options) return;
     const SamplerOptions d;
-    *options = {sizeof(moepic_sampler_options), d.temperature, d.top_k, d.top_p, d.min_p, d.typical_p, d.repeat_penalty, d.presence_penalty,
-                d.frequency_penalty, d.penalty_last_n, d.seed, 0, nullptr, nullptr};
+    *options = {sizeof(moepic_sampler_options),
+                d.temperature,
+                d.top_k,
+                d.top_p,
+                d.min_p,
+                d.typical_p,
+                d.repeat_penalty,
+                d.presence_penalty,
+                d.frequency_penalty,
+                d.penalty_last_n,
+                d.seed,
+                0,
+                nullptr,
+                nullptr};
 }
 
 int32_t moepic_sampler_create(moepic_sampler** out, const moepic_sampler_options* given) {
     return guard([&] {
         need(out, "out");
         const moepic_sampler_options o = read_options(given, moepic_sampler_options_init, "moepic_sampler_options");
-        SamplerOptions options{.temperature = o.temperature, .top_k = o.top_k, .top_p = o.top_p, .min_p = o.min_p, .typical_p = o.typical_p,
-                               .repeat_penalty = o.repeat_penalty, .presence_penalty = o.presence_penalty, .frequency_penalty = o.frequency_penalty,
-                               .penalty_last_n = o.penalty_last_n, .seed = o.seed, .bias = {}};
+        SamplerOptions options{.temperature = o.temperature,
+                               .top_k = o.top_k,
+                               .top_p = o.top_p,
+                               .min_p = o.min_p,
+                               .typical_p = o.typical_p,
+                               .repeat_penalty = o.repeat_penalty,
+                               .presence_penalty = o.presence_penalty,
+                               .frequency_penalty = o.frequency_penalty,
+                               .penalty_last_n = o.penalty_last_n,
+                               .seed = o.seed,
+                               .bias = {}};
         if (o.n_bias < 0) fail(Code::argument, "sampler: n_bias is ", o.n_bias);
         if (o.n_bias > 0) {
             need(o.bias_ids, "bias_ids");

@@ -55,10 +55,12 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
         const int64_t batch = std::min(decoder_.n_batch(), n - done);
         const bool last = done + batch == n;
         const double start = now_s();
-        decoder_.forward(kv_, tokens.data() + done, batch, held + done, all_logits ? batch : last ? 1 : 0,
-                         logits_.data() + (all_logits ? done * n_vocab : 0), probe, [this](int64_t) {
-                             return cancelled_.exchange(false, std::memory_order_relaxed);
-                         });
+        decoder_.forward(kv_, tokens.data() + done, batch, held + done,
+                         all_logits ? batch
+                         : last     ? 1
+                                    : 0,
+                         logits_.data() + (all_logits ? done * n_vocab : 0), probe,
+                         [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
         tokens_.insert(tokens_.end(), tokens.begin() + done, tokens.begin() + done + batch);
         done += batch;
         (n == 1 ? stats_.decode_s : stats_.prefill_s) += now_s() - start;

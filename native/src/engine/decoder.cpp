@@ -112,7 +112,8 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         if (norm_weight && config.recipe->qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
         for (int64_t h = 0; h < n_head; ++h) {
             float* head = row + h * c.head_dim_k;
-            if (norm_weight && config.recipe->qk_norm == QkNorm::per_head) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
+            if (norm_weight && config.recipe->qk_norm == QkNorm::per_head)
+                kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
             kernels.rope(head, angles, n_rot, config.rope.pairing);
         }
     };
@@ -123,8 +124,10 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     // Positions of one block share cache lines, so a task stores whole blocks.
     const int64_t first_block = first_pos / ops::kKvBlock, blocks = (first_pos + n - 1) / ops::kKvBlock - first_block + 1;
     workspace_.pool().run(blocks, [&](int64_t b, int) {
-        const int64_t begin = std::max(first_pos, (first_block + b) * ops::kKvBlock), end = std::min(first_pos + n, (first_block + b + 1) * ops::kKvBlock);
-        for (int64_t pos = begin; pos < end; ++pos) kernels.kv_store(view, pos, k_ + (pos - first_pos) * k_rows, v_ + (pos - first_pos) * v_rows);
+        const int64_t begin = std::max(first_pos, (first_block + b) * ops::kKvBlock),
+                      end = std::min(first_pos + n, (first_block + b + 1) * ops::kKvBlock);
+        for (int64_t pos = begin; pos < end; ++pos)
+            kernels.kv_store(view, pos, k_ + (pos - first_pos) * k_rows, v_ + (pos - first_pos) * v_rows);
     });
 
     const int64_t group = c.n_head / c.n_head_kv;

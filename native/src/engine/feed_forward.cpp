@@ -28,7 +28,8 @@ void each_set(const LayerWeights& layer, Visit visit) {
 
 }  // namespace
 
-FeedForward::FeedForward(const Model& model, Workspace& workspace, int64_t n_batch) : model_(model), workspace_(workspace), n_batch_(n_batch) {
+FeedForward::FeedForward(const Model& model, Workspace& workspace, int64_t n_batch)
+    : model_(model), workspace_(workspace), n_batch_(n_batch) {
     for (int64_t il = 0; il < model.config().n_layer; ++il) {
         const LayerWeights& layer = model.layer(il);
         ActMask mask = act_mask(layer.router) | act_mask(layer.shared_gate);
@@ -174,8 +175,8 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
     }
 }
 
-void FeedForward::intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out, size_t stride,
-                               int thread) {
+void FeedForward::intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out,
+                               size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
     const std::byte* data = group.set->granule(group.expert, granule);
@@ -199,11 +200,12 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
     kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
     if (probe_) {
         const std::lock_guard lock(probe_mutex_);
-        (*probe_)({ProbeKind::expert_act, probe_layer_, group.routed ? group.expert : -1, granule, probe_position_, count, layout.granule, scratch.gate,
-                   entry_token_ + group.first_entry + first});
+        (*probe_)({ProbeKind::expert_act, probe_layer_, group.routed ? group.expert : -1, granule, probe_position_, count, layout.granule,
+                   scratch.gate, entry_token_ + group.first_entry + first});
     }
     const ops::ActKind kind = ops::act_kind(layout.down_type);
-    for (int64_t i = 0; i < count; ++i) kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
+    for (int64_t i = 0; i < count; ++i)
+        kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
 }
 
 void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
@@ -266,7 +268,8 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
     tasks_.clear();
     for (size_t i = 0; i < groups_.size(); ++i) {
         for (int64_t first = 0; first < tiles; first += chunk) {
-            tasks_.push_back({static_cast<int32_t>(i), 0, static_cast<int32_t>(first), static_cast<int32_t>(std::min(chunk, tiles - first))});
+            tasks_.push_back(
+                {static_cast<int32_t>(i), 0, static_cast<int32_t>(first), static_cast<int32_t>(std::min(chunk, tiles - first))});
         }
     }
     workspace_.pool().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
@@ -319,7 +322,8 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
         }
         if (layer.shared) {
             const Group& group = groups_.back();
-            add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules, shared_weight_[t]);
+            add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules,
+                      shared_weight_[t]);
         }
         kernels.add(x + t * n_embd + from, sum, width);
     }

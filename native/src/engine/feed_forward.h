@@ -37,15 +37,16 @@ private:
         const ExpertSet* set;
         int64_t expert;
         int64_t first_entry, n_entries;
-        int64_t first_partial;    // few tokens: partials of the group's first entry
-        size_t intermediate_at;   // many tokens: bytes into intermediate_
+        int64_t first_partial;   // few tokens: partials of the group's first entry
+        size_t intermediate_at;  // many tokens: bytes into intermediate_
         bool routed;
     };
     void place(Carver& carver);
     void route(int64_t il, const ActSet& acts, int64_t n);
     void make_groups(int64_t il, int64_t n);
     // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
-    void intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out, size_t stride, int thread);
+    void intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out, size_t stride,
+                      int thread);
     void run_few(int64_t il, const ActSet& acts, float* x, int64_t n);
     void run_many(int64_t il, const ActSet& acts, float* x, int64_t n);
     void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x);
@@ -57,13 +58,13 @@ private:
     Region region_;
 
     // Reserved for the worst layer and batch.
-    float* router_logits_ = nullptr;   // [n_batch][n_expert]
-    int32_t* ids_ = nullptr;           // [n_batch][k]
-    float* weights_ = nullptr;         // [n_batch][k]
-    float* shared_weight_ = nullptr;   // [n_batch]
-    int32_t* entry_token_ = nullptr;   // [entries]: the token of an entry
-    int32_t* token_entry_ = nullptr;   // [n_batch][k + 1]: the entries of a token, experts ascending, the shared one last
-    float* partials_ = nullptr;        // few tokens: [entry][granule][n_embd]; many: [entry][n_embd]
+    float* router_logits_ = nullptr;     // [n_batch][n_expert]
+    int32_t* ids_ = nullptr;             // [n_batch][k]
+    float* weights_ = nullptr;           // [n_batch][k]
+    float* shared_weight_ = nullptr;     // [n_batch]
+    int32_t* entry_token_ = nullptr;     // [entries]: the token of an entry
+    int32_t* token_entry_ = nullptr;     // [n_batch][k + 1]: the entries of a token, experts ascending, the shared one last
+    float* partials_ = nullptr;          // few tokens: [entry][granule][n_embd]; many: [entry][n_embd]
     std::byte* intermediate_ = nullptr;  // many: [entry][granule] quantized rows
     struct ThreadScratch {
         float *gate, *up;
@@ -73,7 +74,7 @@ private:
     std::vector<Group> groups_;
     struct Task {
         int32_t group;
-        int32_t granule;      // or first output tile
+        int32_t granule;       // or first output tile
         int32_t first, count;  // entries inside the group, or output tiles
     };
     std::vector<Task> tasks_;

@@ -10,7 +10,11 @@ KvCache::KvCache(const Config& config, ops::KvType type, int64_t n_ctx) {
     const auto place = [&](Carver& carver) {
         views_.clear();
         for (const LayerConfig& layer : config.layers) {
-            ops::KvView view{.type = type, .n_head_kv = layer.n_head_kv, .head_dim_k = layer.head_dim_k, .head_dim_v = layer.head_dim_v, .capacity = capacity};
+            ops::KvView view{.type = type,
+                             .n_head_kv = layer.n_head_kv,
+                             .head_dim_k = layer.head_dim_k,
+                             .head_dim_v = layer.head_dim_v,
+                             .capacity = capacity};
             if (layer.head_dim_k % multiple || layer.head_dim_v % multiple) {
                 fail(Code::unsupported, "context: heads of ", layer.head_dim_k, " and ", layer.head_dim_v, " do not suit ",
                      type == ops::KvType::q8_0 ? "Q8_0" : "F16", " keys and values (multiples of ", multiple, " needed; use F16)");

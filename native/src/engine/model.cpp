@@ -7,32 +7,30 @@
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "expert/granule.h"
+#include "model/type_lookup.h"
 
 namespace moepic {
 namespace {
-
-bool lookup_type(uint32_t id, gguf::BlockLayout& out) {
-    const TypeInfo* info = find_type(id);
-    if (!info) return false;
-    out = {info->block_len, info->block_bytes};
-    return true;
-}
 
 const ops::Kernels& choose_kernels(int isa, bool strict) {
     if (isa < 0) {
         const ops::Kernels* best = ops::find_kernels(ops::best_isa());
         if (!best) fail(Code::internal, "kernels: none for this machine");
         if (best->isa == ops::Isa::scalar) {
-            const char* text = "kernels: this processor has neither AVX2 with FMA nor AVX-512 with VNNI; using the scalar kernels, which are many times slower";
+            const char* text =
+                "kernels: this processor has neither AVX2 with FMA nor AVX-512 with VNNI; using the scalar kernels, which are many times "
+                "slower";
             if (strict) fail(Code::unsupported, text);
             log_message(LogLevel::warning, text);
         }
         return *best;
     }
-    if (isa > static_cast<int>(ops::Isa::avx512)) fail(Code::argument, "isa: expected -1 (best), 0 scalar, 1 AVX2 or 2 AVX-512, found ", isa);
+    if (isa > static_cast<int>(ops::Isa::avx512))
+        fail(Code::argument, "isa: expected -1 (best), 0 scalar, 1 AVX2 or 2 AVX-512, found ", isa);
     const ops::Kernels* kernels = ops::find_kernels(static_cast<ops::Isa>(isa));
-    if (!kernels) fail(Code::unsupported, "isa: this processor can't run ", ops::isa_name(static_cast<ops::Isa>(isa)), " kernels; the best here is ",
-                       ops::isa_name(ops::best_isa()));
+    if (!kernels)
+        fail(Code::unsupported, "isa: this processor can't run ", ops::isa_name(static_cast<ops::Isa>(isa)), " kernels; the best here is ",
+             ops::isa_name(ops::best_isa()));
     return *kernels;
 }
 
@@ -174,7 +172,8 @@ private:
         const ops::Kernels& kernels = *model_.kernels_;
         for (const Copy& copy : batch.copies) {
             if (copy.to_float) {
-                type_info(Type{copy.tensor->type}).decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst), static_cast<int64_t>(copy.tensor->ne[0]));
+                type_info(Type{copy.tensor->type})
+                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst), static_cast<int64_t>(copy.tensor->ne[0]));
             } else {
                 std::memcpy(copy.dst, copy.tensor->data, copy.tensor->n_bytes);
             }
@@ -186,7 +185,8 @@ private:
             pool.run((tile.rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
                 const int64_t first = task * kRowsPerTask;
                 const size_t at = static_cast<size_t>(first) * stride;  // 16 rows take 16 row_bytes in both layouts
-                kernels.tile_rows(type, tile.tensor->data + at, stride, std::min(kRowsPerTask, tile.rows - first), tile.cols, tile.dst + at);
+                kernels.tile_rows(type, tile.tensor->data + at, stride, std::min(kRowsPerTask, tile.rows - first), tile.cols,
+                                  tile.dst + at);
             });
             model_.file_.dont_need(*tile.tensor);
         }
@@ -195,7 +195,8 @@ private:
             for (int i = 0; i < pool.size(); ++i) fillers.emplace_back(kernels, *s.binding, *s.layout);
             const int64_t n_granules = s.layout->n_granules;
             pool.run(s.binding->n_expert * n_granules, [&](int64_t task, int thread) {
-                fillers[static_cast<size_t>(thread)].fill(task / n_granules, task % n_granules, s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
+                fillers[static_cast<size_t>(thread)].fill(task / n_granules, task % n_granules,
+                                                          s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
             });
             for (const RowSegment& r : s.binding->gate) model_.file_.dont_need(*r.tensor);
             for (const RowSegment& r : s.binding->up) model_.file_.dont_need(*r.tensor);
@@ -211,7 +212,10 @@ private:
 };
 
 Model::Model(gguf::File file, const LoadOptions& options)
-    : file_(std::move(file)), config_(read_config(file_)), binding_(bind_tensors(file_, config_)), kernels_(&choose_kernels(options.isa, options.strict)) {}
+    : file_(std::move(file)),
+      config_(read_config(file_)),
+      binding_(bind_tensors(file_, config_)),
+      kernels_(&choose_kernels(options.isa, options.strict)) {}
 
 std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
     std::unique_ptr<Model> model(new Model(gguf::File::open(path, lookup_type), options));
@@ -220,7 +224,8 @@ std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
 }
 
 void Model::embed(int32_t token, float* out) const noexcept {
-    kernels_->decode_row(embedding_type_, embedding_ + static_cast<size_t>(token) * row_bytes(embedding_type_, config_.n_embd), out, config_.n_embd);
+    kernels_->decode_row(embedding_type_, embedding_ + static_cast<size_t>(token) * row_bytes(embedding_type_, config_.n_embd), out,
+                         config_.n_embd);
 }
 
 uint64_t Model::expert_bytes() const noexcept {

@@ -38,18 +38,18 @@ struct LayerWeights {
     Linear wq, wk, wv, wo;
     const float *q_norm = nullptr, *k_norm = nullptr;
     const float* ffn_norm = nullptr;
-    Linear router;                    // rows = n_expert; rows 0: no routed experts
+    Linear router;  // rows = n_expert; rows 0: no routed experts
     std::optional<ExpertSet> routed;
     std::optional<ExpertSet> shared;  // a shared expert, or the dense feed-forward
     Linear shared_gate;               // one row; rows 0: not gated
 };
 
 struct LoadOptions {
-    int n_threads = 0;         // 0: all cores
-    int isa = -1;              // -1: best
-    int64_t granule = 0;       // 0: default_granule()
-    bool strict = false;       // a downgrade is an error
-    uint64_t ram_bytes = 0;    // refuse to load more weights than this; 0: no limit
+    int n_threads = 0;                                            // 0: all cores
+    int isa = -1;                                                 // -1: best
+    int64_t granule = 0;                                          // 0: default_granule()
+    bool strict = false;                                          // a downgrade is an error
+    uint64_t ram_bytes = 0;                                       // refuse to load more weights than this; 0: no limit
     std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
 };
 

@@ -9,7 +9,8 @@ namespace {
 
 // The pair whose wavelength turns `turns` times in the original context (YaRN, equation 17 solved for the dimension).
 double pair_of_turns(const RopeConfig& c, double turns) {
-    return static_cast<double>(c.n_rot) * std::log(static_cast<double>(c.original_context) / (turns * 2.0 * std::numbers::pi)) / (2.0 * std::log(c.base));
+    return static_cast<double>(c.n_rot) * std::log(static_cast<double>(c.original_context) / (turns * 2.0 * std::numbers::pi)) /
+           (2.0 * std::log(c.base));
 }
 
 }  // namespace

@@ -4,7 +4,8 @@
 
 namespace moepic {
 
-void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, float* logits, int32_t* ids, float* weights) noexcept {
+void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, float* logits, int32_t* ids,
+                 float* weights) noexcept {
     const int64_t n = layer.n_expert, k = layer.n_expert_used;
     kernels.softmax(logits, n);
     // Insertion into a sorted list of k: k is at most a few dozen and most candidates fail the first comparison.

@@ -35,13 +35,15 @@ int32_t Sampler::sample(std::span<const float> logits) {
     for (size_t i = 0; i < logits.size(); ++i) candidates_[i] = {logits[i], static_cast<int32_t>(i), 0.0f};
     for (const auto& [id, value] : options_.bias) {
         if (id < 0 || static_cast<size_t>(id) >= candidates_.size()) {
-            fail(Code::argument, "sampler: logit bias names token ", id, ", the vocabulary has ids 0 to ", static_cast<int64_t>(candidates_.size()) - 1);
+            fail(Code::argument, "sampler: logit bias names token ", id, ", the vocabulary has ids 0 to ",
+                 static_cast<int64_t>(candidates_.size()) - 1);
         }
         candidates_[static_cast<size_t>(id)].logit += value;
     }
     apply_penalties();
     std::erase_if(candidates_, [](const Candidate& c) { return std::isnan(c.logit) || c.logit == -INFINITY; });
-    if (candidates_.empty()) fail(Code::argument, "sampler: every token is forbidden or not a number (logit bias too strict, or a broken model?)");
+    if (candidates_.empty())
+        fail(Code::argument, "sampler: every token is forbidden or not a number (logit bias too strict, or a broken model?)");
     const auto better = [](const Candidate& a, const Candidate& b) { return a.logit != b.logit ? a.logit > b.logit : a.id < b.id; };
     if (options_.temperature == 0.0f) return std::min_element(candidates_.begin(), candidates_.end(), better)->id;
 
@@ -71,7 +73,8 @@ void Sampler::reset() noexcept {
 void Sampler::apply_penalties() {
     const bool none = options_.repeat_penalty == 1.0f && options_.presence_penalty == 0.0f && options_.frequency_penalty == 0.0f;
     if (none || options_.penalty_last_n == 0) return;
-    const size_t back = options_.penalty_last_n < 0 ? history_.size() : std::min(history_.size(), static_cast<size_t>(options_.penalty_last_n));
+    const size_t back =
+        options_.penalty_last_n < 0 ? history_.size() : std::min(history_.size(), static_cast<size_t>(options_.penalty_last_n));
     std::unordered_map<int32_t, int> counts;
     for (size_t i = history_.size() - back; i < history_.size(); ++i) ++counts[history_[i]];
     for (const auto& [id, count] : counts) {
@@ -107,7 +110,8 @@ void Sampler::keep_typical() {
     for (const Candidate& c : candidates_) entropy -= c.p > 0.0f ? c.p * std::log(static_cast<double>(c.p)) : 0.0;
     // Keep the tokens whose surprise is nearest to the entropy until they hold typical_p of the mass.
     std::vector<std::pair<double, size_t>> order(candidates_.size());
-    for (size_t i = 0; i < order.size(); ++i) order[i] = {std::fabs(-std::log(std::max(1e-30, static_cast<double>(candidates_[i].p))) - entropy), i};
+    for (size_t i = 0; i < order.size(); ++i)
+        order[i] = {std::fabs(-std::log(std::max(1e-30, static_cast<double>(candidates_[i].p))) - entropy), i};
     std::sort(order.begin(), order.end());
     std::vector<size_t> kept;
     double mass = 0.0;
@@ -149,7 +153,8 @@ double Sampler::uniform() noexcept {
     return static_cast<double>(z >> 11) * 0x1.0p-53;
 }
 
-void log_probabilities(std::span<const float> logits, int32_t token, std::span<int32_t> top_ids, std::span<float> top_values, float& of_token) {
+void log_probabilities(std::span<const float> logits, int32_t token, std::span<int32_t> top_ids, std::span<float> top_values,
+                       float& of_token) {
     const double top = *std::max_element(logits.begin(), logits.end());
     double sum = 0.0;
     for (float logit : logits) sum += std::exp(logit - top);

@@ -10,11 +10,11 @@
 namespace moepic {
 
 struct SamplerOptions {
-    float temperature = 0.0f;  // 0: greedy
-    int32_t top_k = 0;         // 0: off
-    float top_p = 1.0f;        // Holtzman et al. 2020
-    float min_p = 0.0f;        // Nguyen et al. 2024
-    float typical_p = 1.0f;    // Meister et al. 2022
+    float temperature = 0.0f;     // 0: greedy
+    int32_t top_k = 0;            // 0: off
+    float top_p = 1.0f;           // Holtzman et al. 2020
+    float min_p = 0.0f;           // Nguyen et al. 2024
+    float typical_p = 1.0f;       // Meister et al. 2022
     float repeat_penalty = 1.0f;  // Keskar et al. 2019: divides positive logits, multiplies negative ones
     float presence_penalty = 0.0f;
     float frequency_penalty = 0.0f;
@@ -52,6 +52,7 @@ private:
 };
 
 // log softmax of one row: of `token`, and of the n most likely ids, descending, ties by lower id. Sums in double.
-void log_probabilities(std::span<const float> logits, int32_t token, std::span<int32_t> top_ids, std::span<float> top_values, float& of_token);
+void log_probabilities(std::span<const float> logits, int32_t token, std::span<int32_t> top_ids, std::span<float> top_values,
+                       float& of_token);
 
 }  // namespace moepic

@@ -35,7 +35,8 @@ public:
     size_t stride(ops::ActKind kind) const noexcept { return stride_[static_cast<size_t>(kind)]; }
     void quantize(const ops::Kernels& kernels, ActMask mask, const float* x, int64_t cols, int64_t t) const noexcept {
         for (int kind = 0; kind < kActKinds; ++kind) {
-            if (mask >> kind & 1) kernels.quantize_act(static_cast<ops::ActKind>(kind), x, cols, data_[kind] + static_cast<size_t>(t) * stride_[kind]);
+            if (mask >> kind & 1)
+                kernels.quantize_act(static_cast<ops::ActKind>(kind), x, cols, data_[kind] + static_cast<size_t>(t) * stride_[kind]);
         }
     }
 

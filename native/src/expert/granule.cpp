@@ -28,8 +28,8 @@ void check_granule(int64_t granule, int64_t n_ff, Type down) {
     for (int64_t g = unit; g <= n_ff && shown < 12; g += unit) {
         if (n_ff % g == 0 && ++shown) legal += (legal.empty() ? "" : ", ") + std::to_string(g);
     }
-    fail(Code::argument, "granule: ", granule, " neurons do not cut a width of ", n_ff, " with ", type_info(down).name, " down projections (blocks of ", unit,
-         "); legal: ", legal);
+    fail(Code::argument, "granule: ", granule, " neurons do not cut a width of ", n_ff, " with ", type_info(down).name,
+         " down projections (blocks of ", unit, "); legal: ", legal);
 }
 
 }  // namespace moepic

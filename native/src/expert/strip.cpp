@@ -23,7 +23,8 @@ StripLayout make_strip_layout(const ExpertBinding& set, int64_t granule) {
 
 StripFiller::StripFiller(const ops::Kernels& kernels, const ExpertBinding& set, const StripLayout& layout)
     : kernels_(kernels), set_(set), layout_(layout) {
-    const size_t rows = static_cast<size_t>(layout.granule) * std::max(row_bytes(set.gate_type, set.n_embd), row_bytes(set.up_type, set.n_embd));
+    const size_t rows =
+        static_cast<size_t>(layout.granule) * std::max(row_bytes(set.gate_type, set.n_embd), row_bytes(set.up_type, set.n_embd));
     const size_t columns = static_cast<size_t>(set.n_embd) * row_bytes(set.down_type, layout.granule);
     joined_.resize(std::max(rows, columns));
 }
@@ -62,7 +63,8 @@ void StripFiller::fill_columns(int64_t expert, int64_t first, std::byte* dst) {
     const auto columns_at = [&](const ColumnSegment& s, int64_t column) {
         const int64_t in = column - s.first;
         const int64_t matrix = expert * (s.count / s.file_granule) + in / s.file_granule;
-        return s.tensor->data + static_cast<size_t>(matrix * n_embd) * row_bytes(type, s.file_granule) + row_bytes(type, in % s.file_granule);
+        return s.tensor->data + static_cast<size_t>(matrix * n_embd) * row_bytes(type, s.file_granule) +
+               row_bytes(type, in % s.file_granule);
     };
     for (const ColumnSegment& s : set_.down) {
         if (first < s.first || last > s.first + s.count) continue;
@@ -74,14 +76,16 @@ void StripFiller::fill_columns(int64_t expert, int64_t first, std::byte* dst) {
     }
     const size_t stride = row_bytes(type, layout_.granule);
     for (int64_t column = first; column < last;) {
-        const auto s = std::find_if(set_.down.begin(), set_.down.end(), [&](const ColumnSegment& c) { return column >= c.first && column < c.first + c.count; });
+        const auto s = std::find_if(set_.down.begin(), set_.down.end(),
+                                    [&](const ColumnSegment& c) { return column >= c.first && column < c.first + c.count; });
         assert(s != set_.down.end());
         const int64_t in = column - s->first;
         const int64_t run = std::min(last - column, s->file_granule - in % s->file_granule);
         const std::byte* src = columns_at(*s, column);
         std::byte* out = joined_.data() + row_bytes(type, column - first);
         for (int64_t row = 0; row < n_embd; ++row) {
-            std::memcpy(out + static_cast<size_t>(row) * stride, src + static_cast<size_t>(row) * row_bytes(type, s->file_granule), row_bytes(type, run));
+            std::memcpy(out + static_cast<size_t>(row) * stride, src + static_cast<size_t>(row) * row_bytes(type, s->file_granule),
+                        row_bytes(type, run));
         }
         column += run;
     }

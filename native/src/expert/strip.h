@@ -1,5 +1,5 @@
-// A strip: one expert in memory as granules in order, each granule's gate, up and down weights adjacent, so that a run of granules is one run
-// of bytes and any cut at a granule is a cut of the strip.
+// A strip: one expert in memory as granules in order, each granule's gate, up and down weights adjacent, so that a run of granules is one
+// run of bytes and any cut at a granule is a cut of the strip.
 //
 //   strip    [ granule 0 | granule 1 | ... ]
 //   granule  [ gate: G rows x n_embd | up: G rows x n_embd | down: n_embd rows x G columns ]   each part tiled (ops.h), 64-byte aligned

@@ -57,7 +57,8 @@ private:
             layer.bv = take_floats(blk + "attn_v.bias", v_rows);
             layer.bo = take_floats(blk + "attn_output.bias", config_.n_embd);
             if (recipe.qkv_bias == Presence::required && !(layer.bq && layer.bk && layer.bv)) {
-                fail(Code::format, "model: tensor '", blk, "attn_{q,k,v}.bias' is missing; architecture '", recipe.arch, "' has these biases");
+                fail(Code::format, "model: tensor '", blk, "attn_{q,k,v}.bias' is missing; architecture '", recipe.arch,
+                     "' has these biases");
             }
         }
         if (recipe.qk_norm != QkNorm::none) {
@@ -77,7 +78,8 @@ private:
             layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
             layer.shared_gate = take_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
             if (recipe.shared == SharedExpert::gated && !layer.shared_gate) {
-                fail(Code::format, "model: tensor '", blk, "ffn_gate_inp_shexp.weight' is missing; architecture '", recipe.arch, "' gates its shared expert");
+                fail(Code::format, "model: tensor '", blk, "ffn_gate_inp_shexp.weight' is missing; architecture '", recipe.arch,
+                     "' gates its shared expert");
             }
         }
         return layer;
@@ -108,9 +110,11 @@ private:
 
     ExpertBinding bind_experts(const std::string& blk, const LayerConfig& c) {
         const int64_t n_ff = c.n_ff, n_expert = c.n_expert;
-        if (file_.find_tensor(blk + "ffn_gate_exps_top.weight") || file_.find_tensor(blk + "ffn_gate_exps_bot.weight")) return bind_pre_split(blk, c);
+        if (file_.find_tensor(blk + "ffn_gate_exps_top.weight") || file_.find_tensor(blk + "ffn_gate_exps_bot.weight"))
+            return bind_pre_split(blk, c);
         if (file_.find_tensor(blk + "ffn_gate.0.weight")) {
-            fail(Code::unsupported, "model: tensor '", blk, "ffn_gate.0.weight': one tensor per expert is a layout from before 2024; rewrite the file with "
+            fail(Code::unsupported, "model: tensor '", blk,
+                 "ffn_gate.0.weight': one tensor per expert is a layout from before 2024; rewrite the file with "
                  "'moepic-convert'");
         }
         const gguf::Tensor* down = need(blk + "ffn_down_exps.weight", {n_ff, config_.n_embd, n_expert});
@@ -143,7 +147,8 @@ private:
             const gguf::Tensor* down = file_.find_tensor(down_name);
             const int64_t granule = down && down->ne[0] > 0 ? static_cast<int64_t>(down->ne[0]) : 1;
             if (count % granule) {
-                fail(Code::format, "model: tensor '", down_name, "' has granules of ", granule, ", which do not divide the segment's ", count, " neurons");
+                fail(Code::format, "model: tensor '", down_name, "' has granules of ", granule, ", which do not divide the segment's ",
+                     count, " neurons");
             }
             down = need(down_name, {granule, config_.n_embd, count / granule, c.n_expert});
             if (first == 0) {
@@ -151,7 +156,8 @@ private:
                 set.up_type = Type{up->type};
                 set.down_type = Type{down->type};
             } else if (set.gate_type != Type{gate->type} || set.up_type != Type{up->type} || set.down_type != Type{down->type}) {
-                fail(Code::unsupported, "model: '", blk, "ffn_*_exps_top' and '_bot' have different block types; an expert's parts must agree");
+                fail(Code::unsupported, "model: '", blk,
+                     "ffn_*_exps_top' and '_bot' have different block types; an expert's parts must agree");
             }
             set.gate.push_back({.tensor = gate, .first = first, .count = count, .skip = 0, .tensor_rows = count});
             set.up.push_back({.tensor = up, .first = first, .count = count, .skip = 0, .tensor_rows = count});
@@ -175,7 +181,9 @@ private:
         size_t i = 0;
         for (int64_t n : shape) same &= tensor->ne[i++] == static_cast<uint64_t>(n);
         for (; i < 4; ++i) same &= tensor->ne[i] == 1;
-        if (!same) fail(Code::format, "model: tensor '", name, "' has shape ", shape_text(*tensor), ", expected ", shape_text(shape), " (fastest first)");
+        if (!same)
+            fail(Code::format, "model: tensor '", name, "' has shape ", shape_text(*tensor), ", expected ", shape_text(shape),
+                 " (fastest first)");
         if (!tensor->data) fail(Code::format, "model: tensor '", name, "' has no data");
         used_.insert(tensor->name);
         return tensor;
@@ -183,7 +191,9 @@ private:
 
     const gguf::Tensor* need(const std::string& name, std::initializer_list<int64_t> shape) {
         const gguf::Tensor* tensor = take(name, shape);
-        if (!tensor) fail(Code::format, "model: tensor '", name, "' is missing (expected shape ", shape_text(shape), "; an incomplete set of shards?)");
+        if (!tensor)
+            fail(Code::format, "model: tensor '", name, "' is missing (expected shape ", shape_text(shape),
+                 "; an incomplete set of shards?)");
         return tensor;
     }
 
@@ -191,7 +201,8 @@ private:
     const gguf::Tensor* take_floats(const std::string& name, int64_t n) {
         const gguf::Tensor* tensor = take(name, {n});
         if (tensor && type_info(Type{tensor->type}).block_len != 1) {
-            fail(Code::unsupported, "model: tensor '", name, "' is a vector of type ", type_info(Type{tensor->type}).name, ", expected F32, F16 or BF16");
+            fail(Code::unsupported, "model: tensor '", name, "' is a vector of type ", type_info(Type{tensor->type}).name,
+                 ", expected F32, F16 or BF16");
         }
         return tensor;
     }

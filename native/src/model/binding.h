@@ -32,25 +32,25 @@ struct ColumnSegment {
 struct ExpertBinding {
     int64_t n_expert = 0, n_embd = 0, n_ff = 0;
     Type gate_type{}, up_type{}, down_type{};
-    std::vector<RowSegment> gate, up;   // ascending, covering n_ff
-    std::vector<ColumnSegment> down;    // ascending, covering n_ff
-    int64_t top = 0;                    // neurons in the top segment as the file was cut; n_ff for an ordinary file
+    std::vector<RowSegment> gate, up;  // ascending, covering n_ff
+    std::vector<ColumnSegment> down;   // ascending, covering n_ff
+    int64_t top = 0;                   // neurons in the top segment as the file was cut; n_ff for an ordinary file
 };
 
 struct LayerBinding {
     const gguf::Tensor *attn_norm = nullptr, *wq = nullptr, *wk = nullptr, *wv = nullptr, *wo = nullptr;
     const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
-    const gguf::Tensor *ffn_norm = nullptr;
-    const gguf::Tensor* router = nullptr;        // [n_embd, n_expert]
+    const gguf::Tensor* ffn_norm = nullptr;
+    const gguf::Tensor* router = nullptr;  // [n_embd, n_expert]
     std::optional<ExpertBinding> routed;
-    std::optional<ExpertBinding> shared;         // a shared expert, or the dense feed-forward of a layer without experts
-    const gguf::Tensor* shared_gate = nullptr;   // [n_embd]
+    std::optional<ExpertBinding> shared;        // a shared expert, or the dense feed-forward of a layer without experts
+    const gguf::Tensor* shared_gate = nullptr;  // [n_embd]
 };
 
 struct ModelBinding {
     const gguf::Tensor *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;  // output == token_embd when tied
-    const gguf::Tensor* rope_freqs = nullptr;    // divisors of the rope frequencies, [n_rot / 2]
+    const gguf::Tensor* rope_freqs = nullptr;                                             // divisors of the rope frequencies, [n_rot / 2]
     std::vector<LayerBinding> layers;
 };
 

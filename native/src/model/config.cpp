@@ -25,7 +25,8 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
     RopeConfig rope;
     rope.pairing = recipe.rope;
     rope.n_rot = keys.integer_or("rope.dimension_count", head_dim, 2, head_dim);
-    if (rope.n_rot % 2) fail(Code::format, "model: key '", recipe.arch, ".rope.dimension_count' is ", rope.n_rot, ", expected an even number");
+    if (rope.n_rot % 2)
+        fail(Code::format, "model: key '", recipe.arch, ".rope.dimension_count' is ", rope.n_rot, ", expected an even number");
     rope.base = keys.number_or("rope.freq_base", 10000.0);
     if (!(rope.base > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.freq_base' is ", rope.base, ", expected more than 0");
     const std::string kind = keys.text_or("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
@@ -38,7 +39,8 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
     }
     if (rope.scaling != RopeScaling::none) {
         rope.factor = keys.number_or("rope.scaling.factor", keys.number_or("rope.scale_linear", 1.0));
-        if (!(rope.factor > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.scaling.factor' is ", rope.factor, ", expected more than 0");
+        if (!(rope.factor > 0))
+            fail(Code::format, "model: key '", recipe.arch, ".rope.scaling.factor' is ", rope.factor, ", expected more than 0");
         rope.original_context = keys.integer_or("rope.scaling.original_context_length", n_ctx_train, 1, kMaxWidth * 1024);
         rope.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32.0);
         rope.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1.0);
@@ -56,8 +58,8 @@ Config read_config(const gguf::File& file) {
     Config config;
     config.recipe = find_recipe(*arch);
     if (!config.recipe) {
-        fail(Code::unsupported, "model: architecture '", *arch, "' is not supported; the nearest supported one is '", nearest_recipe(*arch).arch,
-             "' (supported: ", architecture_list(), ")");
+        fail(Code::unsupported, "model: architecture '", *arch, "' is not supported; the nearest supported one is '",
+             nearest_recipe(*arch).arch, "' (supported: ", architecture_list(), ")");
     }
     const Recipe& recipe = *config.recipe;
     const Keys keys(file, *arch);
@@ -81,7 +83,8 @@ Config read_config(const gguf::File& file) {
     const int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
     const int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, 4096);
     if (!keys.has("attention.key_length") && config.n_embd % n_head[0]) {
-        fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0], " and there is no key_length");
+        fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0],
+             " and there is no key_length");
     }
     config.rope = read_rope(keys, recipe, head_dim_k, config.n_ctx_train);
 
@@ -94,7 +97,8 @@ Config read_config(const gguf::File& file) {
     config.router_scale = scale == 0.0 ? 1.0f : static_cast<float>(scale);
     const int64_t gating = keys.integer_or("expert_gating_func", 1, 0, 255);
     if (n_expert && gating > 1) {
-        fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating, ", this architecture is supported with 1 (softmax)");
+        fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating,
+             ", this architecture is supported with 1 (softmax)");
     }
     if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");
@@ -102,7 +106,8 @@ Config read_config(const gguf::File& file) {
     // Some converters write a window that the model never uses; a real one changes results, so it must not pass in silence.
     const int64_t window = keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
     if (window > 0 && window < config.n_ctx_train) {
-        fail(Code::unsupported, "model: key '", recipe.arch, ".attention.sliding_window' is ", window, "; sliding-window attention is not supported yet");
+        fail(Code::unsupported, "model: key '", recipe.arch, ".attention.sliding_window' is ", window,
+             "; sliding-window attention is not supported yet");
     }
 
     config.layers.resize(static_cast<size_t>(config.n_layer));
@@ -112,7 +117,8 @@ Config read_config(const gguf::File& file) {
         layer.n_head = n_head[i];
         layer.n_head_kv = n_head_kv[i];
         if (layer.n_head % layer.n_head_kv) {
-            fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv, " key/value heads");
+            fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv,
+                 " key/value heads");
         }
         layer.head_dim_k = head_dim_k;
         layer.head_dim_v = head_dim_v;

@@ -17,10 +17,10 @@ struct RopeConfig {
     int64_t n_rot = 0;  // rotated dims of a head, even
     double base = 10000.0;
     RopeScaling scaling = RopeScaling::none;
-    double factor = 1.0;             // context extension
-    int64_t original_context = 0;    // yarn
+    double factor = 1.0;           // context extension
+    int64_t original_context = 0;  // yarn
     double beta_fast = 32.0, beta_slow = 1.0;
-    double attn_factor = 1.0;        // multiplies yarn's magnitude factor
+    double attn_factor = 1.0;  // multiplies yarn's magnitude factor
 };
 
 struct LayerConfig {

@@ -34,7 +34,8 @@ std::vector<int64_t> Keys::integers(std::string_view name, int64_t n, int64_t lo
     for (size_t i = 0; i < out.size(); ++i) {
         const std::optional<int64_t> one = value.as_i64(array ? i : 0);
         if (!one) {
-            fail(Code::format, "model: key '", prefix_, name, "' holds ", gguf::value_type_name(value.element_type()), ", expected an integer");
+            fail(Code::format, "model: key '", prefix_, name, "' holds ", gguf::value_type_name(value.element_type()),
+                 ", expected an integer");
         }
         if (*one < low || *one > high) {
             fail(Code::format, "model: key '", prefix_, name, "' is ", *one, ", expected ", low, " to ", high);

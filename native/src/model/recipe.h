@@ -24,12 +24,12 @@ enum class SharedExpert : uint8_t {
 };
 
 struct Recipe {
-    const char* arch;          // GGUF general.architecture
-    const char* title;         // for people
+    const char* arch;   // GGUF general.architecture
+    const char* title;  // for people
     ops::RopePairing rope;
     QkNorm qk_norm;
-    Presence qkv_bias;         // attn_q.bias, attn_k.bias, attn_v.bias
-    bool renormalise;          // routing weights of the selected experts sum to one, unless expert_weights_norm says otherwise
+    Presence qkv_bias;  // attn_q.bias, attn_k.bias, attn_v.bias
+    bool renormalise;   // routing weights of the selected experts sum to one, unless expert_weights_norm says otherwise
     SharedExpert shared;
     ops::GluKind glu;
 };

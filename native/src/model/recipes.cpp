@@ -1,8 +1,8 @@
-#include "model/recipe.h"
-
 #include <algorithm>
 #include <string>
 #include <vector>
+
+#include "model/recipe.h"
 
 namespace moepic {
 namespace {
@@ -11,18 +11,54 @@ using ops::GluKind;
 using ops::RopePairing;
 
 constexpr Recipe kRecipes[] = {
-    {.arch = "llama", .title = "Llama, Mistral, SmolLM2; Mixtral when it has experts", .rope = RopePairing::norm, .qk_norm = QkNorm::none,
-     .qkv_bias = Presence::optional, .renormalise = true, .shared = SharedExpert::none, .glu = GluKind::silu},
-    {.arch = "qwen2", .title = "Qwen2 and Qwen2.5, dense", .rope = RopePairing::neox, .qk_norm = QkNorm::none,
-     .qkv_bias = Presence::required, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
-    {.arch = "qwen2moe", .title = "Qwen1.5-MoE and Qwen2-MoE", .rope = RopePairing::neox, .qk_norm = QkNorm::none,
-     .qkv_bias = Presence::required, .renormalise = false, .shared = SharedExpert::gated, .glu = GluKind::silu},
-    {.arch = "qwen3", .title = "Qwen3, dense", .rope = RopePairing::neox, .qk_norm = QkNorm::per_head,
-     .qkv_bias = Presence::never, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
-    {.arch = "qwen3moe", .title = "Qwen3-MoE (30B-A3B, 235B-A22B, Coder)", .rope = RopePairing::neox, .qk_norm = QkNorm::per_head,
-     .qkv_bias = Presence::never, .renormalise = true, .shared = SharedExpert::none, .glu = GluKind::silu},
-    {.arch = "olmoe", .title = "OLMoE", .rope = RopePairing::neox, .qk_norm = QkNorm::whole,
-     .qkv_bias = Presence::never, .renormalise = false, .shared = SharedExpert::none, .glu = GluKind::silu},
+    {.arch = "llama",
+     .title = "Llama, Mistral, SmolLM2; Mixtral when it has experts",
+     .rope = RopePairing::norm,
+     .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::optional,
+     .renormalise = true,
+     .shared = SharedExpert::none,
+     .glu = GluKind::silu},
+    {.arch = "qwen2",
+     .title = "Qwen2 and Qwen2.5, dense",
+     .rope = RopePairing::neox,
+     .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::required,
+     .renormalise = false,
+     .shared = SharedExpert::none,
+     .glu = GluKind::silu},
+    {.arch = "qwen2moe",
+     .title = "Qwen1.5-MoE and Qwen2-MoE",
+     .rope = RopePairing::neox,
+     .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::required,
+     .renormalise = false,
+     .shared = SharedExpert::gated,
+     .glu = GluKind::silu},
+    {.arch = "qwen3",
+     .title = "Qwen3, dense",
+     .rope = RopePairing::neox,
+     .qk_norm = QkNorm::per_head,
+     .qkv_bias = Presence::never,
+     .renormalise = false,
+     .shared = SharedExpert::none,
+     .glu = GluKind::silu},
+    {.arch = "qwen3moe",
+     .title = "Qwen3-MoE (30B-A3B, 235B-A22B, Coder)",
+     .rope = RopePairing::neox,
+     .qk_norm = QkNorm::per_head,
+     .qkv_bias = Presence::never,
+     .renormalise = true,
+     .shared = SharedExpert::none,
+     .glu = GluKind::silu},
+    {.arch = "olmoe",
+     .title = "OLMoE",
+     .rope = RopePairing::neox,
+     .qk_norm = QkNorm::whole,
+     .qkv_bias = Presence::never,
+     .renormalise = false,
+     .shared = SharedExpert::none,
+     .glu = GluKind::silu},
 };
 
 size_t edit_distance(std::string_view a, std::string_view b) {
@@ -55,9 +91,8 @@ const Recipe* find_recipe(std::string_view arch) noexcept {
 
 const Recipe& nearest_recipe(std::string_view arch) noexcept {
     arch = arch.substr(0, 64);
-    return *std::min_element(std::begin(kRecipes), std::end(kRecipes), [&](const Recipe& a, const Recipe& b) {
-        return edit_distance(arch, a.arch) < edit_distance(arch, b.arch);
-    });
+    return *std::min_element(std::begin(kRecipes), std::end(kRecipes),
+                             [&](const Recipe& a, const Recipe& b) { return edit_distance(arch, a.arch) < edit_distance(arch, b.arch); });
 }
 
 const char* architecture_list() noexcept {

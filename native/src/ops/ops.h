@@ -19,8 +19,8 @@ enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
 // Rows of a weight matrix are stored in tiles of 16: one vector lane per row.
 inline constexpr int kTileRows = 16;
 
-// A weight matrix re-tiled for the kernels; a view that owns nothing. Tile t holds rows [16 t, 16 t + 16), the last one padded with rows that
-// decode to zero. Bytes of a tile: cols / block_len blocks, each block of 16 rows together; the layout inside is cpu/tiles.h.
+// A weight matrix re-tiled for the kernels; a view that owns nothing. Tile t holds rows [16 t, 16 t + 16), the last one padded with rows
+// that decode to zero. Bytes of a tile: cols / block_len blocks, each block of 16 rows together; the layout inside is cpu/tiles.h.
 struct TiledMatrix {
     Type type = Type::f32;
     int64_t rows = 0;
@@ -48,12 +48,12 @@ struct MatmulJob {
     size_t act_stride = 0;            // bytes from one token to the next
     const int32_t* gather = nullptr;  // token t reads activation row gather[t]; null: row t
     int64_t n_tokens = 0;
-    float* y = nullptr;               // y[t * y_stride + row]
-    int64_t y_stride = 0;             // floats
+    float* y = nullptr;    // y[t * y_stride + row]
+    int64_t y_stride = 0;  // floats
     int64_t tile_begin = 0, tile_end = 0;
-    const float* bias = nullptr;      // [rows] or null; added after the sum
-    bool accumulate = false;          // the finished sum is added to y instead of replacing it
-    std::byte* scratch = nullptr;     // matmul_scratch_bytes(), 64-byte aligned, one per thread
+    const float* bias = nullptr;   // [rows] or null; added after the sum
+    bool accumulate = false;       // the finished sum is added to y instead of replacing it
+    std::byte* scratch = nullptr;  // matmul_scratch_bytes(), 64-byte aligned, one per thread
 };
 inline constexpr size_t kMatmulScratchBytes = size_t{1} << 19;
 
@@ -85,10 +85,10 @@ struct AttentionJob {
     int64_t first_pos = 0;
     int64_t token_begin = 0, token_end = 0;
     int64_t head_begin = 0, head_end = 0;
-    float scale = 1.0f;              // multiplies q . k
-    int64_t window = 0;              // sliding window in positions, own included; 0: all
-    const float* sinks = nullptr;    // [n_head] logits that join the softmax without a value; null: none
-    std::byte* scratch = nullptr;    // kAttentionScratchBytes, 64-byte aligned, one per thread
+    float scale = 1.0f;            // multiplies q . k
+    int64_t window = 0;            // sliding window in positions, own included; 0: all
+    const float* sinks = nullptr;  // [n_head] logits that join the softmax without a value; null: none
+    std::byte* scratch = nullptr;  // kAttentionScratchBytes, 64-byte aligned, one per thread
 };
 inline constexpr size_t kAttentionScratchBytes = size_t{1} << 18;
 
@@ -111,10 +111,10 @@ struct Kernels {
     void (*rope)(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing);
     // out[i] = glu(gate[i], up[i]); out may be gate.
     void (*glu)(GluKind kind, const float* gate, const float* up, float* out, int64_t n);
-    void (*softmax)(float* x, int64_t n);                              // in place, max-subtracted
-    void (*sigmoid)(float* x, int64_t n);                              // in place
-    void (*add)(float* y, const float* x, int64_t n);                  // y += x
-    void (*scale_add)(float* y, float a, const float* x, int64_t n);   // y = fma(a, x, y)
+    void (*softmax)(float* x, int64_t n);                                        // in place, max-subtracted
+    void (*sigmoid)(float* x, int64_t n);                                        // in place
+    void (*add)(float* y, const float* x, int64_t n);                            // y += x
+    void (*scale_add)(float* y, float a, const float* x, int64_t n);             // y = fma(a, x, y)
     void (*decode_row)(Type type, const std::byte* row, float* out, int64_t n);  // one row of GGUF blocks to floats (embeddings)
 
     // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].
@@ -122,8 +122,8 @@ struct Kernels {
     void (*attention)(const AttentionJob& job);
 };
 
-Isa best_isa() noexcept;                         // of this machine, from cpuid
-const Kernels* find_kernels(Isa isa) noexcept;   // null when this machine or this build can't run it
+Isa best_isa() noexcept;                        // of this machine, from cpuid
+const Kernels* find_kernels(Isa isa) noexcept;  // null when this machine or this build can't run it
 const char* isa_name(Isa isa) noexcept;
 
 }  // namespace moepic::ops

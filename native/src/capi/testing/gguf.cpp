@@ -5,20 +5,9 @@
 #include "capi/guard.h"
 #include "capi/handles.h"
 #include "gguf/file.h"
-#include "quant/types.h"
+#include "model/type_lookup.h"
 
 using namespace moepic;
-
-namespace {
-
-bool lookup_type(uint32_t id, gguf::BlockLayout& out) {
-    const TypeInfo* info = find_type(id);
-    if (!info) return false;
-    out = {info->block_len, info->block_bytes};
-    return true;
-}
-
-}  // namespace
 
 int moepic_test_gguf_parse(moepic_file** out, const void* bytes, uint64_t n, const char* name) {
     return guard([&] {
