@@ -58,16 +58,15 @@ def convert(
     """Convert `source` to `target` and return what was written.
 
     calibration   a text; the neurons of each expert are then ordered by importance on it. None: the natural order.
-    progress   called with bytes done and in all.
-    Raises     ConversionError, OSError; the target is then as it was before.
+    progress      called with bytes done and in all.
+    Raises        ConversionError, OSError; the target is then as it was before.
     """
     content, how = open_source(source, outtype, with_vocabulary=with_vocabulary, pre=pre), how or Cut()
     plan = make_plan(content, target, how)
     check_target(plan.shards, content.inputs, force=force)
     if calibration:
-        plan = make_plan(
-            content, target, replace(how, orders=neuron_orders(source, target, content, calibration, pre=pre))
-        )
+        orders = neuron_orders(source, target, content, calibration, with_vocabulary=with_vocabulary, pre=pre)
+        plan = make_plan(content, target, replace(how, orders=orders))
     total, done = plan.n_bytes, 0
 
     def step(n: int) -> None:
@@ -79,7 +78,15 @@ def convert(
     return plan
 
 
-def neuron_orders(source: Path, target: Path, content: Content, calibration: Path, *, pre: str | None = None) -> Orders:
+def neuron_orders(
+    source: Path,
+    target: Path,
+    content: Content,
+    calibration: Path,
+    *,
+    with_vocabulary: bool = True,
+    pre: str | None = None,
+) -> Orders:
     """Orders of the neurons by importance, from running the model over `calibration`.
 
     A folder is first converted to an uncut file of its own floats beside the target, which is removed afterwards.
@@ -88,7 +95,7 @@ def neuron_orders(source: Path, target: Path, content: Content, calibration: Pat
         return importance.orders(content, importance.measure(source, content, calibration, content.warnings))
     plain = target.with_name(target.name + ".calibration.gguf")
     try:
-        convert(source, plain, how=Cut(split=False), force=True, pre=pre)
+        convert(source, plain, how=Cut(split=False), force=True, with_vocabulary=with_vocabulary, pre=pre)
         scores = importance.measure(plain, open_gguf(plain), calibration, content.warnings)
     finally:
         plain.unlink(missing_ok=True)
