@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 
-from matmul_native import ISAS, TYPES, Tiles, aligned, make_tiles, matmul, quantize, random_blocks, row_bytes, sizes  # noqa: E402
+from matmul_native import ISAS, TYPES, Tiles, aligned, make_tiles, matmul, quantize, random_blocks, row_bytes, sizes
 
 
 def cold_copies(tiles: Tiles, cold_bytes: int) -> tuple[Tiles, int]:
@@ -73,7 +73,19 @@ def bench_type(isa: str, name: str, args: argparse.Namespace) -> list[dict[str, 
         repeats = max(3, args.repeats if n <= 8 else args.repeats // 3)
         y = np.empty((n, rows), dtype=np.float32)
         if n == 1:
-            add("decode", n, matmul(isa, cold, acts, n, y=y, repeats=max(repeats, 2 * cold_bytes // tiles.data.size), cold_bytes=cold_bytes)[1])
+            add(
+                "decode",
+                n,
+                matmul(
+                    isa,
+                    cold,
+                    acts,
+                    n,
+                    y=y,
+                    repeats=max(repeats, 2 * cold_bytes // tiles.data.size),
+                    cold_bytes=cold_bytes,
+                )[1],
+            )
         add("cached", n, matmul(isa, tiles, acts, n, y=y, repeats=repeats)[1])
     return found
 
@@ -100,7 +112,10 @@ def main() -> None:
             batches = "  ".join(f"{n}: {values['cached', n]['Gop_s']:>6}" for n in args.tokens)
             decode = values.get(("decode", 1), {}).get("weights_GB_s", "-")
             tile, act = values["tile", 0]["weights_GB_s"], values["quantize", max(args.tokens)]["weights_GB_s"]
-            print(f"{isa:7}{name:7} decode {decode:>6} GB/s | tile {tile:>5} GB/s | quantize {act:>5} GB/s | Gop/s at tokens {batches}", flush=True)
+            print(
+                f"{isa:7}{name:7} decode {decode:>6} GB/s | tile {tile:>5} GB/s | quantize {act:>5} GB/s | Gop/s at tokens {batches}",
+                flush=True,
+            )
     if args.csv:
         with args.csv.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(found[0]))

@@ -1,4 +1,4 @@
-"""Tiles, activations and matmul of the native library as numpy functions; used by the tests of this folder and by bench/kernels.py."""
+"""Tiles, activations and matmul of the native library as numpy functions, for the tests here and bench/kernels.py."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _HALVES = {
 
 
 def random_blocks(name: str, rows: int, cols: int, rng: np.random.Generator) -> Bytes:
-    """Rows of GGUF blocks [rows, row_bytes] whose codes and sub-block scales take every bit pattern; only the scales are tamed."""
+    """Rows of GGUF blocks [rows, row_bytes]: codes and sub-block scales take every bit pattern, float scales are tamed."""
     if name == "F32":
         return rng.standard_normal((rows, cols), dtype=np.float32).view(np.uint8).reshape(rows, -1)
     if name == "F16":

@@ -1,9 +1,10 @@
-"""Matmul of every weight type: bit for bit against a plain reference over GGUF rows, and against float64 over gguf-py's weights.
+"""Matmul of every weight type: bits against a plain reference over GGUF rows, values against float64.
 
-Tolerance against float64. Activations are rounded to the nearest of 255 levels of amax / 127 per block, so each is off by at most
-amax / 254 (and a hair for the rounding of 127 / amax): the sum is off by at most sum_k |w_k| amax_b(k) / 254. Floats add, per block, the
-roundings of the scale, of float(I), and of one fused multiply-add, each at most u = 2^-24 of the largest magnitude the sum can have,
-S = sum_k |w'_k| |x_k| where |w'| = |scale code| + |min|: (blocks + 6) u S covers them. For float weights only the chain of cols roundings counts.
+Tolerance against float64 over gguf-py's weights. Activations are rounded to the nearest of 255 levels of amax / 127 per
+block, so each is off by at most amax / 254 (and a hair for the rounding of 127 / amax): the sum is off by at most
+sum_k |w_k| amax_b(k) / 254. Floats add, per block, the roundings of the scale, of float(I), and of one fused
+multiply-add, each at most u = 2^-24 of the largest magnitude the sum can have, S = sum_k |w'_k| |x_k| where
+|w'| = |scale code| + |min|: (blocks + 6) u S covers them. For float weights only the chain of cols roundings counts.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def run(isa: str, name: str, blocks: Bytes, x: Floats) -> Floats:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("name", TYPES)
 @pytest.mark.parametrize(("rows", "blocks_per_row"), [(1, 1), (16, 1), (17, 2), (31, 3), (48, 4)])
-def test_every_instruction_set_gives_the_bits_of_the_plain_reference(isa: str, name: str, rows: int, blocks_per_row: int) -> None:
+def test_every_instruction_set_gives_the_bits_of_the_plain_reference(
+    isa: str, name: str, rows: int, blocks_per_row: int
+) -> None:
     cols = smallest_cols(name) * blocks_per_row
     blocks, x = make_case(name, rows, cols, 3)
     assert_same_bits(run(isa, name, blocks, x), reference(name, blocks, x), f"{isa} {name} {rows} x {cols}")
@@ -74,6 +77,19 @@ def test_the_number_of_tokens_changes_no_bit(isa: str, name: str) -> None:
         assert_same_bits(matmul(isa, tiles, acts, n)[0], expected[:n], f"{isa} {name}, {n} tokens")
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["F32", "Q8_0", "Q4_K", "Q6_K"])
+def test_more_tokens_than_scratch_holds_change_no_bit(isa: str, name: str) -> None:
+    """Scratch has room for the sums of some 2000 tokens and two tiles, or 4000 and one; a longer prompt is taken in parts."""
+    cols, n = max(32, smallest_cols(name)), 4200
+    blocks, x = make_case(name, 37, cols, n)
+    picked = np.array([0, 1, 2009, 2010, 2011, 2012, 3000, 4020, 4021, 4022, 4023, 4024, n - 1])
+    tiles, _ = make_tiles(isa, name, blocks, cols)
+    y, _ = matmul(isa, tiles, quantize(isa, name, x)[0], n)
+    assert np.isfinite(y).all()
+    assert_same_bits(y[picked], reference(name, blocks, x[picked]), f"{isa} {name}")
+
+
 @pytest.mark.parametrize("name", TYPES)
 def test_a_real_shape_is_close_to_float64_over_the_decoded_weights(name: str) -> None:
     rows, cols, n = 96, 1024, 5
@@ -84,7 +100,7 @@ def test_a_real_shape_is_close_to_float64_over_the_decoded_weights(name: str) ->
         bound = (cols + 1) * U * np.abs(x.astype(np.float64)) @ np.abs(w).T
     else:
         amax = np.repeat(np.abs(x).reshape(n, -1, length).max(axis=2), length, axis=1).astype(np.float64)
-        # |scale code| + |min| is at most 2 |w| + 3 |min| <= 5 max |w| of the block's row; a block of w is bounded by its largest weight.
+        # |scale code| + |min| is taken as at most 5 times the largest |w| of the block.
         largest = np.repeat(np.abs(w).reshape(rows, -1, length).max(axis=2), length, axis=1)
         bound = amax / 253.9 @ np.abs(w).T + (cols // length + 6) * U * (np.abs(x).astype(np.float64) @ (5 * largest).T)
     assert_close(run(FAST, name, blocks, x), x.astype(np.float64) @ w.T, bound, name)
@@ -99,7 +115,7 @@ def test_typical_error_is_that_of_random_activation_rounding(name: str) -> None:
     exact = x.astype(np.float64) @ w.T
     error = run(FAST, name, blocks, x) - exact
     if name in FLOATS:
-        # Random roundings of a chain of cols partial sums, each at most the final magnitude by order: generously 4 u |x| |w| sqrt(cols).
+        # A chain of cols random roundings, each of a partial sum: generously 4 u |x| |w| sqrt(cols).
         limit = 4 * U * np.sqrt(cols) * np.sqrt((x.astype(np.float64) ** 2) @ (w**2).T)
     else:
         length = block_len(name)
@@ -163,13 +179,15 @@ def test_non_finite_activations_show_in_the_output(isa: str, name: str, bad: flo
 
 @pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS"])
 def test_the_largest_codes_and_activations_do_not_overflow(name: str) -> None:
-    """All activations at +-127 against each constant byte: the extremes of the integer sums, where a 16-bit step would saturate."""
+    """Activations at +-127 against each constant byte: extremes of the sums, where a 16-bit step would saturate."""
     cols = block_len(name)
     x = np.where(np.arange(3 * cols).reshape(3, cols) % [[1], [2], [3]] == 0, 1.0, -1.0).astype(np.float32)
     rng = np.random.default_rng(5)
     tame = random_blocks(name, 256, cols, rng)
     full = np.repeat(np.arange(256, dtype=np.uint8)[:, None], tame.shape[1], axis=1)
-    scale_at = {"MXFP4": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_1": [0, 2], "Q6_K": [208]}.get(name, [0])
+    scale_at = {"MXFP4": [0], "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_1": [0, 2], "Q6_K": [208]}.get(
+        name, [0]
+    )
     width = 1 if name == "MXFP4" else 2
     for at in scale_at:
         full[:, at : at + width] = tame[:, at : at + width]

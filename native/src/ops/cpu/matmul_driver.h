@@ -62,8 +62,9 @@ inline void finish(const MatmulJob& job, int64_t tile, int64_t token, F16x sum) 
 template <class Q, int tiles, int n>
 void run_tiles(const MatmulJob& job, int64_t tile, int64_t token, const std::byte* const (&x)[n]) {
     const int64_t n_blocks = job.w.cols / Q::kShape.len;
-    const int64_t stride = n_blocks * (Q::kShape.body + Q::kShape.ends);
-    const std::byte *body[tiles], *ends[tiles];
+    constexpr int step = Q::kShape.body + Q::kShape.ends;
+    const int64_t stride = n_blocks * step;
+    const std::byte *body[tiles], *ends[tiles], *ahead = job.w.data + tile * stride + kPrefetch;
     F16x acc[tiles][n];
     for (int i = 0; i < tiles; ++i) {
         body[i] = job.w.data + (tile + i) * stride;
@@ -71,9 +72,11 @@ void run_tiles(const MatmulJob& job, int64_t tile, int64_t token, const std::byt
         for (int t = 0; t < n; ++t) acc[i][t] = f_set(0.0f);
     }
     for (int64_t b = 0; b < n_blocks; ++b) {
-        if constexpr (n <= 2) {
+        // As many bytes as a block has, ends included, so that nothing of the tile is left out. Floats are read straight on: no need.
+        if constexpr (n <= 2 && Q::kShape.len > 1) {
             for (int i = 0; i < tiles; ++i)
-                for (int at = 0; at < Q::kShape.body; at += kColumn) __builtin_prefetch(body[i] + kPrefetch + at);
+                for (int at = 0; at < step; at += kColumn) __builtin_prefetch(ahead + i * stride + at);
+            ahead += step;
         }
         Q::template block<tiles, n>(body, ends, x, b, acc);
         for (int i = 0; i < tiles; ++i) {
