@@ -5,10 +5,9 @@ Arguments are checked here, answers are made in `generation`, numbers in the nat
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
-import secrets
+import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from .budgets import show_bytes
 from .config import ContextOptions, SamplingOptions
 from .errors import ArgumentError, ContextOverflowError, UnsupportedModelError
-from .generation import Floor, Generation, OnToken, Request
+from .generation import Floor, Generation, OnProgress, OnToken, Request
 from .native_context import NativeContext
 from .weights import Weights
 
@@ -89,8 +88,7 @@ class Context:
         self.native = NativeContext(weights, options)
         self._weights = weights
         self._floor = Floor()
-        self._template_source = chat_template
-        self._template: Any = None
+        self._template = chat_template
         self._last: Generation | None = None
         self.options = options
         self._n_vocab = weights.n_vocab
@@ -152,18 +150,26 @@ class Context:
     def detokenize(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
         return str(self._weights.tokenizer.decode(list(tokens), skip_special=skip_special))
 
-    def render_chat(self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any) -> str:
-        """The chat template's text for `messages`; `TemplateError` when there is none or it fails."""
-        if self._template is None:
-            from .template import ChatTemplate
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        chat_template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of `messages` by the chat template chosen at load. Where none was, `tools` choose the file's variant
+        'tool_use' if it has one, as in transformers.
 
-            source = self._template_source or self._weights.template_source()
-            tokenizer = self._weights.tokenizer
-            bos, eos = (
-                None if i is None or i < 0 else tokenizer.token_text(i) for i in (tokenizer.bos_id, tokenizer.eos_id)
-            )
-            self._template = ChatTemplate(source, bos_token=bos or "", eos_token=eos or "")
-        return str(self._template.render(messages, add_generation_prompt=add_generation_prompt, **variables))
+        chat_template  another one for this call: the name of one of the file's variants, or jinja source.
+        variables      what the template may use: `tools`, `enable_thinking`, ...
+        Raises         `TemplateError` when there is no such template or it fails.
+        """
+        choice = self._template if chat_template is None else chat_template
+        if choice is None and variables.get("tools") is not None and "tool_use" in self._weights.chat_template_names:
+            choice = "tool_use"
+        template = self._weights.chat_template(choice)
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     # ---- generating --------------------------------------------------------------------------------------------------
 
@@ -189,6 +195,7 @@ class Context:
         logprobs: int | None = None,
         stream: bool = False,
         on_token: OnToken | None = None,
+        on_progress: OnProgress | None = None,
         echo: bool = False,
         parse_special: bool = False,
         add_special: bool = True,
@@ -206,6 +213,8 @@ class Context:
         logprobs       k: keep each token's log probability and the k most likely.
         on_token       called with each piece of text ('' per token for a model without tokenizer); return False to
                        stop. Its exceptions reach you.
+        on_progress    called with (done, total) prompt tokens before each batch of the prompt and at its end, maybe on
+                       another thread; return False to stop. Its exceptions reach you.
         echo           begin the text with the prompt's.
         parse_special  read special tokens in a text prompt as such; add_special adds the model's first token to a text
                        prompt.
@@ -247,11 +256,12 @@ class Context:
             prompt=ids,
             max_tokens=room,
             sampling=sampling,
-            seed=secrets.randbits(63) if seed is None else seed,
+            seed=random.SystemRandom().getrandbits(63) if seed is None else seed,
             stop=stops,
             stop_ids=frozenset(own_stops) | frozenset(stop_tokens),
             logprobs=logprobs,
             on_token=on_token,
+            on_progress=on_progress,
             decoder=decoder,
             echo=(prompt if isinstance(prompt, str) else self.detokenize(ids)) if echo else "",
             finished=self._remember,
@@ -265,16 +275,17 @@ class Context:
         *,
         max_tokens: int | None = None,
         stream: bool = False,
+        chat_template: str | None = None,
         template_variables: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> Generation:
         """Answer a conversation: [{"role": "system"|"user"|"assistant", "content": text}, ...].
 
-        The model's own chat template is rendered as transformers renders it (with `template_variables`, e.g. tools),
-        special tokens in it are read as such, and the answer ends at the model's end tokens. `options` are those of
-        `generate`. Raises `TemplateError` as well.
+        The model's own chat template, or the `chat_template` of `render_chat`, is rendered as transformers renders it
+        (with `template_variables`, e.g. tools), special tokens in it are read as such, and the answer ends at the
+        model's end tokens. `options` are those of `generate`. Raises `TemplateError` as well.
         """
-        text = self.render_chat(messages, **dict(template_variables or {}))
+        text = self.render_chat(messages, chat_template=chat_template, **dict(template_variables or {}))
         options.setdefault("parse_special", True)
         # The template writes the first token itself where the model wants one, as in transformers.
         options.setdefault("add_special", False)
@@ -416,6 +427,8 @@ class AsyncGeneration:
         return self
 
     async def __anext__(self) -> str:
+        import asyncio  # here, because it costs more than all the rest of `import moepic_gguf`
+
         step = asyncio.ensure_future(asyncio.to_thread(next, self.result, None))
         try:
             piece = await asyncio.shield(step)

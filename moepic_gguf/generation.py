@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .config import SamplingOptions
 
 OnToken = Callable[[str], object]
+OnProgress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Request:
     stop_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
     on_token: OnToken | None = None
+    on_progress: OnProgress | None = None
     decoder: Any = None  # push(id) -> str, flush() -> str; None: the model serves ids only
     echo: str = ""
     finished: Callable[[Generation], None] | None = field(default=None, repr=False)
@@ -215,7 +217,7 @@ class Generation:
                     reason = "cancelled"
                     break
                 self._require_floor()  # a listener may have used the context
-                context.eval(pending)
+                context.eval(pending, on_progress=self._prefill_listener())
                 token = sampler.sample(context)
                 self.times_s.append(time.perf_counter() - start)
                 if token in request.stop_ids:
@@ -251,6 +253,13 @@ class Generation:
             self._emit(rest)
             yield rest
         self._finish(reason, why)
+
+    def _prefill_listener(self) -> OnProgress | None:
+        """The caller's listener, told positions of the whole prompt; None once the prompt is computed."""
+        listener, reused, total = self._request.on_progress, self.reused_tokens, self.prompt_tokens
+        if listener is None or self.times_s:
+            return None
+        return lambda done, _n: listener(reused + done, total)
 
     def _note_logprobs(self, token: int) -> None:
         if self.logprobs is None or self._request.logprobs is None:

@@ -15,7 +15,8 @@ from .context import AsyncGeneration, Context, Message, Stats
 from .errors import BudgetError
 from .generation import Generation
 from .metadata import Metadata
-from .weights import ModelInfo, Progress, Weights
+from .progress import Progress
+from .weights import ModelInfo, Weights
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,7 +61,8 @@ class Model:
         vram           video memory to use; needs a CUDA backend.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
         n_threads      0: all cores this process may use. The result does not depend on it.
-        chat_template  jinja source used instead of the file's.
+        chat_template  which template `chat` uses: the name of one of the file's variants, or jinja source (told from a
+                       name by a brace); None: the file's own.
         progress       called with (stage, done, total); return False to stop.
         Raises         `IoError`, `ModelFormatError`, `UnsupportedModelError` (names what is not supported),
                        `BudgetError` (need and have), `DeviceError`, `OutOfMemory`, `CancelledError`.
@@ -70,6 +72,8 @@ class Model:
         options.validate()
         weights = Weights(path, load, progress)
         try:
+            if chat_template is not None:
+                weights.chat_template(chat_template)  # a wrong name is told now
             model = cls(weights, options, chat_template)
             model._check_ram()
         except BaseException:
@@ -163,9 +167,15 @@ class Model:
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja source in use; None when the file has none and none was given."""
-        source = self._chat_template or self._weights.metadata.get("tokenizer.chat_template")
-        return source if isinstance(source, str) else None
+        """Jinja source in use; None when the file has none and none was given. `TemplateError` when it does not parse."""
+        if self._chat_template is None and "default" not in self.chat_template_names:
+            return None
+        return self._weights.chat_template(self._chat_template).source
+
+    @property
+    def chat_template_names(self) -> list[str]:
+        """Names of the file's chat templates: 'default' and its variants, if any."""
+        return self._weights.chat_template_names
 
     @property
     def n_ctx(self) -> int:

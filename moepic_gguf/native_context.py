@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .config import KV_TYPES, ContextOptions, SamplingOptions
-from .errors import ArgumentError, InternalError, MoepicError, check
+from .errors import ArgumentError, CancelledError, InternalError, MoepicError, check
 from .metadata import checked, last_error
+from .progress import NativeProgress
 
 if TYPE_CHECKING:
     from .weights import Weights
@@ -80,19 +81,39 @@ class NativeContext:
 
     # ---- computing ---------------------------------------------------------------------------------------------------
 
-    def eval(self, tokens: Sequence[int], *, all_logits: bool = False) -> None:
+    def eval(
+        self,
+        tokens: Sequence[int],
+        *,
+        all_logits: bool = False,
+        on_progress: Callable[[int, int], object] | None = None,
+    ) -> None:
         """Append tokens and compute logits of the last one, or of all. Ctrl-C stops within a layer and keeps the
         context usable.
+
+        on_progress   called with (done, total) of `tokens` before each batch and at the end, on the thread that
+                      computes; returning False stops (`CancelledError`), what it raises reaches the caller.
         """
-        from ._ffi import lib
+        from ._ffi import ffi, lib
 
         ids = self._ids(tokens)
+        report = None if on_progress is None else NativeProgress(lambda _stage, done, total: on_progress(done, total))
         with self.exclusive() as pointer:
             slow = len(tokens) > 1 or self._last_call_s > _NOTICEABLE_S
             start = time.perf_counter()
-            self._interruptible(
-                lambda: lib.moepic_context_eval(pointer, ids, len(tokens), int(all_logits)), pointer, slow
-            )
+            if report is not None:
+                lib.moepic_context_set_progress(pointer, report.callback, ffi.NULL)
+            try:
+                self._interruptible(
+                    lambda: lib.moepic_context_eval(pointer, ids, len(tokens), int(all_logits)), pointer, slow
+                )
+            except CancelledError:
+                if report is not None:
+                    report.reraise()
+                raise
+            finally:
+                if report is not None:
+                    lib.moepic_context_set_progress(pointer, ffi.NULL, ffi.NULL)
             self._last_call_s = time.perf_counter() - start
 
     def _interruptible(self, call: Callable[[], int], pointer: Any, slow: bool) -> None:

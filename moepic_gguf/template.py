@@ -75,24 +75,21 @@ class ChatTemplate:
         self._template = environment.template_class.from_code(environment, code, environment.make_globals(None))
 
     @classmethod
-    def from_metadata(cls, meta: Mapping[str, object], name: str | None = None) -> ChatTemplate:
-        """The template of a GGUF: `tokenizer.chat_template`, or its variant `tokenizer.chat_template.<name>`.
+    def from_metadata(cls, meta: Mapping[str, object], choice: str | None = None) -> ChatTemplate:
+        """The template of a GGUF: `tokenizer.chat_template`, or what `choice` says.
 
-        BOS and EOS texts come from the same keys. Raises TemplateError where the file has no such template, with the
+        choice   the name of a variant (`tokenizer.chat_template.<name>`; 'default' is `tokenizer.chat_template`), or
+                 jinja source, told from a name by a brace: used in place of the file's.
+        BOS and EOS texts come from the file's keys. Raises TemplateError where the file has no such template, with the
         names it has.
         """
-        key = _KEY if name in (None, "default") else f"{_KEY}.{name}"
-        source = meta.get(key)
-        if not isinstance(source, str):
-            known = ", ".join(template_names(meta))
-            raise TemplateError(
-                f"the file has no chat template under '{key}'" + (f" (it has: {known})" if known else " and no other")
-            )
+        if choice is not None and "{" in choice:
+            source, name = choice, "given"
+        else:
+            name = "default" if choice is None else choice
+            source = _named_source(meta, name)
         return cls(
-            source,
-            bos_token=_token_text(meta, "bos_token_id"),
-            eos_token=_token_text(meta, "eos_token_id"),
-            name=name or "default",
+            source, bos_token=_token_text(meta, "bos_token_id"), eos_token=_token_text(meta, "eos_token_id"), name=name
         )
 
     def render(
@@ -148,11 +145,27 @@ _KEY = "tokenizer.chat_template"
 def template_names(meta: Mapping[str, object]) -> list[str]:
     """Names of the templates a GGUF carries; 'default' is `tokenizer.chat_template` itself."""
     names = ["default"] if isinstance(meta.get(_KEY), str) else []
-    return names + sorted(key[len(_KEY) + 1 :] for key, text in meta.items() if key.startswith(_KEY + ".") and text)
+    # By key, because a mapping over a file reads a value, such as the list of all tokens, when it is asked for.
+    variants = [key for key in meta if key.startswith(_KEY + ".") and isinstance(meta[key], str)]
+    return names + sorted(key[len(_KEY) + 1 :] for key in variants)
+
+
+def _named_source(meta: Mapping[str, object], name: str) -> str:
+    key = _KEY if name == "default" else f"{_KEY}.{name}"
+    source = meta.get(key)
+    if not isinstance(source, str):
+        known = ", ".join(template_names(meta))
+        raise TemplateError(
+            f"the file has no chat template under '{key}'"
+            + (f" (it has: {known})" if known else " and no other")
+            + "; choose one with chat_template=NAME, give jinja source there, or continue plain text instead"
+        )
+    return source
 
 
 def _token_text(meta: Mapping[str, object], key: str) -> str | None:
-    token, tokens = meta.get(f"tokenizer.ggml.{key}"), meta.get("tokenizer.ggml.tokens")
+    token = meta.get(f"tokenizer.ggml.{key}")
+    tokens = None if token is None else meta.get("tokenizer.ggml.tokens")
     if not isinstance(token, int) or not isinstance(tokens, Sequence) or not 0 <= token < len(tokens):
         return None
     text = tokens[token]

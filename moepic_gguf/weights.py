@@ -7,20 +7,21 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
 from .config import ISA_NAMES, LoadOptions, choose_device
 from .errors import BudgetError, IoError, MoepicError, TemplateError, UnsupportedModelError
 from .metadata import GgufFile, Metadata, checked, text_of, type_name
+from .progress import NativeProgress, Progress
+
+if TYPE_CHECKING:
+    from .template import ChatTemplate
 
 log = logging.getLogger("moepic_gguf")
 _LEVELS = (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
-
-Progress = Callable[[str, int, int], object]  # stage, done, total; False stops
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Weights:
         self.load_s = time.perf_counter() - start
         self.metadata = Metadata(self._borrow_file)
         self._tokenizer: Any = None
+        self._templates: dict[str | None, ChatTemplate] = {}
 
     def _borrow_file(self) -> Any:
         from ._ffi import lib
@@ -221,18 +223,25 @@ class Weights:
             self._tokenizer = Tokenizer.from_metadata(self.metadata)
         return self._tokenizer
 
-    def template_source(self, name: str | None = None) -> str:
-        """The file's chat template (or its named variant); `TemplateError` when there is none. No other template is
-        ever used instead.
+    @property
+    def chat_template_names(self) -> list[str]:
+        """Names of the file's chat templates: 'default' and its variants, if any."""
+        from .template import template_names
+
+        return template_names(self.metadata)
+
+    def chat_template(self, choice: str | None = None) -> ChatTemplate:
+        """The file's chat template, its variant of that name, or jinja source given in its place, compiled once.
+        `TemplateError` when there is none. No other template is ever used instead.
         """
-        key = "tokenizer.chat_template" + (f".{name}" if name else "")
-        source = self.metadata.get(key)
-        if not isinstance(source, str):
-            raise TemplateError(
-                f"'{self.path.name}' has no chat template (key '{key}'): pass chat_template=... to Model.load, or use "
-                f"generate() with plain text"
-            )
-        return source
+        if choice not in self._templates:
+            from .template import ChatTemplate
+
+            try:
+                self._templates[choice] = ChatTemplate.from_metadata(self.metadata, choice)
+            except TemplateError as error:
+                raise TemplateError(f"'{self.path.name}': {error}", line=error.line) from None
+        return self._templates[choice]
 
 
 def resolve_path(path: str | os.PathLike[str]) -> Path:
@@ -286,28 +295,16 @@ def _check_file_fits(path: Path, options: LoadOptions) -> None:
 def _load(path: Path, options: LoadOptions, progress: Progress | None) -> Any:
     from ._ffi import ffi, lib
 
-    raised: list[BaseException] = []
-
-    def keep(_kind: object, error: BaseException, _traceback: object) -> int:
-        raised.append(error)
-        return 1
-
     # Present even when nobody listens: entering Python is what lets Ctrl-C stop a long load.
-    @ffi.callback("moepic_progress_fn", onerror=keep, error=1)  # type: ignore[untyped-decorator]
-    def report(stage: Any, done: int, total: int, _user: Any) -> int:
-        if progress is None:
-            return 0
-        return int(progress(ffi.string(stage).decode("ascii"), done, total) is False)
-
+    report = NativeProgress(progress if progress is not None else lambda *_: None)
     native = ffi.new("moepic_model_options*")
     lib.moepic_model_options_init(native)
     native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
     native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
-    native.progress = report
+    native.progress = report.callback
     out = ffi.new("moepic_model**")
     code = lib.moepic_model_load(out, os.fsencode(path), native)
-    if raised:
-        raise raised[0]
+    report.reraise()
     checked(code)
     return out[0]
 

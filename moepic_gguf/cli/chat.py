@@ -42,6 +42,9 @@ from .session import ChatSession, check_setting
 @click.option(
     "--chat-template-file", type=click.Path(), default=None, help="Jinja template used instead of the model's."
 )
+@click.option(
+    "--chat-template", default=None, metavar="NAME", help="One of the model's named templates, or jinja source."
+)
 @click.option("-no-cnv", "--no-conversation", "plain", is_flag=True, help="Continue plain text; no chat template.")
 @click.option("--no-history", is_flag=True, help="Do not keep typed lines between sessions.")
 @common.load_options
@@ -53,6 +56,7 @@ def main(
     prompt: str | None,
     prompt_file: str | None,
     system: str | None,
+    chat_template: str | None,
     chat_template_file: str | None,
     plain: bool,
     no_history: bool,
@@ -75,14 +79,23 @@ def main(
     for name, value in settings.items():
         check_setting(name, value)
     path = common.model_argument(model or model_option or "") if model or model_option else _demo_model()
-    template = _read(chat_template_file, "chat template") if chat_template_file else None
+    if chat_template is not None and chat_template_file is not None:
+        raise click.UsageError("give --chat-template or --chat-template-file, not both")
+    if chat_template_file is not None:
+        chat_template = _read(chat_template_file, "chat template")
+        if "{" not in chat_template:
+            raise ArgumentError(
+                f"the chat template file '{chat_template_file}' holds no jinja template: no brace in it"
+            )
     one_shot = prompt if prompt is not None else None
     if prompt == "-":
         one_shot = sys.stdin.read()
     elif prompt_file is not None:
         one_shot = _read(prompt_file, "prompt")
-    with common.load_model(path, loading, chat_template=template) as loaded:
+    with common.load_model(path, loading, chat_template=chat_template) as loaded:
         session = ChatSession(loaded, click.echo, settings, system=system, plain=plain)
+        if sys.stderr.isatty():
+            session.show_progress = common.PromptProgress
         _check(session, loaded)
         if verbose:
             click.echo(str(loaded.config), err=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,32 @@ def load_model(
 def progress_bar(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True)
+
+
+class PromptProgress:
+    """One line on the terminal's stderr while a prompt is computed; it goes away when that ends, and stays where
+    that is stopped.
+    """
+
+    def __init__(self) -> None:
+        self._shown = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        text = f"prompt: {done} of {total} tokens"
+        if done >= total or len(text) >= shutil.get_terminal_size().columns:  # a line that wraps cannot be taken back
+            self.clear()
+            return
+        self._write(text.ljust(self._shown))
+        self._shown = len(text)
+
+    def clear(self) -> None:
+        if self._shown:
+            self._write(" " * self._shown + "\r")
+            self._shown = 0
+
+    def _write(self, text: str) -> None:
+        sys.stderr.write("\r" + text)
+        sys.stderr.flush()
 
 
 def model_argument(path: str) -> Path:

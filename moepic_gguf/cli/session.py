@@ -47,6 +47,7 @@ class ChatSession:
     plain: bool = False  # no template: each message is continued as it stands
     template_variables: dict[str, Any] = field(default_factory=dict)
     leaving: bool = False
+    show_progress: Callable[[], Callable[[int, int], object]] | None = None  # makes a listener for one long prompt
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 
@@ -85,6 +86,9 @@ class ChatSession:
         # An answer limit is a wish here: near the end of the context the answer may be shorter.
         room = self.model.n_ctx - len(prompt)
         most = None if limit < 0 else max(0, min(limit, room)) if room >= 0 else limit
+        # One batch is over before a person would read of it.
+        if self.show_progress is not None and len(prompt) > self.model.context.native.n_batch:
+            options["on_progress"] = self.show_progress()
         return self.model.generate(prompt, max_tokens=most, stream=True, **options)
 
     def conversation(self) -> list[dict[str, str]]:

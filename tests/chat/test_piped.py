@@ -145,6 +145,9 @@ def test_a_full_context_is_told_and_the_conversation_stays(command, tiny, expect
         (["TINY", "--device", "cuda"], "no CUDA backend"),
         (["TINY", "-p", "a", "-f", "b"], "not both"),
         (["TINY", "--chat-template-file", "absent.jinja"], "absent.jinja"),
+        (["TINY", "--chat-template", "tool_use"], "it has: default"),
+        (["TINY", "--chat-template", "a", "--chat-template-file", "b"], "not both"),
+        (["TINY", "--chat-template-file", "/dev/null"], "no brace"),
         (["TINY", "-p", " "], "empty"),
     ],
 )  # fmt: skip

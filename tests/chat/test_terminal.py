@@ -91,6 +91,22 @@ def test_ctrl_c_stops_the_answer_and_a_second_one_leaves(chat, slow):
     assert left_with(child) == 0
 
 
+def test_a_long_prompt_shows_how_far_it_is_and_can_be_stopped(chat, slow, tmp_path):
+    long = tmp_path / "long.txt"
+    long.write_text("the hand and the inn " * 250)
+    child = chat(slow, "-c", "8192", "-b", "64", "-n", "2")
+    say(child, f"/read {long}")
+    child.expect(r"prompt: \d+ of \d+ tokens")
+    child.sendintr()
+    child.expect_exact("stopped")
+    child.expect_exact(">>>")
+    say(child, "/show history")
+    child.expect_exact("(no messages)")  # nothing was answered
+    child.expect_exact(">>>")
+    say(child, "/exit")
+    assert left_with(child) == 0
+
+
 def test_at_the_prompt_ctrl_c_drops_the_line_then_warns_then_leaves(chat, tiny):
     child = chat(tiny)
     child.send("half a line")

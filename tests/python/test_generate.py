@@ -330,6 +330,67 @@ def test_a_missing_template_is_an_error_and_a_given_one_is_used(tiny_file):
         assert model.chat_template.endswith("!")
 
 
+def test_a_named_template_is_chosen_at_load_or_per_call_and_by_tools(tiny_file):
+    from moepic_gguf import TemplateError
+
+    path, talk = tiny_file(Shape(tool_template="T{{ messages[0]['content'] }}")), [{"role": "user", "content": "a"}]
+    with Model.load(path) as model:
+        assert model.chat_template_names == ["default", "tool_use"]
+        assert model.render_chat(talk) == "<|user|>a<|end|><|assistant|>"
+        assert model.render_chat(talk, chat_template="tool_use") == "Ta"
+        assert model.render_chat(talk, tools=[{"name": "f"}]) == "Ta"
+        assert model.render_chat(talk, tools=[{"name": "f"}], chat_template="default").startswith("<|user|>")
+        answer = model.chat(talk, chat_template="tool_use", max_tokens=4)
+        assert answer.tokens == model.generate("Ta", max_tokens=4, add_special=False).tokens
+    with Model.load(path, chat_template="tool_use") as model:
+        assert model.render_chat(talk) == "Ta"
+        assert model.chat_template.startswith("T")
+    for choice in ("tool_us", ""):
+        with pytest.raises(TemplateError, match="it has: default, tool_use"):
+            Model.load(path, chat_template=choice)
+
+
+def test_a_template_sees_only_the_special_tokens_the_file_names(tiny_file):
+    template = "{{ bos_token }}|{{ 'no' if eos_token is undefined else eos_token }}"
+    for eos, expected in ((True, "<s>|<|end|>"), (False, "<s>|no")):
+        with Model.load(tiny_file(Shape(eos=eos)), chat_template=template) as model:
+            assert model.render_chat([]) == expected
+
+
+# ---- progress of long prompts ----------------------------------------------------------------------------------------
+
+
+def test_progress_is_told_before_each_batch_and_at_the_end(tiny_file):
+    ids, told = list(range(40)), []
+    with Model.load(tiny_file(), n_batch=16, n_threads=1) as model:
+        plain = model.generate(ids, max_tokens=5, ignore_eos=True).tokens
+        model.context.clear()
+        answer = model.generate(ids, max_tokens=5, ignore_eos=True, on_progress=lambda *now: told.append(now))
+        assert answer.tokens == plain
+        assert told == [(0, 40), (16, 40), (32, 40), (40, 40)]
+        told.clear()
+        model.generate([*ids, 7, 8, 9], max_tokens=1, on_progress=lambda *now: told.append(now))
+        assert told == [(40, 43), (43, 43)]  # the beginning was there already
+
+
+def test_progress_can_stop_and_its_exceptions_arrive(tiny_file):
+    def fail(done, _total):
+        if done:
+            raise RuntimeError("from the listener")
+
+    ids = list(range(40))
+    with Model.load(tiny_file(), n_batch=16, n_threads=1) as model:
+        expected = model.generate(ids, max_tokens=3).tokens
+        model.context.clear()
+        answer = model.generate(ids, max_tokens=3, on_progress=lambda done, _total: done < 16)
+        assert (answer.finish_reason, answer.tokens, model.stats.prefill_tokens) == ("cancelled", [], 40 + 16)
+        model.context.clear()
+        with pytest.raises(RuntimeError, match="from the listener"):
+            model.generate(ids, max_tokens=3, on_progress=fail)
+        assert model.generate(ids, max_tokens=3).tokens == expected
+        assert model.stats.reused_tokens == 16, "what was computed before the listener failed is kept"
+
+
 # ---- several contexts, and who may speak -----------------------------------------------------------------------------
 
 

@@ -34,6 +34,8 @@ class Shape:
     seed: int = 1
     tokenizer: bool = True
     template: bool = True
+    tool_template: str | None = None  # source of a second chat template, 'tool_use'
+    eos: bool = True  # the file names an end token
 
 
 def byte_tokens() -> list[str]:
@@ -94,10 +96,12 @@ def write(path: Path, shape: Shape = Shape()) -> Path:
         writer.add_token_merges(merges)
         writer.add_token_types(types)
         writer.add_bos_token_id(tokens.index("<s>"))
-        writer.add_eos_token_id(tokens.index("<|end|>"))
+        if shape.eos:
+            writer.add_eos_token_id(tokens.index("<|end|>"))
         writer.add_add_bos_token(True)
         if shape.template:
-            writer.add_chat_template(TEMPLATE)
+            variants = [{"name": "tool_use", "template": shape.tool_template}] if shape.tool_template else []
+            writer.add_chat_template([{"name": "default", "template": TEMPLATE}, *variants])
     draw = np.random.default_rng(shape.seed)
 
     def add(name: str, *dims: int) -> None:
