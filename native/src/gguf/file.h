@@ -17,7 +17,19 @@
 namespace moepic::gguf {
 
 enum class ValueType : uint32_t {
-    u8 = 0, i8 = 1, u16 = 2, i16 = 3, u32 = 4, i32 = 5, f32 = 6, boolean = 7, string = 8, array = 9, u64 = 10, i64 = 11, f64 = 12,
+    u8 = 0,
+    i8 = 1,
+    u16 = 2,
+    i16 = 3,
+    u32 = 4,
+    i32 = 5,
+    f32 = 6,
+    boolean = 7,
+    string = 8,
+    array = 9,
+    u64 = 10,
+    i64 = 11,
+    f64 = 12,
 };
 const char* value_type_name(ValueType type) noexcept;
 
@@ -31,9 +43,9 @@ using TypeLookup = bool (*)(uint32_t type_id, BlockLayout& out);
 // One metadata value. Points into the mapped file; valid while the File lives.
 class Value {
 public:
-    ValueType type() const;            // array for arrays
-    ValueType element_type() const;    // of an array; type() for scalars
-    uint64_t count() const;            // elements of an array, 1 for a scalar
+    ValueType type() const;          // array for arrays
+    ValueType element_type() const;  // of an array; type() for scalars
+    uint64_t count() const;          // elements of an array, 1 for a scalar
 
     // Scalars (index 0) and array elements. Empty when the type does not convert without loss of meaning:
     // any integer or bool to i64/u64 when it fits, any number to f64, bool only from bool.
@@ -48,8 +60,8 @@ private:
     ValueType type_{};
     ValueType element_type_{};
     uint64_t count_ = 0;
-    const std::byte* data_ = nullptr;               // little-endian payload
-    std::vector<std::string_view> strings_;         // for strings and arrays of strings
+    const std::byte* data_ = nullptr;        // little-endian payload
+    std::vector<std::string_view> strings_;  // for strings and arrays of strings
     // Arrays of arrays are accepted and skipped: element_type() is array and every accessor answers empty.
 };
 
@@ -60,13 +72,13 @@ struct KeyValue {
 
 struct Tensor {
     std::string_view name;
-    uint32_t type = 0;       // GGUF type id
+    uint32_t type = 0;  // GGUF type id
     uint32_t n_dims = 0;
-    uint64_t ne[4] = {1, 1, 1, 1};  // fastest first, as in the file
-    uint64_t n_bytes = 0;    // 0 when the type is unknown
-    uint32_t shard = 0;      // index into File::shard_path
-    uint64_t file_offset = 0;          // absolute, in that shard
-    const std::byte* data = nullptr;   // mapped bytes; null when the type is unknown
+    uint64_t ne[4] = {1, 1, 1, 1};    // fastest first, as in the file
+    uint64_t n_bytes = 0;             // 0 when the type is unknown
+    uint32_t shard = 0;               // index into File::shard_path
+    uint64_t file_offset = 0;         // absolute, in that shard
+    const std::byte* data = nullptr;  // mapped bytes; null when the type is unknown
 };
 
 class File {
@@ -81,15 +93,15 @@ public:
     File& operator=(File&&) noexcept;
     ~File();
 
-    std::span<const KeyValue> keys() const;      // in file order, from the first shard
+    std::span<const KeyValue> keys() const;  // in file order, from the first shard
     const Value* find(std::string_view key) const;
-    std::span<const Tensor> tensors() const;     // all shards, in shard and file order
+    std::span<const Tensor> tensors() const;  // all shards, in shard and file order
     const Tensor* find_tensor(std::string_view name) const;
     uint64_t alignment() const;
     uint32_t version() const;
     uint32_t shard_count() const;
     const std::string& shard_path(uint32_t index) const;
-    uint64_t file_bytes() const;                 // all shards
+    uint64_t file_bytes() const;  // all shards
     // Tell the kernel which mapped bytes are wanted soon / no more. Hints: failures are ignored.
     void will_need(const Tensor& tensor) const;
     void dont_need(const Tensor& tensor) const;
