@@ -7,6 +7,7 @@ Each group prints itself (`str(options)`), and `Model.config` prints what is in 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
@@ -22,18 +23,21 @@ class _Printable:
         return "\n".join(f"{item.name:18} {getattr(self, item.name)}" for item in fields(self))  # type: ignore[arg-type]
 
 
-def _need(condition: bool, text: str) -> None:
+# Numbers of numpy are numbers too. Raise `ArgumentError` where one is not what is expected.
+
+
+def need(condition: bool, text: str) -> None:
     if not condition:
         raise ArgumentError(text)
 
 
-def _need_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+def need_int(name: str, value: object, low: int, high: int = 2**31 - 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not low <= int(value) <= high:
         raise ArgumentError(f"{name}: expected a whole number from {low} to {high}, found {value!r}")
 
 
-def _need_number(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (low <= value <= high):
+def need_number(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not (low <= float(value) <= high):
         raise ArgumentError(f"{name}: expected a number from {low:g} to {high:g}, found {value!r}")
 
 
@@ -53,15 +57,15 @@ class LoadOptions(_Printable):
 
     def validate(self) -> None:
         """Raise `ArgumentError` or `BudgetError` for a value that no machine could honour."""
-        kind, _, number = self.device.partition(":")
+        kind, _, number = str(self.device).partition(":")
         known = kind in ("auto", "cpu", "cuda") and (not number or (kind == "cuda" and number.isdigit()))
-        _need(known, f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found {self.device!r}")
-        _need(
+        need(known, f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found {self.device!r}")
+        need(
             self.isa == "auto" or self.isa in ISA_NAMES,
             f"isa: expected auto, {', '.join(ISA_NAMES)}, found {self.isa!r}",
         )
-        _need_int("n_threads", self.n_threads, 0, 4096)
-        _need_int("granule", self.granule, 0)
+        need_int("n_threads", self.n_threads, 0, 4096)
+        need_int("granule", self.granule, 0)
         _ = self.ram_bytes, self.vram_bytes
 
     @property
@@ -89,10 +93,10 @@ class ContextOptions(_Printable):
 
     def validate(self) -> None:
         """Raise `ArgumentError` for the option that is out of range."""
-        _need_int("n_ctx", self.n_ctx, 0)
-        _need_int("n_batch", self.n_batch, 0, 2**20)
-        _need_int("n_threads", self.n_threads, 0, 4096)
-        _need(self.kv_type in KV_TYPES, f"kv_type: expected {' or '.join(KV_TYPES)}, found {self.kv_type!r}")
+        need_int("n_ctx", self.n_ctx, 0)
+        need_int("n_batch", self.n_batch, 0, 2**20)
+        need_int("n_threads", self.n_threads, 0, 4096)
+        need(self.kv_type in KV_TYPES, f"kv_type: expected {' or '.join(KV_TYPES)}, found {self.kv_type!r}")
 
 
 @dataclass(frozen=True)
@@ -118,20 +122,24 @@ class SamplingOptions(_Printable):
 
     def validate(self, n_vocab: int | None = None) -> None:
         """Raise `ArgumentError` for the option that is out of range; `n_vocab` checks the ids of `logit_bias`."""
-        _need_number("temperature", self.temperature, 0.0, 1e4)
-        _need_int("top_k", self.top_k, 0)
-        _need_number("top_p", self.top_p, 0.0, 1.0)
-        _need_number("min_p", self.min_p, 0.0, 1.0)
-        _need_number("typical_p", self.typical_p, 0.0, 1.0)
-        _need_number("repeat_penalty", self.repeat_penalty, 1e-3, 1e3)
-        _need_number("presence_penalty", self.presence_penalty, -1e3, 1e3)
-        _need_number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
-        _need_int("penalty_last_n", self.penalty_last_n, -1)
+        need_number("temperature", self.temperature, 0.0, 1e4)
+        need_int("top_k", self.top_k, 0)
+        need_number("top_p", self.top_p, 0.0, 1.0)
+        need_number("min_p", self.min_p, 0.0, 1.0)
+        need_number("typical_p", self.typical_p, 0.0, 1.0)
+        need_number("repeat_penalty", self.repeat_penalty, 1e-3, 1e3)
+        need_number("presence_penalty", self.presence_penalty, -1e3, 1e3)
+        need_number("frequency_penalty", self.frequency_penalty, -1e3, 1e3)
+        need_int("penalty_last_n", self.penalty_last_n, -1)
         if self.seed is not None:
-            _need_int("seed", self.seed, 0, 2**64 - 1)
+            need_int("seed", self.seed, 0, 2**64 - 1)
+        need(
+            isinstance(self.logit_bias, Mapping),
+            f"logit_bias: expected a mapping of token ids to numbers, found {self.logit_bias!r}",
+        )
         for token, bias in self.logit_bias.items():
-            _need_int("logit_bias: token", token, 0, (n_vocab or 2**31) - 1)
-            _need(isinstance(bias, (int, float)) and not math.isnan(bias) and bias != math.inf,
+            need_int("logit_bias: token", token, 0, (n_vocab or 2**31) - 1)
+            need(isinstance(bias, numbers.Real) and not math.isnan(bias) and bias != math.inf,
                   f"logit_bias: token {token} has the bias {bias!r}; expected a number or -inf")  # fmt: skip
 
 

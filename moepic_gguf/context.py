@@ -5,19 +5,23 @@ Arguments are checked here, answers are made in `generation`, numbers in the nat
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
+import operator
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
-from .config import ContextOptions, SamplingOptions
+from .config import ContextOptions, SamplingOptions, need, need_int
 from .errors import ArgumentError, ContextOverflowError, UnsupportedModelError
 from .generation import Floor, Generation, OnProgress, OnToken, Request
 from .native_context import NativeContext
+from .stopping import checked_stops
 from .weights import Weights
 
 if TYPE_CHECKING:
@@ -148,7 +152,8 @@ class Context:
         return list(self._weights.tokenizer.encode(text, add_special=add_special, parse_special=parse_special))
 
     def detokenize(self, tokens: Iterable[int], *, skip_special: bool = False) -> str:
-        return str(self._weights.tokenizer.decode(list(tokens), skip_special=skip_special))
+        """Text of `tokens`; bytes that are not UTF-8 become U+FFFD. `skip_special` leaves out control tokens."""
+        return str(self._weights.tokenizer.decode(_whole_numbers("tokens", tokens), skip_special=skip_special))
 
     def render_chat(
         self,
@@ -189,7 +194,7 @@ class Context:
         penalty_last_n: int = 64,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         stop_tokens: Sequence[int] = (),
         ignore_eos: bool = False,
         logprobs: int | None = None,
@@ -233,32 +238,33 @@ class Context:
             frequency_penalty=frequency_penalty,
             penalty_last_n=penalty_last_n,
             seed=seed,
-            logit_bias=dict(logit_bias or {}),
+            logit_bias={} if logit_bias is None else logit_bias,
         )
         sampling.validate(self._n_vocab)
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        if "" in stops:
-            raise ArgumentError("stop: an empty string would stop at once")
-        if logprobs is not None and not 0 <= logprobs <= self._n_vocab:
-            raise ArgumentError(f"logprobs: expected 0 to {self._n_vocab}, found {logprobs}")
+        stops = checked_stops(stop)
+        stop_ids = frozenset(self._checked_ids("stop_tokens", stop_tokens or ()))
+        if logprobs is not None:
+            need_int("logprobs", logprobs, 0, self._n_vocab)
+        for name, listener in (("on_token", on_token), ("on_progress", on_progress)):
+            need(listener is None or callable(listener), f"{name}: expected a function, found {listener!r}")
         ids = self._prompt_ids(prompt, add_special, parse_special)
         room = self._room(len(ids), max_tokens)
         tokenizer = self._tokenizer_for(prompt, stops)
         decoder = None
-        own_stops: Iterable[int] = ()
         if tokenizer is not None:
             from .tokenizer import StreamDecoder
 
             # After a control token ("<|assistant|>", a first token) the answer begins a text; else it continues one.
             decoder = StreamDecoder(tokenizer, at_start=tokenizer.is_control(ids[-1]))
-            own_stops = () if ignore_eos else tokenizer.stop_ids
+            if not ignore_eos:
+                stop_ids |= tokenizer.stop_ids
         request = Request(
             prompt=ids,
             max_tokens=room,
             sampling=sampling,
             seed=random.SystemRandom().getrandbits(63) if seed is None else seed,
             stop=stops,
-            stop_ids=frozenset(own_stops) | frozenset(stop_tokens),
+            stop_ids=stop_ids,
             logprobs=logprobs,
             on_token=on_token,
             on_progress=on_progress,
@@ -309,7 +315,7 @@ class Context:
         """Logits after each token: float32 [n_tokens, n_vocab]. Replaces the context's sequence."""
         import numpy as np
 
-        ids = self._checked_ids(tokens)
+        ids = self._sequence("tokens", tokens)
         self._room(len(ids), None)
         out = np.empty((len(ids), self._n_vocab), dtype=np.float32)
         self._floor.take(None)
@@ -329,7 +335,9 @@ class Context:
         wants one; the second half of each window is scored, so every scored token has at least n_ctx / 2 tokens before
         it. `on_window(i, n, so_far)` is called after each window.
         """
-        ids = self.tokenize(text) if isinstance(text, str) else self._checked_ids(text)
+        ids = self.tokenize(text) if isinstance(text, str) else self._sequence("text", text)
+        if n_ctx is not None:
+            need_int("n_ctx", n_ctx, 4)
         window = n_ctx or min(512, self.n_ctx, len(ids))
         if window > self.n_ctx:
             raise ContextOverflowError(f"perplexity: windows of {window} tokens do not fit a context of {self.n_ctx}")
@@ -365,7 +373,7 @@ class Context:
     def _remember(self, generation: Generation) -> None:
         self._last = generation
 
-    def _tokenizer_for(self, prompt: str | Sequence[int], stops: list[str]) -> Any:
+    def _tokenizer_for(self, prompt: str | Sequence[int], stops: Sequence[str]) -> Any:
         """The tokenizer, or None where token ids can be served without one."""
         if isinstance(prompt, str) or stops:
             return self._weights.tokenizer
@@ -377,27 +385,29 @@ class Context:
             log.warning("serving token ids only: %s", error)
             return None
 
-    def _checked_ids(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(token) for token in tokens]
+    def _checked_ids(self, name: str, tokens: Iterable[int]) -> list[int]:
+        ids = _whole_numbers(name, tokens)
         for position, token in enumerate(ids):
             if not 0 <= token < self._n_vocab:
                 raise ArgumentError(
-                    f"tokens: {token} at position {position} is outside the vocabulary of {self._n_vocab}"
+                    f"{name}: {token} at position {position} is outside the vocabulary of {self._n_vocab}"
                 )
-        if not ids:
-            raise ArgumentError("tokens: at least one is needed")
+        return ids
+
+    def _sequence(self, name: str, tokens: Iterable[int]) -> list[int]:
+        ids = self._checked_ids(name, tokens)
+        need(bool(ids), f"{name}: at least one token is needed")
         return ids
 
     def _prompt_ids(self, prompt: str | Sequence[int], add_special: bool, parse_special: bool) -> list[int]:
         if not isinstance(prompt, str):
-            return self._checked_ids(prompt)
+            return self._sequence("prompt", prompt)
         ids = self.tokenize(prompt, add_special=add_special, parse_special=parse_special)
-        if not ids:
-            raise ArgumentError("prompt: it is empty, and this model wants no first token; give at least one character")
+        need(bool(ids), "prompt: it is empty, and this model wants no first token; give at least one character")
         return ids
 
     def _room(self, n_prompt: int, max_tokens: int | None) -> int:
-        """Tokens that may be generated. The last one is never fed back, so prompt + answer may be n_ctx + 1."""
+        """Tokens that may be generated: prompt and answer share the positions."""
         room = self.n_ctx - n_prompt
         if n_prompt > self.n_ctx:
             raise ContextOverflowError(
@@ -406,7 +416,7 @@ class Context:
             )
         if max_tokens is None:
             return room
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 0:
+        if isinstance(max_tokens, bool) or not isinstance(max_tokens, Integral) or max_tokens < 0:
             raise ArgumentError(f"max_tokens: expected None or a number of tokens, found {max_tokens!r}")
         if max_tokens > room:
             raise ContextOverflowError(
@@ -415,6 +425,14 @@ class Context:
                 f"max_tokens to {room}, or pass None for as many as fit"
             )
         return max_tokens
+
+
+def _whole_numbers(name: str, values: Iterable[int]) -> list[int]:
+    """`values` as plain ints: numpy's and torch's integers too; no text, no floats."""
+    if not isinstance(values, (str, bytes, Mapping)):
+        with contextlib.suppress(TypeError):
+            return [operator.index(value) for value in values]
+    raise ArgumentError(f"{name}: expected a sequence of token ids (whole numbers), found {repr(values)[:80]}")
 
 
 class AsyncGeneration:

@@ -124,7 +124,8 @@ class Generation:
         self.thread = threading.get_ident()
         if self._steps is None:
             self._floor.take(self)
-            self._steps = self._run()
+            # Weakly: an answer dropped half-way lets go of the context, and so of the weights, at once.
+            self._steps = Generation._run(weakref.proxy(self))
         try:
             return next(self._steps)
         except StopIteration:
@@ -189,8 +190,9 @@ class Generation:
     def _finish(self, reason: str, stop_reason: str | int | None = None) -> None:
         if self.finish_reason is None:
             self.finish_reason, self.stop_reason = reason, stop_reason
-            if self._request.finished is not None and not self.overtaken:
-                self._request.finished(self)
+            finished, self._request.finished = self._request.finished, None  # it holds the context, which holds us
+            if finished is not None and not self.overtaken:
+                finished(self)
 
     def _emit(self, piece: str) -> bool:
         """Record a piece and show it; False when the listener wants no more."""

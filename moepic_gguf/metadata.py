@@ -6,13 +6,15 @@ The native reader has checked every length against the file before anything in t
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import IoError, MoepicError, UnsupportedModelError, check
+from .errors import ArgumentError, IoError, MoepicError, UnsupportedModelError, check
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _FLOATS = (6, 12)
@@ -132,33 +134,70 @@ class TensorInfo:
         return total
 
 
-class GgufFile:
-    """A GGUF file, or all shards of a split one; mapped, checked, and closed by `close()` or a `with` block.
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """`path` if it is a file, else an `IoError` that says what is there and what to try. `ArgumentError` for what is no
+    path at all.
+    """
+    try:
+        found = Path(os.fsdecode(path))
+    except TypeError:
+        raise ArgumentError(f"path: expected text or a path, found {type(path).__name__} {path!r}") from None
+    if not os.fspath(path):
+        raise ArgumentError("path: it is empty; name a GGUF file")
+    with contextlib.suppress(RuntimeError):  # '~' of nobody known is an ordinary name
+        found = found.expanduser()
+    try:
+        if found.is_file():
+            return found
+        raise IoError(f"'{found}' {_what_is_there(found)}")
+    except OSError as error:
+        if isinstance(error, IoError):
+            raise
+        raise IoError(f"'{found}' cannot be looked at: {error.strerror}") from None
 
-    Raises `IoError` when it cannot be opened and `ModelFormatError` when its bytes break the format.
+
+def _what_is_there(found: Path) -> str:
+    """The rest of the sentence that begins with a path which is no file: what it is, and what to try."""
+    if found.is_dir():
+        inside = sorted(found.glob("*.gguf"))
+        if len(inside) == 1:
+            tip = f"did you mean '{inside[0]}'?"
+        elif inside:
+            tip = "it holds " + ", ".join(f"'{item.name}'" for item in inside[:5])
+        elif (found / "config.json").is_file():
+            tip = f"it looks like a Hugging Face folder; convert it first: moepic-convert '{found}' model.gguf"
+        else:
+            tip = "it holds no .gguf file"
+        return f"is a folder, not a GGUF file: {tip}"
+    if found.exists():
+        return "is no ordinary file (a device or a pipe?), and a model is mapped into memory: name a GGUF file on disk"
+    if not found.parent.is_dir():
+        return f"does not exist: the folder '{found.parent}' does not exist either"
+    near = [item.name for item in sorted(found.parent.glob("*.gguf"))]
+    if not near:
+        return "does not exist: models/README.md says how to get and place models"
+    close = difflib.get_close_matches(found.name, near, n=1, cutoff=0.5)
+    if close:
+        return f"does not exist: did you mean '{found.parent / close[0]}'?"
+    return "does not exist: there are " + ", ".join(f"'{name}'" for name in near[:5])
+
+
+class _Opened:
+    """A native file until it is closed. A GgufFile and its keys share it: holding each other, they would stay mapped
+    until Python looks for cycles.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: Path) -> None:
         from ._ffi import ffi, lib
 
-        self.path = Path(path)
-        self._file: Any = None
-        if self.path.is_dir():
-            raise IoError(
-                f"'{self.path}' is a folder, not a GGUF file (a Hugging Face folder is converted first: moepic-convert)"
-            )
+        self._path = path
         out = ffi.new("moepic_file**")
-        checked(lib.moepic_file_open(out, os.fsencode(self.path)))
-        self._file = ffi.gc(out[0], lib.moepic_file_free)
-        self.metadata = Metadata(self._borrow)
+        checked(lib.moepic_file_open(out, os.fsencode(path)))
+        self._file: Any = ffi.gc(out[0], lib.moepic_file_free)
 
-    @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> GgufFile:
-        return cls(path)
-
-    def _borrow(self) -> Any:
+    def __call__(self) -> Any:
         if self._file is None:
-            raise MoepicError(f"'{self.path}' is closed")
+            raise MoepicError(f"'{self._path}' is closed")
         return self._file
 
     def close(self) -> None:
@@ -167,6 +206,25 @@ class GgufFile:
 
             ffi.release(self._file)
             self._file = None
+
+
+class GgufFile:
+    """A GGUF file, or all shards of a split one; mapped, checked, and closed by `close()` or a `with` block.
+
+    Raises `IoError` when it cannot be opened and `ModelFormatError` when its bytes break the format.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = resolve_path(path)
+        self._borrow = _Opened(self.path)
+        self.metadata = Metadata(self._borrow)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> GgufFile:
+        return cls(path)
+
+    def close(self) -> None:
+        self._borrow.close()
 
     def __enter__(self) -> GgufFile:
         return self

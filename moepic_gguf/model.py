@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from .budgets import Budget, show_bytes
-from .config import Configuration, ContextOptions, LoadOptions
+from .config import Configuration, ContextOptions, LoadOptions, need
 from .context import AsyncGeneration, Context, Message, Stats
 from .errors import BudgetError
 from .generation import Generation
@@ -70,6 +70,7 @@ class Model:
         load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict)
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type)
         options.validate()
+        need(progress is None or callable(progress), f"progress: expected a function, found {progress!r}")
         weights = Weights(path, load, progress)
         try:
             if chat_template is not None:

@@ -17,15 +17,16 @@ class NativeProgress:
     def __init__(self, listener: Progress) -> None:
         from ._ffi import ffi
 
-        self._raised: list[BaseException] = []
+        raised: list[BaseException] = []
 
         def keep(_kind: object, error: BaseException, _traceback: object) -> int:
-            self._raised.append(error)
+            raised.append(error)
             return 1
 
         def report(stage: Any, done: int, total: int, _user: Any) -> int:
             return int(listener(ffi.string(stage).decode("ascii"), done, total) is False)
 
+        self._raised = raised
         self.callback = ffi.callback("moepic_progress_fn", report, onerror=keep, error=1)
 
     def reraise(self) -> None:

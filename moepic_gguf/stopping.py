@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .errors import ArgumentError
+
+
+def checked_stops(stops: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Stop strings as given to generate(): one, several, or none. `ArgumentError` for anything else."""
+    if stops is None or isinstance(stops, str):
+        stops = () if stops is None else (stops,)
+    if not isinstance(stops, Iterable):
+        raise ArgumentError(f"stop: expected text or a sequence of texts, found {stops!r}")
+    for stop in stops:
+        if not isinstance(stop, str) or not stop:
+            raise ArgumentError(f"stop: expected non-empty strings, found {stop!r}")
+    return tuple(stops)
 
 
 class StopScanner:
@@ -16,13 +28,8 @@ class StopScanner:
     character.
     """
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        if isinstance(stops, str):
-            stops = [stops]
-        for stop in stops:
-            if not isinstance(stop, str) or not stop:
-                raise ArgumentError(f"stop: expected non-empty strings, found {stop!r}")
-        self._stops = tuple(stops)
+    def __init__(self, stops: str | Sequence[str] | None) -> None:
+        self._stops = checked_stops(stops)
         self._held = ""
         self.found: str | None = None
 

@@ -83,6 +83,8 @@ class ChatTemplate:
         BOS and EOS texts come from the file's keys. Raises TemplateError where the file has no such template, with the
         names it has.
         """
+        if choice is not None and not isinstance(choice, str):
+            raise ArgumentError(f"chat_template: expected a name or jinja source, found {choice!r}")
         if choice is not None and "{" in choice:
             source, name = choice, "given"
         else:

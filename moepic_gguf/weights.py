@@ -7,14 +7,16 @@ import logging
 import os
 import threading
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
 from .config import ISA_NAMES, LoadOptions, choose_device
-from .errors import BudgetError, IoError, MoepicError, TemplateError, UnsupportedModelError
-from .metadata import GgufFile, Metadata, checked, text_of, type_name
+from .errors import BudgetError, MoepicError, TemplateError, UnsupportedModelError
+from .metadata import GgufFile, Metadata, checked, resolve_path, text_of, type_name
 from .progress import NativeProgress, Progress
 
 if TYPE_CHECKING:
@@ -106,15 +108,9 @@ class Weights:
         start = time.perf_counter()
         self._pointer = _load(self.path, options, progress)
         self.load_s = time.perf_counter() - start
-        self.metadata = Metadata(self._borrow_file)
+        self.metadata = Metadata(_file_of(weakref.ref(self)))
         self._tokenizer: Any = None
         self._templates: dict[str | None, ChatTemplate] = {}
-
-    def _borrow_file(self) -> Any:
-        from ._ffi import lib
-
-        self.require_open()
-        return lib.moepic_model_file(self._pointer)
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -244,37 +240,20 @@ class Weights:
         return self._templates[choice]
 
 
-def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """`path` if it is a file, else an `IoError` that says what is there and what to try."""
-    found = Path(path).expanduser()
-    if found.is_file():
-        return found
-    if found.is_dir():
-        inside = sorted(found.glob("*.gguf"))
-        if len(inside) == 1:
-            tip = f"did you mean '{inside[0]}'?"
-        elif inside:
-            tip = "it holds " + ", ".join(f"'{item.name}'" for item in inside[:5])
-        elif (found / "config.json").is_file():
-            tip = f"it looks like a Hugging Face folder; convert it first: moepic-convert '{found}' model.gguf"
-        else:
-            tip = "it holds no .gguf file"
-        raise IoError(f"'{found}' is a folder, not a GGUF file: {tip}")
-    near = sorted(found.parent.glob("*.gguf")) if found.parent.is_dir() else []
-    if not found.parent.is_dir():
-        tip = f"the folder '{found.parent}' does not exist either"
-    elif near:
-        import difflib
+def _file_of(weights: weakref.ReferenceType[Weights]) -> Callable[[], Any]:
+    """What `Metadata` borrows its file by. Weak, because `weights` holds the metadata: a cycle would keep gigabytes
+    until Python looks for it.
+    """
+    from ._ffi import lib
 
-        close = difflib.get_close_matches(found.name, [item.name for item in near], n=1, cutoff=0.5)
-        tip = (
-            f"did you mean '{found.parent / close[0]}'?"
-            if close
-            else "there are " + ", ".join(f"'{item.name}'" for item in near[:5])
-        )
-    else:
-        tip = "models/README.md says how to get and place models"
-    raise IoError(f"'{found}' does not exist: {tip}")
+    def borrow() -> Any:
+        alive = weights()
+        if alive is None:
+            raise MoepicError("the model of these keys is closed")
+        alive.require_open()
+        return lib.moepic_model_file(alive._pointer)
+
+    return borrow
 
 
 def _check_file_fits(path: Path, options: LoadOptions) -> None:

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ..errors import InternalError, IoError, MoepicError
+from ..metadata import resolve_path
 from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -175,8 +176,6 @@ class PromptProgress:
 
 def model_argument(path: str) -> Path:
     """The path of a MODEL argument; a name of another program's kind gets a hint."""
-    from ..weights import resolve_path
-
     try:
         return resolve_path(path)
     except IoError:

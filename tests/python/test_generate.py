@@ -225,7 +225,7 @@ def test_a_bad_argument_is_named(model, options, named):
 
 @pytest.mark.parametrize("ids", [[], [-1], [10**6], [1, 2, 999_999]])
 def test_bad_token_ids_are_refused(model, ids):
-    with pytest.raises(ArgumentError, match="token"):
+    with pytest.raises(ArgumentError, match=r"outside the vocabulary|at least one|whole numbers"):
         model.generate(ids, max_tokens=1)
 
 
@@ -391,6 +391,45 @@ def test_progress_can_stop_and_its_exceptions_arrive(tiny_file):
         assert model.stats.reused_tokens == 16, "what was computed before the listener failed is kept"
 
 
+# ---- arguments of the wrong kind -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"prompt": None}, "prompt: expected"), ({"prompt": b"abc"}, "prompt: expected"), ({"prompt": [1.5]}, "prompt: expected"),
+        ({"prompt": {"role": "user"}}, "prompt: expected"), ({"prompt": []}, "prompt: at least one"), ({"stop": 5}, "stop: expected"),
+        ({"stop": ["a", ""]}, "stop: expected"), ({"stop_tokens": "ab"}, "stop_tokens: expected"), ({"stop_tokens": [10**6]}, "stop_tokens: 1000000"),
+        ({"logit_bias": [1]}, "logit_bias: expected"), ({"logprobs": 1.5}, "logprobs: expected"), ({"on_token": 5}, "on_token: expected"),
+        ({"on_progress": 5}, "on_progress: expected"), ({"max_tokens": 1.5}, "max_tokens: expected"), ({"temperature": None}, "temperature: expected"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_the_wrong_kind_is_named(model, options, text):
+    with pytest.raises(ArgumentError, match=text):
+        model.generate(**{"prompt": "a", "max_tokens": 3, **options})
+
+
+def test_other_calls_name_what_is_wrong_too(model):
+    for call, text in (
+        (lambda: model.logits("abc"), "tokens: expected"),
+        (lambda: model.detokenize("abc"), "tokens: expected"),
+        (lambda: model.perplexity([1] * 50, n_ctx=-5), "n_ctx: expected"),
+        (lambda: Model.load(model.info.path, progress=3), "progress: expected"),
+        (lambda: Model.load(model.info.path, device=None), "device: expected"),
+        (lambda: Model.load(model.info.path, chat_template=5), "chat_template: expected"),
+    ):
+        with pytest.raises(ArgumentError, match=text):
+            call()
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    plain = model.generate([1, 2, 3], max_tokens=4, temperature=0.5, seed=7, top_k=5, stop=None)
+    same = model.generate(
+        np.array([1, 2, 3]), max_tokens=np.int64(4), temperature=np.float32(0.5), seed=np.uint64(7), top_k=np.int32(5)
+    )
+    assert same.tokens == plain.tokens
+
+
 # ---- several contexts, and who may speak -----------------------------------------------------------------------------
 
 
@@ -516,3 +555,59 @@ def test_progress_is_told_and_can_stop_the_load(tiny_file):
         Model.load(tiny_file(), progress=lambda *_: False)
     with pytest.raises(ZeroDivisionError):
         Model.load(tiny_file(), progress=lambda *_: 1 / 0)
+
+
+# ---- life ------------------------------------------------------------------------------------------------------------
+
+
+def test_weights_go_with_the_last_use_not_with_the_next_garbage_collection(tiny_file):
+    """A model is gigabytes and few Python objects, so the collector sees no reason to look for cycles."""
+    import gc
+    import weakref
+
+    def use(how):
+        model = Model.load(tiny_file(), n_threads=1)
+        kept.append(how(model))
+        return weakref.ref(model._weights)
+
+    gc.collect()
+    gc.disable()
+    kept = []  # results outlive their model, except those that hold its context
+    try:
+        for name, how in {
+            "loaded": lambda model: None,
+            "info": lambda model: (model.info, model.stats, str(model.config), model.metadata),
+            "answer": lambda model: model.generate("a", max_tokens=2).text,
+            "chat": lambda model: model.chat([{"role": "user", "content": "a"}], max_tokens=2).text,
+            "listeners": lambda model: model.generate("abc", max_tokens=2, on_token=print, on_progress=print).text,
+            "left early": lambda model: next(model.generate("a", max_tokens=20, stream=True)),
+            "closed early": lambda model: model.generate("a", max_tokens=20, stream=True).close(),
+            "context": lambda model: model.new_context().generate("a", max_tokens=2).text,
+            "logits": lambda model: model.logits([1, 2]),
+        }.items():
+            assert use(how)() is None, name
+        with pytest.raises(MoepicError, match="closed"):
+            kept[1][-1]["general.name"]
+    finally:
+        gc.enable()
+
+
+def test_keys_keep_their_file_open_and_let_it_go(tiny_file):
+    import gc
+
+    from moepic_gguf import GgufFile
+
+    def mapped():
+        with open("/proc/self/maps", encoding="utf-8") as maps:
+            return sum(str(path) in line for line in maps)
+
+    path = tiny_file(Shape(seed=77))
+    gc.disable()
+    try:
+        keys = GgufFile(path).metadata
+        assert keys["general.name"] == "Tiny"
+        assert mapped()
+        del keys
+        assert not mapped()
+    finally:
+        gc.enable()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import gguf
 import pytest
 from tiny_gguf import TEMPLATE, vocabulary
 
-from moepic_gguf import GgufFile, IoError, ModelFormatError, MoepicError
+from moepic_gguf import ArgumentError, GgufFile, IoError, ModelFormatError, MoepicError
 
 
 def test_keys_and_tensors_equal_the_gguf_package(tiny_file):
@@ -80,6 +82,14 @@ def test_errors_name_the_file(tiny_file, tmp_path):
         GgufFile(tmp_path / "absent.gguf")
     with pytest.raises(IoError, match="folder"):
         GgufFile(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(IoError, match="no ordinary file"):  # and does not wait for a writer
+        GgufFile(tmp_path / "pipe")
+    with pytest.raises(IoError, match="File name too long"):
+        GgufFile(tmp_path / ("a" * 5000))
+    for nothing in ("", None, 5):
+        with pytest.raises(ArgumentError, match="path: "):
+            GgufFile(nothing)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(tiny_file().read_bytes()[:1000])
     with pytest.raises(ModelFormatError, match=r"broken\.gguf"):
