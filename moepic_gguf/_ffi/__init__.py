@@ -1,13 +1,14 @@
 """The native library: ``ffi`` (cffi, ABI mode) and ``lib``. Knows nothing of models.
 
-The library and its declarations are looked for in this order: the folder named by ``MOEPIC_LIBRARY_DIR`` (developer builds), then the
-installed package.
+The library and its declarations are looked for in this order: the folder named by ``MOEPIC_LIBRARY_DIR`` (developer builds), beside this
+package, then beside the installed one (when this package is a source tree's, as in tests run from a checkout).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,17 @@ def _folder() -> Path:
         if not (folder / _LIBRARY).is_file():
             raise MoepicError(f"MOEPIC_LIBRARY_DIR: no {_LIBRARY} in '{given}' (build it there, or unset the variable)")
         return folder
-    import moepic_gguf
-
-    for root in moepic_gguf.__path__:
-        if (Path(root) / "_lib" / _LIBRARY).is_file():
-            return Path(root) / "_lib"
+    folder = Path(__file__).resolve().parents[1] / "_lib"
+    if (folder / _LIBRARY).is_file():
+        return folder
+    try:
+        installed = Path(str(metadata.distribution("moepic-gguf").locate_file("moepic_gguf/_lib")))
+    except metadata.PackageNotFoundError:
+        installed = folder
+    if (installed / _LIBRARY).is_file():
+        return installed
     raise MoepicError(
-        f"the native library {_LIBRARY} is not installed beside moepic_gguf; run 'pip install .' in the source tree"
+        f"the native library {_LIBRARY} is not installed; run 'pip install .' in the source tree, or './dev build'"
     )
 
 
