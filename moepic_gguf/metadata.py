@@ -6,7 +6,6 @@ The native reader has checked every length against the file before anything in t
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -139,13 +138,11 @@ def resolve_path(path: str | os.PathLike[str]) -> Path:
     path at all.
     """
     try:
-        found = Path(os.fsdecode(path))
+        found = Path(os.path.expanduser(os.fsdecode(path)))
     except TypeError:
         raise ArgumentError(f"path: expected text or a path, found {type(path).__name__} {path!r}") from None
     if not os.fspath(path):
         raise ArgumentError("path: it is empty; name a GGUF file")
-    with contextlib.suppress(RuntimeError):  # '~' of nobody known is an ordinary name
-        found = found.expanduser()
     try:
         if found.is_file():
             return found

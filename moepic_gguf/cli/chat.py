@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def _talk(session: ChatSession, model: Model, one_shot: str | None, keep_history
 
 def _read(path: str, what: str) -> str:
     try:
-        return sys.stdin.read() if path == "-" else Path(path).expanduser().read_text(encoding="utf-8")
+        return sys.stdin.read() if path == "-" else Path(os.path.expanduser(path)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise IoError(f"the {what} file '{path}' cannot be read: {getattr(error, 'strerror', None) or error}") from None
 

