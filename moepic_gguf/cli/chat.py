@@ -94,7 +94,7 @@ def main(
     elif prompt_file is not None:
         one_shot = _read(prompt_file, "prompt")
     with common.load_model(path, loading, chat_template=chat_template) as loaded:
-        session = ChatSession(loaded, click.echo, settings, system=system, plain=plain)
+        session = ChatSession(loaded, common.say, settings, system=system, plain=plain)
         if sys.stderr.isatty():
             session.show_progress = common.PromptProgress
         _check(session, loaded)
@@ -124,7 +124,7 @@ def _talk(session: ChatSession, model: Model, one_shot: str | None, keep_history
             raise ArgumentError("prompt: it is empty")
         try:
             for piece in session.ask(one_shot):
-                sys.stdout.write(piece)
+                sys.stdout.write(common.harmless(piece) if sys.stdout.isatty() else piece)
                 sys.stdout.flush()
         finally:
             sys.stdout.write("\n")
@@ -134,7 +134,7 @@ def _talk(session: ChatSession, model: Model, one_shot: str | None, keep_history
     if terminal:
         info = model.info
         experts = f"{info.n_expert} experts, {info.n_expert_used} per token" if info.n_expert else "dense"
-        click.echo(
+        common.say(
             f"{info.name or Path(info.path).name}: {info.architecture}, {experts}, context {model.n_ctx}. /help lists "
             f"the commands."
         )

@@ -28,6 +28,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 SETTINGS = {"auto_envvar_prefix": "MOEPIC", "help_option_names": ["-h", "--help"], "show_default": True}
 
 
+# Text of models and files must not steer the terminal: control characters but newline and tab are shown as pictures.
+_SAFE = (
+    {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
+    | {0x7F: 0x2421}
+    | dict.fromkeys(range(128, 160), 0xFFFD)
+)
+
+
+def harmless(text: str) -> str:
+    """`text` for a terminal; what is written to a pipe or a file stays as it is."""
+    return text.translate(_SAFE)
+
+
+def say(text: str) -> None:
+    """Print a line, harmless where a person reads it."""
+    click.echo(harmless(text) if sys.stdout.isatty() else text)
+
+
 def stderr() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -82,7 +100,7 @@ def _drop_output() -> None:
 
 def explain(error: MoepicError) -> str:
     """The error's text on one line, with a tip for a name that is no file but looks like a model's name elsewhere."""
-    text = " ".join(str(error).split())
+    text = harmless(" ".join(str(error).split()))
     if isinstance(error, IoError) and "does not exist" in text and "README" not in text:
         text += " (models/README.md says how to get and place models)"
     return text

@@ -13,16 +13,10 @@ from typing import TextIO
 import click
 
 from ..errors import MoepicError
-from .common import explain
+from .common import explain, harmless
 from .session import ChatSession, command_names
 
 _QUOTES = '"""'
-# What a model says must not steer the terminal: control characters but newline and tab are shown as pictures.
-SAFE = (
-    {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
-    | {0x7F: 0x2421}
-    | dict.fromkeys(range(128, 160), 65533)
-)
 
 
 class Interrupted(Exception):
@@ -100,7 +94,7 @@ def stream_answer(session: ChatSession, text: str, out: TextIO, safe: bool) -> b
     answer = session.ask(text)
     try:
         for piece in answer:
-            out.write(piece.translate(SAFE) if safe else piece)
+            out.write(harmless(piece) if safe else piece)
             out.flush()
         out.write("\n")
         out.flush()

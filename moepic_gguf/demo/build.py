@@ -135,12 +135,15 @@ def calibrate(source: Path, n_layer: int) -> tuple[list[Floats], list[Floats]]:
     from .._ffi import ffi, lib
     from ..metadata import checked
     from ..model import Model
+    from ..progress import KeptErrors
 
     text = (Path(__file__).parent / "calibration.txt").read_text(encoding="utf-8")
     inputs: list[Floats | None] = [None] * n_layer
     granules: list[dict[int, Floats]] = [{} for _ in range(n_layer)]
 
-    @ffi.callback("moepic_probe_fn", error=1)  # type: ignore[untyped-decorator]
+    kept = KeptErrors()
+
+    @ffi.callback("moepic_probe_fn", onerror=kept, error=1)  # type: ignore[untyped-decorator]
     def probe(event: Any, _user: Any) -> int:
         if event.kind == lib.MOEPIC_PROBE_ROUTING:
             return 0
@@ -161,7 +164,9 @@ def calibrate(source: Path, n_layer: int) -> tuple[list[Floats], list[Floats]]:
         with model.new_context(n_ctx=n_tokens, n_batch=n_tokens) as context:
             pointer = context.native.pointer
             lib.moepic_context_set_probe(pointer, probe, ffi.NULL)
-            checked(lib.moepic_context_eval(pointer, ffi.new("int32_t[]", tokens), n_tokens, 0))
+            code = lib.moepic_context_eval(pointer, ffi.new("int32_t[]", tokens), n_tokens, 0)
+            kept.reraise()
+            checked(code)
     if any(part is None for part in inputs) or any(not parts for parts in granules):
         raise ConversionError("demo: the probe saw no feed-forward of some layer; is the source a dense model?")
     return (

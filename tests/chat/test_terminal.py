@@ -15,13 +15,16 @@ import pytest
 def chat(tmp_path):
     opened = []
 
-    def start(*arguments):
+    def start(*arguments, until=">>>"):
         child = pexpect.spawn(
             sys.executable, ["-m", "moepic_gguf.cli.chat", *map(str, arguments)], encoding="utf-8", codec_errors="replace", timeout=20,
             dimensions=(40, 160), env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "PROMPT_TOOLKIT_NO_CPR": "1", "TERM": "xterm"},
         )  # fmt: skip
         opened.append(child)
-        child.expect_exact(">>>")
+        if until is pexpect.EOF:
+            child.expect(until)
+        else:
+            child.expect_exact(until)
         return child
 
     yield start
@@ -121,7 +124,15 @@ def test_at_the_prompt_ctrl_c_drops_the_line_then_warns_then_leaves(chat, tiny):
     assert left_with(child) == 0
 
 
-def test_control_characters_of_the_model_do_not_reach_the_terminal():
-    from moepic_gguf.cli.repl import SAFE
+def test_control_characters_do_not_reach_the_terminal(chat, tiny):
+    from moepic_gguf.cli.common import harmless
 
-    assert "\x1b[2Ja\x7f\x9b\r\n\tz".translate(SAFE) == "\u241b[2Ja\u2421\ufffd\u240d\n\tz"
+    assert harmless("a\x1b[2Ja\x7f\x9b\r\n\tz") == "a\u241b[2Ja\u2421\ufffd\u240d\n\tz"
+    child = chat(tiny, "-sys", "be\x1b[2Jkind", "--temp", "0", "-n", "2")
+    say(child, "/show system")
+    child.expect_exact("be\u241b[2Jkind")
+    child.expect_exact(">>>")
+    once = chat(tiny, "-p", "the", "--temp", "1.5", "--seed", "1", "-n", "200", "--ignore-eos", until=pexpect.EOF)
+    without_bar = re.sub(r"\x1b\[\??[\d;]*[a-zA-Z]", "", once.before)
+    assert not re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", without_bar)
+    assert re.search(r"[\u2400-\u2421]", once.before)

@@ -162,3 +162,19 @@ def test_cancelling_the_task_stops_the_work(slow):
 
     assert asyncio.run(main()) < _PROMPTLY_S
     still_works(slow)
+
+
+def test_ctrl_c_inside_a_native_callback_is_not_swallowed(tiny_file, monkeypatch, capfd):
+    """The demo's calibration listens to every layer; Ctrl-C mostly comes while Python is in there."""
+    from tiny_gguf import Shape
+
+    from moepic_gguf.demo import build
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(build.Path, "read_text", lambda *_, **__: "the hand")
+    monkeypatch.setattr(build.np, "frombuffer", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build.calibrate(tiny_file(Shape(n_expert=0)), 2)
+    assert capfd.readouterr().err == ""
