@@ -14,6 +14,7 @@ namespace {
 
 struct Scale {
     float d, per_d;
+    int32_t mask;  // of codes: 0 where d is not finite, so that what can't be converted leaves no trace in codes and sums
 };
 
 // |x| compared as integers: the order of non-negative floats, with NaN above infinity, so that a NaN can't be lost in the maximum.
@@ -25,20 +26,19 @@ inline Scale block_scale(const float* x) {
     const int32_t bits = i_max_lane(top);
     float amax;
     std::memcpy(&amax, &bits, sizeof amax);
-    if (amax < kActTiny) return {0.0f, 0.0f};
-    return {amax / 127.0f, 127.0f / amax};
+    if (amax < kActTiny) return {0.0f, 0.0f, -1};
+    return {amax / 127.0f, 127.0f / amax, bits < 0x7f800000 ? -1 : 0};
 }
 
-inline I16x codes(const float* x, F16x per_d) {
-    return i_from_f(f_load(x) * per_d);
+inline I16x codes(const float* x, const Scale& scale) {
+    return i_from_f(f_load(x) * f_set(scale.per_d)) & i_set(scale.mask);
 }
 
 void quantize_32(const float* x, int64_t cols, std::byte* out) {
     auto* block = reinterpret_cast<Act32*>(out);
     for (int64_t k = 0; k < cols; k += Act32::len, ++block) {
         const Scale scale = block_scale<Act32::len>(x + k);
-        const F16x per_d = f_set(scale.per_d);
-        const I16x lo = codes(x + k, per_d), hi = codes(x + k + kLanes, per_d);
+        const I16x lo = codes(x + k, scale), hi = codes(x + k + kLanes, scale);
         i_store_bytes(block->q, lo);
         i_store_bytes(block->q + kLanes, hi);
         const int32_t sum = i_sum_lanes(lo + hi);
@@ -57,11 +57,10 @@ void quantize_256(const float* x, int64_t cols, std::byte* out) {
     auto* block = reinterpret_cast<Act256*>(out);
     for (int64_t k = 0; k < cols; k += Act256::len, ++block) {
         const Scale scale = block_scale<Act256::len>(x + k);
-        const F16x per_d = f_set(scale.per_d);
         block->d = scale.d;
         for (int run = 0; run < 8; ++run) {
             const float* from = x + k + 32 * run;
-            const I16x lo = codes(from, per_d), hi = codes(from + kLanes, per_d);
+            const I16x lo = codes(from, scale), hi = codes(from + kLanes, scale);
             i_store_bytes(block->q + 32 * run, lo);
             i_store_bytes(block->q + 32 * run + kLanes, hi);
             const int32_t sum_lo = i_sum_lanes(lo), sum_hi = i_sum_lanes(hi);

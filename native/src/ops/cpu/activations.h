@@ -2,8 +2,8 @@
 // the arithmetic of tiles.h needs. One struct per block, so that a kernel addresses a token by one pointer.
 //
 //   amax = max |x| of the block;  d = amax / 127;  q = round_half_even(x * (127 / amax));  |q| <= 127
-//   Blocks with amax < 2^-100 count as zero (127 / amax must stay finite). A block with a NaN or infinity gets d NaN or infinite, and so
-//   gives non-finite output: silence would hide the fault.
+//   Blocks with amax < 2^-100 count as zero (127 / amax must stay finite). A block with a NaN or infinity gets d NaN or infinite and
+//   codes 0, and so gives non-finite output (0 * inf is NaN): silence would hide the fault.
 #pragma once
 
 #include <cstddef>
