@@ -113,6 +113,7 @@ class Context:
 
     @property
     def is_closed(self) -> bool:
+        """Whether this context or its model was closed."""
         return self.native.is_closed
 
     @property
@@ -135,6 +136,7 @@ class Context:
         )
 
     def reset_stats(self) -> None:
+        """Set the counters to zero and forget the last answer's times."""
         self.native.reset_counters()
         self._last = None
 
@@ -219,7 +221,8 @@ class Context:
         on_token       called with each piece of text ('' per token for a model without tokenizer); return False to
                        stop. Its exceptions reach you.
         on_progress    called with (done, total) prompt tokens before each batch of the prompt and at its end, maybe on
-                       another thread; return False to stop. Its exceptions reach you.
+                       another thread, unless only one token is to be computed; return False to stop. Its exceptions
+                       reach you.
         echo           begin the text with the prompt's.
         parse_special  read special tokens in a text prompt as such; add_special adds the model's first token to a text
                        prompt.
@@ -312,7 +315,9 @@ class Context:
     # ---- measuring the model -----------------------------------------------------------------------------------------
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits after each token: float32 [n_tokens, n_vocab]. Replaces the context's sequence."""
+        """Logits after each token: float32 [n_tokens, n_vocab], row i for the token that follows tokens[i]. Replaces the
+        context's sequence. Raises `ContextOverflowError`, `ArgumentError`.
+        """
         import numpy as np
 
         ids = self._sequence("tokens", tokens)
@@ -333,7 +338,8 @@ class Context:
         The tokens are cut into windows of `n_ctx` (None: the smaller of 512, the context, and the text); an incomplete
         last window is dropped; each window begins with the model's first token in place of its own, where the model
         wants one; the second half of each window is scored, so every scored token has at least n_ctx / 2 tokens before
-        it. `on_window(i, n, so_far)` is called after each window.
+        it. `on_window(i, n, so_far)` is called after each window. Replaces the context's sequence. Raises
+        `ContextOverflowError` for windows longer than the context, `ArgumentError` for a text shorter than one.
         """
         ids = self.tokenize(text) if isinstance(text, str) else self._sequence("text", text)
         if n_ctx is not None:

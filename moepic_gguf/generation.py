@@ -154,15 +154,18 @@ class Generation:
 
     @property
     def ttft_s(self) -> float | None:
+        """Wall seconds to the first token; None before it."""
         return self.times_s[0] if self.times_s else None
 
     @property
     def tpot_s(self) -> float | None:
+        """Mean wall seconds per token after the first; None with fewer than two."""
         times = self.times_s
         return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else None
 
     @property
     def is_finished(self) -> bool:
+        """Whether no more will come; `finish_reason` says why."""
         return self.finish_reason is not None
 
     def __enter__(self) -> Generation:

@@ -70,7 +70,7 @@ class FileReport:
     classes: tuple[TensorClass, ...]
     tokenizer: str
     has_chat_template: bool
-    problems: tuple[str, ...]  # why this build cannot run it; empty: supported
+    problems: tuple[str, ...]  # why this build cannot run it, as far as architecture and block types tell
     remarks: tuple[str, ...]
 
     @property

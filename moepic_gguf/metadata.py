@@ -218,9 +218,11 @@ class GgufFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GgufFile:
+        """The same as `GgufFile(path)`."""
         return cls(path)
 
     def close(self) -> None:
+        """Unmap the file; again is harmless."""
         self._borrow.close()
 
     def __enter__(self) -> GgufFile:
@@ -238,6 +240,7 @@ class GgufFile:
 
     @property
     def shards(self) -> tuple[Path, ...]:
+        """Paths of all shards in order; of an ordinary file, its own."""
         from ._ffi import ffi, lib
 
         file = self._borrow()

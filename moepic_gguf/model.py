@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import weakref
 from collections.abc import Iterable, Sequence
@@ -144,6 +145,7 @@ class Model:
 
     @property
     def info(self) -> ModelInfo:
+        """What the loaded model is: sizes, layers, kernels in use."""
         return self._weights.info
 
     @property
@@ -164,6 +166,7 @@ class Model:
 
     @property
     def has_tokenizer(self) -> bool:
+        """Whether the file carries a tokenizer; without one it takes and gives token ids."""
         return self._weights.has_tokenizer
 
     @property
@@ -180,6 +183,7 @@ class Model:
 
     @property
     def n_ctx(self) -> int:
+        """Positions of the model's own context: prompt and answer together."""
         return self.context.n_ctx
 
     @property
@@ -220,7 +224,7 @@ class Model:
 
 
 def _share_documentation() -> None:
-    """The model's methods are its context's; `help()` says the same of both."""
+    """The model's methods are its context's; `help()` and editors say the same of both."""
     for name in (
         "generate",
         "chat",
@@ -231,11 +235,14 @@ def _share_documentation() -> None:
         "detokenize",
         "logits",
         "perplexity",
+        "reset_stats",
         "stats",
     ):
-        ours = vars(Model)[name]
+        ours, theirs = vars(Model)[name], vars(Context)[name]
         if ours.__doc__ is None:
-            ours.__doc__ = vars(Context)[name].__doc__
+            ours.__doc__ = theirs.__doc__
+        if callable(theirs):
+            ours.__signature__ = inspect.signature(theirs)
 
 
 _share_documentation()

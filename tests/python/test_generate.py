@@ -611,3 +611,26 @@ def test_keys_keep_their_file_open_and_let_it_go(tiny_file):
         assert not mapped()
     finally:
         gc.enable()
+
+
+def test_the_models_methods_look_like_its_contexts():
+    import inspect
+
+    from moepic_gguf import Context
+
+    for name in (
+        "generate",
+        "chat",
+        "agenerate",
+        "achat",
+        "render_chat",
+        "tokenize",
+        "detokenize",
+        "logits",
+        "perplexity",
+    ):
+        ours, theirs = getattr(Model, name), getattr(Context, name)
+        assert inspect.signature(ours) == inspect.signature(theirs)
+        assert ours.__doc__ == theirs.__doc__
+        assert ours.__doc__
+    assert Model.stats.__doc__
