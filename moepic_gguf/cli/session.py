@@ -49,31 +49,30 @@ class ChatSession:
     plain: bool = False  # no template: each message is continued as it stands
     template_variables: dict[str, Any] = field(default_factory=dict)
     leaving: bool = False
+    _before: list[dict[str, str]] | None = None  # messages as they were before /regen dropped some
     show_progress: Callable[[], Callable[[int, int], object]] | None = None  # makes a listener for one long prompt
 
     # ---- answering ---------------------------------------------------------------------------------------------------
 
     def ask(self, text: str) -> Iterator[str]:
-        """Send a message and stream the answer. What was answered is kept, also when the caller stops early; an error
-        keeps nothing.
+        """Send a message and stream the answer. What was answered is kept, also when the caller stops early; after an
+        error, or with no answer at all, it is as if the message (or /regen) had not been.
         """
+        before = list(self.messages) if self._before is None else self._before
+        self._before = None
         self.messages.append({"role": "user", "content": text})
+        answer: Generation | None = None
         try:
-            yield from self._answer()
+            with self._start() as answer:
+                yield from answer
         except MoepicError:
-            self.messages.pop()
+            answer = None
             raise
-
-    def _answer(self) -> Iterator[str]:
-        generation = self._start()
-        try:
-            yield from generation
         finally:
-            generation.close()
-            if generation.tokens or generation.finish_reason == "stop":
-                self.messages.append({"role": "assistant", "content": generation.text})
-            elif self.messages and self.messages[-1]["role"] == "user" and generation.finish_reason == "cancelled":
-                self.messages.pop()  # nothing was answered: as if it had not been asked
+            if answer is not None and (answer.tokens or answer.finish_reason == "stop"):
+                self.messages.append({"role": "assistant", "content": answer.text})
+            else:
+                self.messages[:] = before
 
     def _start(self) -> Generation:
         options = dict(self.settings)
@@ -106,6 +105,7 @@ class ChatSession:
         name, _, argument = line[1:].partition(" ")
         name = {"quit": "exit", "bye": "exit", "?": "help", "reset": "clear"}.get(name, name)
         method = getattr(self, f"do_{name}", None)
+        self._before = None
         if method is None:
             import difflib
 
@@ -159,6 +159,7 @@ class ChatSession:
 
     def do_regen(self, _argument: str) -> str | None:
         """answer the last message again"""
+        self._before = list(self.messages)
         text = self._drop_turn()
         if text is None:
             self.say("there is no message to answer again")

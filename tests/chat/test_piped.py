@@ -230,3 +230,17 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_work(tmp_path):
     assert done.returncode == 2
     assert "MOEPIC_CACHE_DIR names another folder" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_message_without_an_answer_leaves_the_conversation_as_it_was(command, tiny, expected):
+    (answer,) = expected("the hand")
+    said = f"[user] the hand\n[assistant] {answer}\n"
+    silent = "/set max_tokens 0\n{}\n/set max_tokens 12\n/show history\n"
+    for line in ("an inn", "/regen"):
+        done = command("chat", tiny, *GREEDY, stdin="the hand\n" + silent.format(line))
+        assert done.stdout.endswith("max_tokens = 12\n" + said), line
+    full = command(
+        "chat", tiny, *GREEDY, "-c", "64", stdin=f"the hand\n/system {'x' * 200}\n/regen\n/system none\n/show history\n"
+    )
+    assert "error: context" in full.stderr
+    assert full.stdout.endswith(said)
