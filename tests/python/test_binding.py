@@ -55,6 +55,7 @@ def test_every_declared_function_is_exported():
     assert absent == []
 
 
+@pytest.mark.no_sanitizer
 def test_the_compiler_lays_structs_and_constants_out_as_cffi_does(declared, tmp_path):
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
