@@ -125,22 +125,26 @@ class NativeContext:
         outcome: list[tuple[int, str]] = []
         done = threading.Event()
 
-        def work() -> None:
-            code = call()
-            outcome.append((code, last_error() if code < 0 else ""))  # the text belongs to this thread
-            done.set()
+        turn = threading.Lock()  # whoever takes it first decides whether the call is made at all
 
-        threading.Thread(target=work, name="moepic-eval", daemon=True).start()
+        def work() -> None:
+            if turn.acquire(blocking=False):
+                code = call()
+                outcome.append((code, last_error() if code < 0 else ""))  # the text belongs to this thread
+                done.set()
+
         try:
+            threading.Thread(target=work, name="moepic-eval", daemon=True).start()
             done.wait()
         except BaseException:  # KeyboardInterrupt, or whatever a signal handler of the caller raises
-            lib.moepic_context_cancel(pointer)
-            while not done.is_set():
-                try:
-                    done.wait()
-                except KeyboardInterrupt:  # already stopping; at most one layer remains
-                    continue
-            lib.moepic_context_clear_cancel(pointer)
+            if not turn.acquire(blocking=False):
+                lib.moepic_context_cancel(pointer)
+                while not done.is_set():
+                    try:
+                        done.wait()
+                    except KeyboardInterrupt:  # already stopping; at most one layer remains
+                        continue
+                lib.moepic_context_clear_cancel(pointer)
             raise
         check(*outcome[0])
 

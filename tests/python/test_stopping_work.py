@@ -178,3 +178,33 @@ def test_ctrl_c_inside_a_native_callback_is_not_swallowed(tiny_file, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         build.calibrate(tiny_file(Shape(n_expert=0)), 2)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("runs", [True, False])
+def test_ctrl_c_while_the_helper_thread_starts_leaves_nothing_running(slow, monkeypatch, runs):
+    """The interrupt may come between the thread's start and the wait for it; then the call is over, or never made,
+    before the context is given back.
+    """
+    start = threading.Thread.start
+    helpers = []
+
+    def interrupted(thread):
+        if thread.name == "moepic-eval":
+            helpers.append(thread)
+            if runs:
+                start(thread)
+            raise KeyboardInterrupt
+        start(thread)
+
+    for _ in range(3):
+        slow.context.clear()
+        slow.reset_stats()
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                slow.generate(_PROMPT, max_tokens=1)
+        assert slow.stats.prefill_tokens < len(_PROMPT)
+        if runs:
+            helpers[-1].join(0.2)  # it has nothing left to do but to end
+            assert not helpers[-1].is_alive()
+    still_works(slow)
