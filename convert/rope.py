@@ -45,7 +45,7 @@ def rope_keys_and_factors(
             "rope.scaling.factor": k.f32(_number(parameters, "factor")),
         }, None
     if kind == "yarn":
-        return keys | _yarn(parameters, config), None
+        return keys | _yarn(family, parameters, config), None
     if kind == "llama3":
         return keys, _llama3(parameters, config, base, head_dim)
     raise ConversionError(f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3")
@@ -65,10 +65,12 @@ def _original_context(parameters: dict[str, Any], config: dict[str, Any]) -> int
     return int(value or _number(config, "max_position_embeddings"))
 
 
-def _yarn(parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
-    if parameters.get("truncate") is False:
+def _yarn(family: Family, parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
+    truncate = parameters.get("truncate", True)
+    if truncate is not family.yarn_truncate:
         raise ConversionError(
-            "config.json: rope setting 'truncate' is false; GGUF's yarn rounds the ramp to whole dimensions"
+            f"config.json: rope setting 'truncate' is {json.dumps(truncate)}; GGUF has no key for it, and readers of "
+            f"'{family.arch}' take it for {json.dumps(family.yarn_truncate)}"
         )
     original = _original_context(parameters, config)
     factor = _number(parameters, "factor", _number(config, "max_position_embeddings") / original)

@@ -12,22 +12,31 @@ from typing import Any
 class Experts:
     """Where the routed experts are. Names follow `model.layers.N.`; `{e}` is the expert.
 
+    count, used, width     config keys: experts (several spellings of one number), experts per token, width of one.
+    norm                   config key that says whether the selected weights sum to one; or the family's fixed answer.
     gate, up, down         one tensor per expert, as on the hub.
     fused_gate_up, fused_down   all experts in one tensor, as transformers 5 keeps them: [E, 2I, H] (gate first) and
                                 [E, H, I].
-    routers                names the router goes by.
-    count, used, width     config keys: experts (several spellings of one number), experts per token, width of one.
-    norm                   config key that says whether the selected weights sum to one; or the family's fixed answer.
+    alternating            the fused tensors are [E, H, 2I] (gate, up, gate, ...) and [E, I, H], or MXFP4 blocks with
+                           the same order of outputs; with biases under their names + "_bias".
+    routers, router_bias   names the router goes by, and its bias.
+    gating                 GGUF's expert_gating_func; 0 leaves the key out, readers know it from the architecture.
+    states_width           the key expert_feed_forward_length is written; where the width is the model's only one,
+                           feed_forward_length says it, and llama.cpp knows no other key for some.
     """
 
-    gate: str
-    up: str
-    down: str
     count: tuple[str, ...]
     used: str
     width: str
     norm: str | bool
+    gate: str = "mlp.experts.{e}.gate_proj.weight"
+    up: str = "mlp.experts.{e}.up_proj.weight"
+    down: str = "mlp.experts.{e}.down_proj.weight"
     routers: tuple[str, ...] = ("mlp.gate.weight",)
+    router_bias: str | None = None
+    alternating: bool = False
+    gating: int = 0
+    states_width: bool = True
     fused_gate_up: str = "mlp.experts.gate_up_proj"
     fused_down: str = "mlp.experts.down_proj"
 
@@ -48,9 +57,13 @@ class Family:
     arch           GGUF general.architecture.
     rows_paired    q and k rows of a head are reordered from halves to pairs: rope in GGUF's `llama` turns neighbours.
     rope_base      what the family's configuration means when it names none.
-    qk_norm        q_norm and k_norm exist.
+    qk_norm        q_norm and k_norm exist: "head" norms each head, "whole" the projection.
     qkv_bias       config key that switches biases of q, k, v on; or the family's fixed answer.
     output_bias    that key switches a bias of the output projection on, too.
+    ffn_norm       GGUF name of the norm before the feed-forward.
+    sinks          name of the attention sinks.
+    window_period  all but every n-th layer see a window, unless layer_types says otherwise; 0: no windows.
+    yarn_truncate  what the setting `truncate` of YaRN must be: GGUF has no key for it, readers know it.
     experts        None: dense only. Layers may still be dense, see hf.py.
     requires       config key -> values that the engine can run; an absent key is fine.
     """
@@ -60,9 +73,13 @@ class Family:
     title: str
     rows_paired: bool = False
     rope_base: float = 10000.0
-    qk_norm: bool = False
+    qk_norm: str = ""
     qkv_bias: str | bool = False
     output_bias: bool = False
+    ffn_norm: str = "ffn_norm"
+    sinks: str | None = None
+    window_period: int = 0
+    yarn_truncate: bool = True
     experts: Experts | None = None
     shared: Shared | None = None
     requires: dict[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from moepic_gguf.errors import ConversionError
 
 from .. import keys as k
-from ..arch import FAMILIES, Family
+from ..arch import FAMILIES, Experts, Family
 from ..quantize import OUTTYPES, Chooser, encode
 from ..rope import rope_keys_and_factors
 from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
 from ..vocabulary import vocabulary_keys
 from . import Content
+from .matrix import MXFP4, Matrix, Packed, Plain, Turned
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
@@ -92,61 +93,71 @@ def _find_family(config: Config) -> Family:
         )
     for key, allowed in family.requires.items():
         config.refuse_unless(key, allowed)
-    if config.values.get("quantization_config") is not None:
+    quantization = config.values.get("quantization_config")
+    packed = family.experts is not None and family.experts.alternating and isinstance(quantization, dict)
+    if quantization is not None and not (packed and quantization.get("quant_method") == "mxfp4"):
         raise ConversionError("config.json: 'quantization_config' is set; convert the original, unquantized checkpoint")
     n_ctx = config.integer("max_position_embeddings")
     window = config.values.get("sliding_window")
-    if "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
+    windows = bool(family.window_period)
+    if not windows and "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
         raise ConversionError(
             f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; "
             f"sliding-window attention is not supported"
         )
     for kind in config.values.get("layer_types") or []:
-        if kind != "full_attention":
+        if kind != "full_attention" and not (windows and kind == "sliding_attention"):
             raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
     return family
 
 
 class HfExperts:
-    """Routed experts of one layer, from tensors one by one or fused. See `tensors.Experts`."""
+    """Routed experts of one layer, a matrix each. See `tensors.Experts`.
+
+    bias   `[n_expert, n_ff]` of gate and up, as float32, or nothing.
+    """
 
     def __init__(
         self,
         layer: int,
         kinds: dict[str, GGMLQuantizationType],
-        gate: list[tuple[Weights, int]],
-        up: list[tuple[Weights, int]],
-        down: list[tuple[Weights, int]],
+        stored: dict[str, list[Matrix]],
         n_ff: int,
         n_embd: int,
+        bias: dict[str, Callable[[], Floats]] | None = None,
     ) -> None:
-        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(gate)
-        self.order_unit = 1
-        # Per expert: the stored tensor, and the first row of this expert's matrix in it.
-        self._stored = {"gate": gate, "up": up, "down": down}
+        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(stored["gate"])
+        self._stored, self._bias = stored, bias or {}
+        packed = kinds["down"] is MXFP4 and isinstance(stored["down"][0], Packed)
+        self.order_unit = int(GGML_QUANT_SIZES[MXFP4][0]) if packed else 1
 
     def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
-        weights, base = self._stored[which][expert]
+        matrix, kind = self._stored[which][expert], self.kinds[which]
         if isinstance(neurons, slice):
-            values = weights.rows(base + neurons.start, base + neurons.stop)
-        else:
-            values = weights.rows(base, base + self.n_ff)[neurons]
-        return encode(values, self.kinds[which], weights.name)
+            return matrix.blocks(neurons.start, neurons.stop, kind)
+        return matrix.blocks(0, self.n_ff, kind)[neurons]
 
     def columns(self, expert: int, neurons: Neurons) -> Bytes:
-        weights, base = self._stored["down"][expert]
-        return encode(weights.rows(base, base + self.n_embd)[:, neurons], self.kinds["down"], weights.name)
+        matrix, kind = self._stored["down"][expert], self.kinds["down"]
+        if self.order_unit == 1:
+            return encode(matrix.rows(0, self.n_embd)[:, neurons], kind, f"down of expert {expert}, layer {self.layer}")
+        # Blocks as they are stored; neurons come in whole ones.
+        wanted = np.arange(self.n_ff)[neurons][:: self.order_unit] // self.order_unit
+        stored = matrix.blocks(0, self.n_embd, kind).reshape(self.n_embd, self.n_ff // self.order_unit, -1)
+        return np.ascontiguousarray(stored[:, wanted]).reshape(self.n_embd, -1)
 
-    def bias_kind(self, which: str) -> None:
-        """No family of `arch/` has biases on its experts."""
+    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
+        return GGMLQuantizationType.F32 if which in self._bias else None
 
     def biases(self, which: str) -> Bytes:
-        raise AssertionError(which)
+        values = np.ascontiguousarray(self._bias[which]())
+        return values.view(np.uint8).reshape(self.n_expert, self.n_ff, 4)
 
     def work_bytes(self) -> int:
         # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
-        # after turning it round).
-        return self.n_ff * self.n_embd * 12 + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
+        # after turning it round). A turned matrix is read with its neighbour.
+        copies = 20 if isinstance(self._stored["gate"][0], Turned) else 12
+        return self.n_ff * self.n_embd * copies + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
 
 
 class _Reader:
@@ -159,7 +170,7 @@ class _Reader:
     def has(self, name: str) -> bool:
         return name in self._stored
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Weights:
+    def take(self, name: str, shape: tuple[int, ...], *, codes: bool = False) -> Weights:
         weights = self._stored.get(name)
         if weights is None:
             raise ConversionError(f"checkpoint: tensor '{_PREFIX}{name}' of shape {list(shape)} is missing")
@@ -168,6 +179,11 @@ class _Reader:
             raise ConversionError(
                 f"checkpoint: tensor '{weights.name}' has shape {list(weights.shape)}, config.json implies "
                 f"{list(shape)}"
+            )
+        if (weights.dtype == "U8") != codes:
+            raise ConversionError(
+                f"checkpoint: tensor '{weights.name}' is stored as {weights.dtype}, expected {'U8' if codes else 'floats'} "
+                f"(a quantized checkpoint? convert the original)"
             )
         self._taken.add(name)
         return weights
@@ -249,7 +265,7 @@ class _Builder:
         if bias and family.output_bias:
             out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
         if family.qk_norm:
-            whole = family.model_type == "olmoe"
+            whole = family.qk_norm == "whole"
             out.append(
                 self.take(
                     f"{dst}attn_q_norm.weight",
@@ -266,7 +282,10 @@ class _Builder:
                     (kv_rows if whole else self.head_dim,),
                 )
             )
-        out.append(self.take(f"{dst}ffn_norm.weight", "norm", f"{src}post_attention_layernorm.weight", (n_embd,)))
+        if family.sinks:
+            out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
+        ffn_norm = f"{src}post_attention_layernorm.weight"
+        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
         if not self.is_moe(il):
             return out + self._gated(
                 dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
@@ -307,27 +326,79 @@ class _Builder:
             gate = self.reader.take(src + shared.gate, (n_embd,))
             out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
             out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.config.integer(shared.width))
-        fused = next(
-            (n for n in (src + names.fused_gate_up, src + names.fused_gate_up + ".weight") if self.reader.has(n)), None
-        )
-        if fused:
-            suffix = ".weight" if fused.endswith(".weight") else ""
-            gate_up = self.reader.take(fused, (n_expert, 2 * n_ff, n_embd))
-            all_down = self.reader.take(src + names.fused_down + suffix, (n_expert, n_embd, n_ff))
-            gate_of = [(gate_up, e * 2 * n_ff) for e in range(n_expert)]
-            up_of = [(gate_up, e * 2 * n_ff + n_ff) for e in range(n_expert)]
-            down_of = [(all_down, e * n_embd) for e in range(n_expert)]
+        if names.router_bias:
+            out.append(self.take(f"{dst}ffn_gate_inp.bias", "router", src + names.router_bias, (n_expert,)))
+        bias: dict[str, Callable[[], Floats]] = {}
+        if names.alternating:
+            stored, bias = self._alternating(names, src, n_expert, n_ff)
+            down_bias = src + names.fused_down + "_bias"
+            out.append(self.take(f"{dst}ffn_down_exps.bias", "expert", down_bias, (n_expert, n_embd)))
         else:
-            gate_of = [(self.reader.take(src + names.gate.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
-            up_of = [(self.reader.take(src + names.up.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
-            down_of = [(self.reader.take(src + names.down.format(e=e), (n_embd, n_ff)), 0) for e in range(n_expert)]
+            stored = self._rows_of_experts(names, src, n_expert, n_ff)
         kinds = {
             w: self.chooser.choose(
                 f"{dst}ffn_{w}_exps.weight", (n_expert, n_embd, n_ff) if w == "down" else (n_expert, n_ff, n_embd)
             )
             for w in ("gate", "up", "down")
         }
-        return out, HfExperts(il, kinds, gate_of, up_of, down_of, n_ff, n_embd)
+        return out, HfExperts(il, kinds, stored, n_ff, n_embd, bias)
+
+    def _rows_of_experts(self, names: Experts, src: str, n_expert: int, n_ff: int) -> dict[str, list[Matrix]]:
+        """Experts whose rows are stored as rows: one tensor each, or fused."""
+        take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
+        for suffix in ("", ".weight"):
+            if not self.reader.has(src + names.fused_gate_up + suffix):
+                continue
+            gate_up = take(src + names.fused_gate_up + suffix, (n_expert, 2 * n_ff, n_embd))
+            down = take(src + names.fused_down + suffix, (n_expert, n_embd, n_ff))
+            return {
+                "gate": [Plain(gate_up, e * 2 * n_ff) for e in experts],
+                "up": [Plain(gate_up, e * 2 * n_ff + n_ff) for e in experts],
+                "down": [Plain(down, e * n_embd) for e in experts],
+            }
+        return {
+            "gate": [Plain(take(src + names.gate.format(e=e), (n_ff, n_embd))) for e in experts],
+            "up": [Plain(take(src + names.up.format(e=e), (n_ff, n_embd))) for e in experts],
+            "down": [Plain(take(src + names.down.format(e=e), (n_embd, n_ff))) for e in experts],
+        }
+
+    def _alternating(
+        self, names: Experts, src: str, n_expert: int, n_ff: int
+    ) -> tuple[dict[str, list[Matrix]], dict[str, Callable[[], Floats]]]:
+        """Experts with gate and up in turn, as floats or in MXFP4, and the biases of gate and up."""
+        take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
+        gate_up, down = src + names.fused_gate_up, src + names.fused_down
+        stored: dict[str, list[Matrix]]
+        if self.reader.has(gate_up + "_blocks"):
+            if n_embd % 32 or n_ff % 32:
+                raise ConversionError(f"config.json: sizes {n_embd} and {n_ff} are not made of MXFP4 blocks of 32")
+            wide, deep = (n_expert, 2 * n_ff, n_embd // 32), (n_expert, n_embd, n_ff // 32)
+            codes, exponents = (
+                take(f"{gate_up}_blocks", (*wide, 16), codes=True),
+                take(f"{gate_up}_scales", wide, codes=True),
+            )
+            down_codes, down_exponents = (
+                take(f"{down}_blocks", (*deep, 16), codes=True),
+                take(f"{down}_scales", deep, codes=True),
+            )
+            stored = {
+                "gate": [Packed(codes, exponents, e * 2 * n_ff, 2) for e in experts],
+                "up": [Packed(codes, exponents, e * 2 * n_ff + 1, 2) for e in experts],
+                "down": [Packed(down_codes, down_exponents, e * n_embd) for e in experts],
+            }
+        else:
+            wide_floats = take(gate_up, (n_expert, n_embd, 2 * n_ff))
+            deep_floats = take(down, (n_expert, n_ff, n_embd))
+            stored = {
+                "gate": [Turned(wide_floats, e * n_embd, n_embd, 0, 2) for e in experts],
+                "up": [Turned(wide_floats, e * n_embd, n_embd, 1, 2) for e in experts],
+                "down": [Turned(deep_floats, e * n_ff, n_ff) for e in experts],
+            }
+        bias = take(f"{gate_up}_bias", (n_expert, 2 * n_ff))
+        return stored, {
+            "gate": lambda: bias.rows(0, n_expert)[:, 0::2],
+            "up": lambda: bias.rows(0, n_expert)[:, 1::2],
+        }
 
     def keys(self) -> k.Keys:
         config, family, arch = self.config, self.family, self.family.arch
@@ -347,18 +418,25 @@ class _Builder:
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
             keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
-            # Where the width is the model's only one, feed_forward_length says it, and llama.cpp knows no other key.
-            if experts.width != "intermediate_size":
+            if experts.states_width:
                 keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
+            if experts.gating:
+                keys[f"{arch}.expert_gating_func"] = k.u32(experts.gating)
             if family.shared:
                 keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(config.integer(family.shared.width))
+        if family.window_period:
+            keys[f"{arch}.attention.sliding_window"] = k.u32(config.integer("sliding_window"))
+            usual = [(il + 1) % family.window_period != 0 for il in range(config.integer("num_hidden_layers"))]
+            slides = [kind == "sliding_attention" for kind in config.values.get("layer_types") or []] or usual
+            if slides != usual:
+                keys[f"{arch}.attention.sliding_window_pattern"] = k.booleans(slides)
         return keys
 
 
 def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = True, pre: str | None = None) -> Content:
     """Read a Hugging Face folder.
 
-    outtype          a key of `quantize.OUTTYPES`; None keeps the floats the checkpoint has.
+    outtype          a key of `quantize.OUTTYPES`; None keeps the floats the checkpoint has, and MXFP4 experts as such.
     with_vocabulary  False leaves the tokenizer out; the file then serves token ids.
     pre              `tokenizer.ggml.pre`, instead of finding it out.
     Raises           ConversionError, which names the key or tensor.
@@ -370,10 +448,12 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     tied = config.flag("tie_word_embeddings") or (
         not reader.has("lm_head.weight") and "tie_word_embeddings" not in config.values
     )
+    packed = any(weights.dtype == "U8" for weights in stored.values())
+    experts = MXFP4 if packed and outtype is None else None
     outtype = outtype or _stored_type(stored)
     n_layer, n_vocab = config.integer("num_hidden_layers"), config.integer("vocab_size")
     n_expert = config.first_integer(family.experts.count) if family.experts else 0
-    chooser = Chooser(outtype, n_layer, n_expert, tied)
+    chooser = Chooser(outtype, n_layer, n_expert, tied, experts)
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
@@ -411,7 +491,7 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
 
 def _stored_type(stored: dict[str, Weights]) -> str:
     """The widest float type that holds a matrix."""
-    found = {weights.dtype for weights in stored.values() if len(weights.shape) > 1}
+    found = {weights.dtype for weights in stored.values() if len(weights.shape) > 1} - {"U8"}
     if found & {"F32", "F64"} or found >= {"F16", "BF16"}:
         return "f32"
     return "f16" if "F16" in found else "bf16"

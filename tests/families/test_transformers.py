@@ -69,12 +69,12 @@ def test_logits_equal_transformers(name):
     check(gguf_file(name, "--outtype", "f32", "--no-split"), name)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "gpt_oss"])
 def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
     check(gguf_file(name, "--outtype", "f32", layout="fused"), name)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe_yarn"])
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe_yarn", "gpt_oss"])
 def test_greedy_text_equals_transformers_until_a_near_tie(name):
     """64 greedy steps from each of four prompts. A step whose two best logits are closer than twice the tolerance may go either way: the
     comparison of that prompt ends there."""

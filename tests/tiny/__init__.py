@@ -6,13 +6,14 @@ nothing of GGUF.
     save(model, folder, layout="fused")
 """
 
-from .models import MODELS, llama, make, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, save
+from .models import MODELS, gpt_oss, llama, make, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, save
 from .vocabularies import TEXTS, byte_level, sentencepiece_like
 
 __all__ = [
     "MODELS",
     "TEXTS",
     "byte_level",
+    "gpt_oss",
     "llama",
     "make",
     "mixtral",

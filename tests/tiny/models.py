@@ -37,7 +37,7 @@ def _draw(model: Any, seed: int) -> None:
             elif "embed" in name:
                 parameter.copy_(0.25 * noise)
             else:
-                wide = 3.0 if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")) else 1.0
+                wide = 3.0 if name.endswith(("mlp.gate.weight", "router.weight", "shared_expert_gate.weight")) else 1.0
                 parameter.copy_(noise * (wide / parameter.shape[-1] ** 0.5))
 
 
@@ -158,6 +158,29 @@ def qwen3(seed: int = 7, **changes: Any) -> tuple[Any, Any]:
     return _build("qwen3", seed, _common(**sizes) | changes)
 
 
+def gpt_oss(seed: int = 13, **changes: Any) -> tuple[Any, Any]:
+    """gpt-oss: 8 experts, top-3, width 512 (two granules of 256), heads 6/2 of width 32, three layers with a window of
+    12, all, 12. Gates and ups are wide enough that the clamps at 7 act. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "sliding_window": 12,
+        "rope_parameters": _YARN | {"rope_theta": 150000.0, "truncate": False},
+    }
+    config, model = _build("gpt_oss", seed, _common(**sizes) | changes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj.mul_(8)
+    return config, model
+
+
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _LLAMA3 = {
@@ -196,6 +219,13 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "olmoe_gqa": functools.partial(olmoe, num_key_value_heads=2),
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gpt_oss": gpt_oss,
+    "gpt_oss_default_rope": functools.partial(
+        gpt_oss, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_key_value_heads=3
+    ),
+    "gpt_oss_other_windows": functools.partial(
+        gpt_oss, layer_types=["full_attention", "full_attention", "sliding_attention"]
+    ),
 }
 
 

@@ -146,6 +146,8 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         job.head_begin = kv_head * group;
         job.head_end = job.head_begin + group;
         job.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
+        job.window = c.window;
+        job.sinks = w.sinks;
         job.scratch = workspace_.scratch(thread);
         kernels.attention(job);
     });

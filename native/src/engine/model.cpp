@@ -106,8 +106,9 @@ private:
         w.wo = linear(b.wo, b.bo);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
+        w.sinks = floats(b.sinks);
         w.ffn_norm = floats(b.ffn_norm);
-        if (b.router) w.router = linear(b.router, nullptr);
+        if (b.router) w.router = linear(b.router, b.router_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
         if (b.routed) place_experts(*b.routed, w.routed, true);
         if (b.shared) place_experts(*b.shared, w.shared, false);
@@ -125,13 +126,14 @@ private:
         set.top_granules = b.top / granule;
         std::byte* strips = carver_.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert));
         set.strips = strips;
+        set.down_bias = floats(b.down_bias);
         out = set;
         batch_->strips.push_back({&b, &out->layout, strips});
     }
 
     const float* floats(const gguf::Tensor* tensor) {
         if (!tensor) return nullptr;
-        float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0]));
+        float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
         batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true});
         return dst;
     }
@@ -173,7 +175,8 @@ private:
         for (const Copy& copy : batch.copies) {
             if (copy.to_float) {
                 type_info(Type{copy.tensor->type})
-                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst), static_cast<int64_t>(copy.tensor->ne[0]));
+                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst),
+                            static_cast<int64_t>(copy.tensor->ne[0] * copy.tensor->ne[1]));
             } else {
                 std::memcpy(copy.dst, copy.tensor->data, copy.tensor->n_bytes);
             }

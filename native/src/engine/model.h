@@ -28,6 +28,7 @@ struct ExpertSet {
     int64_t n_expert = 0;
     int64_t top_granules = 0;  // as the file was cut
     const std::byte* strips = nullptr;
+    const float* down_bias = nullptr;  // [n_expert][n_embd] or null; belongs to no granule
     const std::byte* granule(int64_t expert, int64_t g) const noexcept {
         return strips + static_cast<size_t>(expert) * layout.strip_bytes() + static_cast<size_t>(g) * layout.granule_bytes;
     }
@@ -37,6 +38,7 @@ struct LayerWeights {
     const float* attn_norm = nullptr;
     Linear wq, wk, wv, wo;
     const float *q_norm = nullptr, *k_norm = nullptr;
+    const float* sinks = nullptr;  // [n_head]
     const float* ffn_norm = nullptr;
     Linear router;  // rows = n_expert; rows 0: no routed experts
     std::optional<ExpertSet> routed;

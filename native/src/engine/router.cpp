@@ -7,7 +7,8 @@ namespace moepic {
 void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, float* logits, int32_t* ids,
                  float* weights) noexcept {
     const int64_t n = layer.n_expert, k = layer.n_expert_used;
-    kernels.softmax(logits, n);
+    if (config.scoring == Scoring::softmax) kernels.softmax(logits, n);
+    if (config.scoring == Scoring::sigmoid) kernels.sigmoid(logits, n);
     // Insertion into a sorted list of k: k is at most a few dozen and most candidates fail the first comparison.
     int64_t held = 0;
     for (int64_t e = 0; e < n; ++e) {
@@ -21,6 +22,7 @@ void route_token(const Config& config, const LayerConfig& layer, const ops::Kern
         weights[at] = p;
         ids[at] = static_cast<int32_t>(e);
     }
+    if (config.scoring == Scoring::softmax_selected) kernels.softmax(weights, k);
     float sum = 0.0f;
     for (int64_t j = 0; j < k; ++j) sum += weights[j];
     // The floor is the smallest normal half, as other engines have it: weights that vanish must not become infinite.

@@ -66,7 +66,8 @@ private:
             layer.q_norm = need_floats(blk + "attn_q_norm.weight", whole ? q_rows : c.head_dim_k);
             layer.k_norm = need_floats(blk + "attn_k_norm.weight", whole ? k_rows : c.head_dim_k);
         }
-        layer.ffn_norm = need_floats(blk + "ffn_norm.weight", config_.n_embd);
+        if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
+        layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
 
         if (c.n_expert == 0) {
             layer.shared = bind_single(blk, "", c.n_ff);
@@ -74,6 +75,10 @@ private:
         }
         layer.router = need(blk + "ffn_gate_inp.weight", {config_.n_embd, c.n_expert});
         layer.routed = bind_experts(blk, c);
+        if (recipe.expert_bias) {
+            layer.router_bias = need_floats(blk + "ffn_gate_inp.bias", c.n_expert);
+            layer.routed->down_bias = need_biases(blk + "ffn_down_exps.bias", config_.n_embd, c.n_expert);
+        }
         if (c.n_ff_shared > 0) {
             layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
             layer.shared_gate = take_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
@@ -122,11 +127,18 @@ private:
             ExpertBinding set = whole_set(n_expert, n_ff, fused, fused, down);
             set.gate[0].tensor_rows = set.up[0].tensor_rows = 2 * n_ff;
             set.up[0].skip = n_ff;
+            if (config_.recipe->expert_bias)
+                set.gate[0].bias = set.up[0].bias = need_biases(blk + "ffn_gate_up_exps.bias", 2 * n_ff, n_expert);
             return set;
         }
         const gguf::Tensor* gate = need(blk + "ffn_gate_exps.weight", {config_.n_embd, n_ff, n_expert});
         const gguf::Tensor* up = need(blk + "ffn_up_exps.weight", {config_.n_embd, n_ff, n_expert});
-        return whole_set(n_expert, n_ff, gate, up, down);
+        ExpertBinding set = whole_set(n_expert, n_ff, gate, up, down);
+        if (config_.recipe->expert_bias) {
+            set.gate[0].bias = need_biases(blk + "ffn_gate_exps.bias", n_ff, n_expert);
+            set.up[0].bias = need_biases(blk + "ffn_up_exps.bias", n_ff, n_expert);
+        }
+        return set;
     }
 
     // docs/design.md, section 2. Either part may be empty and then has no tensors.
@@ -162,6 +174,10 @@ private:
             set.gate.push_back({.tensor = gate, .first = first, .count = count, .skip = 0, .tensor_rows = count});
             set.up.push_back({.tensor = up, .first = first, .count = count, .skip = 0, .tensor_rows = count});
             set.down.push_back({.tensor = down, .first = first, .count = count, .file_granule = granule});
+            if (config_.recipe->expert_bias) {
+                set.gate.back().bias = need_biases(cat(blk, "ffn_gate_exps", part, ".bias"), count, c.n_expert);
+                set.up.back().bias = need_biases(cat(blk, "ffn_up_exps", part, ".bias"), count, c.n_expert);
+            }
             first += count;
             if (std::string_view(part) == "_top") set.top = count;
         }
@@ -210,6 +226,16 @@ private:
     const gguf::Tensor* need_floats(const std::string& name, int64_t n) {
         const gguf::Tensor* tensor = take_floats(name, n);
         if (!tensor) fail(Code::format, "model: tensor '", name, "' is missing (expected shape [", n, "])");
+        return tensor;
+    }
+
+    // Biases of experts are cut by neurons and copied as they are.
+    const gguf::Tensor* need_biases(const std::string& name, int64_t n, int64_t n_expert) {
+        const gguf::Tensor* tensor = need(name, {n, n_expert});
+        if (Type{tensor->type} != Type::f32) {
+            fail(Code::unsupported, "model: tensor '", name, "' holds biases of type ", type_info(Type{tensor->type}).name,
+                 ", expected F32");
+        }
         return tensor;
     }
 

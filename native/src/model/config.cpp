@@ -45,8 +45,23 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
         rope.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32.0);
         rope.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1.0);
         rope.attn_factor = keys.number_or("rope.scaling.attn_factor", 1.0);
+        rope.truncate = recipe.yarn_truncate;
     }
     return rope;
+}
+
+// 1 for each layer whose attention slides: by an array of the file, or all but every n-th.
+std::vector<int64_t> window_pattern(const Keys& keys, const Recipe& recipe, int64_t n_layer) {
+    std::vector<int64_t> slides(static_cast<size_t>(n_layer), 0);
+    if (!recipe.window_period) return slides;
+    int64_t period = recipe.window_period;
+    if (keys.has("attention.sliding_window_pattern")) {
+        std::vector<int64_t> stated = keys.integers("attention.sliding_window_pattern", n_layer, 0, kMaxLayers);
+        if (keys.is_array("attention.sliding_window_pattern")) return stated;
+        period = stated[0];
+    }
+    for (int64_t il = 0; il < n_layer; ++il) slides[static_cast<size_t>(il)] = period == 0 || il % period < period - 1;
+    return slides;
 }
 
 }  // namespace
@@ -95,17 +110,20 @@ Config read_config(const gguf::File& file) {
     config.renormalise = keys.boolean("expert_weights_norm").value_or(recipe.renormalise);
     const double scale = keys.number_or("expert_weights_scale", 0.0);
     config.router_scale = scale == 0.0 ? 1.0f : static_cast<float>(scale);
-    const int64_t gating = keys.integer_or("expert_gating_func", 1, 0, 255);
-    if (n_expert && gating > 1) {
+    const int64_t gating = keys.integer_or("expert_gating_func", 0, 0, 255);  // 0: what the architecture always has
+    config.scoring = gating ? static_cast<Scoring>(gating) : recipe.scoring;
+    if (n_expert && config.scoring > Scoring::softmax_selected) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating,
-             ", this architecture is supported with 1 (softmax)");
+             ", supported: 1 (softmax), 2 (sigmoid), 3 (softmax over the selected)");
     }
     if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");
     }
+    const int64_t window = recipe.window_period ? keys.integer("attention.sliding_window", 1, kMaxWidth * 1024)
+                                                : keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
+    const std::vector<int64_t> slides = window_pattern(keys, recipe, config.n_layer);
     // Some converters write a window that the model never uses; a real one changes results, so it must not pass in silence.
-    const int64_t window = keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
-    if (window > 0 && window < config.n_ctx_train) {
+    if (!recipe.window_period && window > 0 && window < config.n_ctx_train) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.sliding_window' is ", window,
              "; sliding-window attention is not supported yet");
     }
@@ -122,6 +140,7 @@ Config read_config(const gguf::File& file) {
         }
         layer.head_dim_k = head_dim_k;
         layer.head_dim_v = head_dim_v;
+        layer.window = slides[i] ? window : 0;
         if (n_expert && has_experts(file, il)) {
             layer.n_expert = n_expert;
             layer.n_expert_used = n_expert_used;

@@ -21,6 +21,7 @@ struct RopeConfig {
     int64_t original_context = 0;  // yarn
     double beta_fast = 32.0, beta_slow = 1.0;
     double attn_factor = 1.0;  // multiplies yarn's magnitude factor
+    bool truncate = true;      // yarn's ramp begins and ends at whole dimensions
 };
 
 struct LayerConfig {
@@ -29,6 +30,7 @@ struct LayerConfig {
     int64_t n_expert = 0, n_expert_used = 0;  // 0: dense feed-forward
     int64_t n_ff = 0;                         // width of one expert, or of the dense feed-forward
     int64_t n_ff_shared = 0;                  // width of the shared expert; 0: none
+    int64_t window = 0;                       // positions a token sees, its own included; 0: all
     int device = -1;                          // -1: CPU
 };
 
@@ -37,6 +39,7 @@ struct Config {
     int64_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
     float norm_eps = 1e-5f;
     RopeConfig rope;
+    Scoring scoring = Scoring::softmax;
     bool renormalise = false;   // routing weights
     float router_scale = 1.0f;  // multiplies routing weights
     std::vector<LayerConfig> layers;
