@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ class Config:
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self.values.get(key)
         value = default if value is None else value
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]  # the same for every layer
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConversionError(
                 f"config.json: '{key}' is {json.dumps(value)}, expected an integer of at least {least}"
@@ -194,6 +197,12 @@ class _Reader:
     def drop(self, name: str) -> None:
         self._taken.add(name)
 
+    def drop_all(self, pattern: str) -> int:
+        """Leave out what is called so; how many."""
+        found = {name for name in self._stored if re.match(pattern, name)}
+        self._taken |= found
+        return len(found)
+
     def refuse_leftovers(self) -> None:
         left = sorted(name for name in self._stored.keys() - self._taken if not name.endswith(_DERIVED))
         if left:
@@ -264,24 +273,12 @@ class _Builder:
         )
         if bias and family.output_bias:
             out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
-        if family.qk_norm:
-            whole = family.qk_norm == "whole"
-            out.append(
-                self.take(
-                    f"{dst}attn_q_norm.weight",
-                    "norm",
-                    f"{src}self_attn.q_norm.weight",
-                    (q_rows if whole else self.head_dim,),
+        if family.qk_norm and self.config.flag(family.qk_norm_key):
+            for letter, stored, rows in zip("qk", family.qk_norm_names, (q_rows, kv_rows), strict=True):
+                width = rows if family.qk_norm == "whole" else self.head_dim
+                out.append(
+                    self.take(f"{dst}attn_{letter}_norm.weight", "norm", f"{src}self_attn.{stored}.weight", (width,))
                 )
-            )
-            out.append(
-                self.take(
-                    f"{dst}attn_k_norm.weight",
-                    "norm",
-                    f"{src}self_attn.k_norm.weight",
-                    (kv_rows if whole else self.head_dim,),
-                )
-            )
         if family.sinks:
             out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
         ffn_norm = f"{src}post_attention_layernorm.weight"
@@ -311,10 +308,22 @@ class _Builder:
         ]
 
     def is_moe(self, il: int) -> bool:
-        if self.family.experts is None:
+        names, config = self.family.experts, self.config
+        if names is None:
             return False
-        step = self.config.integer("decoder_sparse_step", 1)
-        return il not in (self.config.values.get("mlp_only_layers") or []) and (il + 1) % step == 0
+        first = config.integer(names.first_layer, 0, least=0) if names.first_layer else 0
+        last = config.integer(names.last_layer, -1, least=-1) if names.last_layer else -1
+        dense = il < first or (last >= 0 and il > last) or il in (config.values.get("mlp_only_layers") or [])
+        return not dense and (il + 1) % config.integer(names.step, 1) == 0
+
+    def shared_width(self) -> int:
+        """Width of the shared experts together; 0: there are none."""
+        shared = self.family.shared
+        if shared is None:
+            return 0
+        return self.config.integer(shared.width) * (
+            self.config.integer(shared.count, 0, least=0) if shared.count else 1
+        )
 
     def _moe(self, il: int, out: list[Tensor]) -> tuple[list[Tensor], HfExperts]:
         names, src, dst = self.family.experts, f"layers.{il}.", f"blk.{il}."
@@ -322,16 +331,21 @@ class _Builder:
         n_expert, n_ff, n_embd = self.config.first_integer(names.count), self.config.integer(names.width), self.n_embd
         router = self.reader.take_any(tuple(src + name for name in names.routers), (n_expert, n_embd))
         out.append(self.tensor(f"{dst}ffn_gate_inp.weight", "router", router, (n_expert, n_embd)))
-        if shared := self.family.shared:
-            gate = self.reader.take(src + shared.gate, (n_embd,))
-            out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
-            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.config.integer(shared.width))
+        if names.selection_bias:
+            bias_names = tuple(src + name for name in names.selection_bias)
+            selection = self.reader.take_any(bias_names, (n_expert,))
+            out.append(self.tensor(f"{dst}exp_probs_b.bias", "router", selection, (n_expert,)))
+        if (shared := self.family.shared) and self.shared_width():
+            if shared.gate:
+                gate = self.reader.take(src + shared.gate, (n_embd,))
+                out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
+            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.shared_width())
         if names.router_bias:
             out.append(self.take(f"{dst}ffn_gate_inp.bias", "router", src + names.router_bias, (n_expert,)))
         bias: dict[str, Callable[[], Floats]] = {}
         if names.alternating:
             stored, bias = self._alternating(names, src, n_expert, n_ff)
-            down_bias = src + names.fused_down + "_bias"
+            down_bias = src + names.fused[0][1] + "_bias"
             out.append(self.take(f"{dst}ffn_down_exps.bias", "expert", down_bias, (n_expert, n_embd)))
         else:
             stored = self._rows_of_experts(names, src, n_expert, n_ff)
@@ -346,11 +360,11 @@ class _Builder:
     def _rows_of_experts(self, names: Experts, src: str, n_expert: int, n_ff: int) -> dict[str, list[Matrix]]:
         """Experts whose rows are stored as rows: one tensor each, or fused."""
         take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
-        for suffix in ("", ".weight"):
-            if not self.reader.has(src + names.fused_gate_up + suffix):
+        for gate_up_name, down_name in names.fused:
+            if not self.reader.has(src + gate_up_name):
                 continue
-            gate_up = take(src + names.fused_gate_up + suffix, (n_expert, 2 * n_ff, n_embd))
-            down = take(src + names.fused_down + suffix, (n_expert, n_embd, n_ff))
+            gate_up = take(src + gate_up_name, (n_expert, 2 * n_ff, n_embd))
+            down = take(src + down_name, (n_expert, n_embd, n_ff))
             return {
                 "gate": [Plain(gate_up, e * 2 * n_ff) for e in experts],
                 "up": [Plain(gate_up, e * 2 * n_ff + n_ff) for e in experts],
@@ -367,7 +381,7 @@ class _Builder:
     ) -> tuple[dict[str, list[Matrix]], dict[str, Callable[[], Floats]]]:
         """Experts with gate and up in turn, as floats or in MXFP4, and the biases of gate and up."""
         take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
-        gate_up, down = src + names.fused_gate_up, src + names.fused_down
+        gate_up, down = (src + name for name in names.fused[0])
         stored: dict[str, list[Matrix]]
         if self.reader.has(gate_up + "_blocks"):
             if n_embd % 32 or n_ff % 32:
@@ -422,8 +436,20 @@ class _Builder:
                 keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
             if experts.gating:
                 keys[f"{arch}.expert_gating_func"] = k.u32(experts.gating)
-            if family.shared:
-                keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(config.integer(family.shared.width))
+            if experts.scale:
+                keys[f"{arch}.expert_weights_scale"] = k.f32(config.number(experts.scale))
+            if experts.groups and config.integer(experts.groups[0], 1) > 1:
+                keys[f"{arch}.expert_group_count"] = k.u32(config.integer(experts.groups[0]))
+                keys[f"{arch}.expert_group_used_count"] = k.u32(config.integer(experts.groups[1]))
+            if experts.first_layer:
+                keys[f"{arch}.leading_dense_block_count"] = k.u32(config.integer(experts.first_layer, 0, least=0))
+            if experts.last_layer:
+                keys[f"{arch}.interleave_moe_layer_step"] = k.u32(config.integer(experts.step, 1))
+            if self.shared_width():
+                keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(self.shared_width())
+            if family.shared and family.shared.count:
+                keys[f"{arch}.expert_shared_count"] = k.u32(config.integer(family.shared.count, 0, least=0))
+        keys |= {f"{arch}.{key}": k.f32(config.number(name)) for key, name in family.multipliers.items()}
         if family.window_period:
             keys[f"{arch}.attention.sliding_window"] = k.u32(config.integer("sliding_window"))
             usual = [(il + 1) % family.window_period != 0 for il in range(config.integer("num_hidden_layers"))]
@@ -466,9 +492,9 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
         reader.drop("lm_head.weight")
     else:
         tail.append(builder.take("output.weight", "output", "lm_head.weight", (n_vocab, builder.n_embd)))
+    warnings = _leave_out(config, family, reader, n_layer)
     reader.refuse_leftovers()
 
-    warnings: list[str] = []
     name = folder.resolve().name
     keys: k.Keys = {
         "general.architecture": k.string(family.arch),
@@ -487,6 +513,14 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     keys |= vocabulary_keys(folder, config.values, n_vocab, warnings, pre=pre, wanted=with_vocabulary)
     inputs = sorted({weights.path for weights in stored.values()})
     return Content(family.arch, keys, head, list(layers), tail, [config.path, *inputs], chooser.fallbacks, warnings)
+
+
+def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) -> list[str]:
+    """Drop blocks for multi-token prediction, which follow the layers, and say so."""
+    n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
+    patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
+    dropped = reader.drop_all("|".join(patterns)) if patterns else 0
+    return [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:

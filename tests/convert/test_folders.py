@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType
 
 from convert.plan import Cut
 from convert.to_gguf import convert
+from moepic_gguf.errors import ConversionError
 from tests.convert.reading import File
 from tests.making import built, saved
 from tests.tiny import MODELS, save
@@ -50,6 +51,22 @@ LAYER = {
 }
 # Where a family differs.
 OWN = {
+    "glm4_moe": {
+        "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
+    "minimax_m2": {"exp_probs_b.bias": "mlp.e_score_correction_bias"},
+    "ernie4_5_moe": {
+        "exp_probs_b.bias": "mlp.gate.moe_statics.e_score_correction_bias",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
+    "granitemoe": {"ffn_gate_inp.weight": "block_sparse_moe.router.weight"},
+    "hunyuan_v1_moe": {
+        "ffn_gate_inp.weight": "mlp.gate.wg.weight",
+        "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+        "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_mlp.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
     "gpt_oss": {
         "ffn_gate_inp.weight": "mlp.router.weight",
         "ffn_gate_inp.bias": "mlp.router.bias",
@@ -75,7 +92,7 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
     il, rest = name.split(".", 2)[1:]
     names = LAYER | OWN.get(config.model_type, {})
     value = state[f"model.layers.{il}.{names[rest]}"].numpy()
-    if config.model_type in ("llama", "mixtral") and rest in ("attn_q.weight", "attn_k.weight"):
+    if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):
         return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
     return value
 
@@ -95,10 +112,11 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
         assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
         seen += want.size
     for il in range(config.num_hidden_layers):
-        fused = state.get(f"model.layers.{il}.mlp.experts.gate_up_proj")
+        block = "block_sparse_moe" if config.model_type == "granitemoe" else "mlp"
+        fused = state.get(f"model.layers.{il}.{block}.experts.gate_up_proj")
         if fused is None:
             continue
-        down = state[f"model.layers.{il}.mlp.experts.down_proj"].numpy()
+        down = state[f"model.layers.{il}.{block}.experts.down_proj"].numpy()
         if config.model_type == "gpt_oss":  # inputs by outputs, gate and up in turn
             gate, up = (fused.numpy()[:, :, first::2].swapaxes(1, 2) for first in (0, 1))
             down = down.swapaxes(1, 2)
@@ -305,3 +323,22 @@ def test_windows_of_gpt_oss_become_keys(tmp_path: Path) -> None:
         assert keys["gpt-oss.attention.sliding_window"] == 12
         assert keys.get("gpt-oss.attention.sliding_window_pattern") == pattern
         assert keys["gpt-oss.expert_feed_forward_length"] == 512
+
+
+def test_blocks_for_multi_token_prediction_are_left_out_and_said(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved("glm4_moe").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    state = load_file(source / "model.safetensors")
+    extra = {"model.layers.3.eh_proj.weight": torch.ones(96, 192), "model.layers.3.enorm.weight": torch.ones(96)}
+    save_file(state | extra, source / "model.safetensors")
+    plan = convert(source, tmp_path / "m.gguf")
+    assert any(text.startswith("2 tensors of blocks for multi-token prediction") for text in plan.content.warnings)
+    convert(saved("glm4_moe"), tmp_path / "plain.gguf")
+    assert File(tmp_path / "m.gguf").tensors.keys() == File(tmp_path / "plain.gguf").tensors.keys()
+    save_file(state | {"model.layers.4.enorm.weight": torch.ones(96)}, source / "model.safetensors")
+    with pytest.raises(ConversionError, match="'model.layers.4.enorm.weight' has no place"):
+        convert(source, tmp_path / "m.gguf", force=True)

@@ -29,6 +29,8 @@ KINDS = [
     ("olmoe", "q8_0"),
     ("gpt_oss", "mxfp4"),
     ("gpt_oss", "f32"),
+    ("glm4_moe_groups", "q8_0"),
+    ("granitemoe", "q4_0"),
     ("llama", "bf16"),
 ]
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]

@@ -73,6 +73,7 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
+    if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);
 
     for (int64_t il = 0; il < config.n_layer; ++il) {
@@ -85,7 +86,7 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
         const int64_t rest = n - drop;
         if (rest == 0) break;
         float* x = x_ + drop * n_embd;
-        kernels.add(x, projected_ + drop * n_embd, rest * n_embd);
+        kernels.scale_add(x, config.residual_scale, projected_ + drop * n_embd, rest * n_embd);
         norm(w.ffn_norm, acts_, feed_forward_.input_mask(il), x, rest, normed_);
         if (probe) probe({ProbeKind::ffn_input, il, -1, -1, first_pos, rest, n_embd, normed_, nullptr});
         feed_forward_.run(il, acts_, x, rest, first_pos, probe);
@@ -94,6 +95,7 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     norm(model_.output_norm(), acts_, act_mask(model_.output()), x_ + (n - n_logits) * n_embd, n_logits, normed_);
     const Projection head{&model_.output(), logits};
     workspace_.project({&head, 1}, acts_, n_logits);
+    if (config.logit_scale != 1.0f) kernels.scale(logits, config.logit_scale, n_logits * config.n_vocab);
 }
 
 // projected = Wo attention(rms(x)), for acts_ that hold the normed input.
@@ -109,12 +111,14 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     workspace_.project(qkv, acts_, n);
 
     const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
-        if (norm_weight && config.recipe->qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
+        const Recipe& recipe = *config.recipe;
+        if (norm_weight && recipe.qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
         for (int64_t h = 0; h < n_head; ++h) {
             float* head = row + h * c.head_dim_k;
-            if (norm_weight && config.recipe->qk_norm == QkNorm::per_head)
-                kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
+            const bool normed = norm_weight && recipe.qk_norm == QkNorm::per_head;
+            if (normed && !recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
             kernels.rope(head, angles, n_rot, config.rope.pairing);
+            if (normed && recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
         }
     };
     workspace_.pool().run(n, [&](int64_t t, int) {
@@ -145,7 +149,7 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         job.token_end = std::min(job.token_begin + kAttentionTokens, n);
         job.head_begin = kv_head * group;
         job.head_end = job.head_begin + group;
-        job.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
+        job.scale = config.attention_scale != 0.0f ? config.attention_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
         job.window = c.window;
         job.sinks = w.sinks;
         job.scratch = workspace_.scratch(thread);

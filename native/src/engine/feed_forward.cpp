@@ -112,8 +112,8 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
     const ops::Kernels& kernels = workspace_.kernels();
     if (layer.router.w.rows) {
         const auto one = [&](int64_t t, int) {
-            route_token(model_.config(), config, kernels, router_logits_ + t * config.n_expert, ids_ + t * config.n_expert_used,
-                        weights_ + t * config.n_expert_used);
+            route_token(model_.config(), config, kernels, layer.selection_bias, router_logits_ + t * config.n_expert,
+                        ids_ + t * config.n_expert_used, weights_ + t * config.n_expert_used);
         };
         if (n == 1) {
             one(0, 0);
@@ -329,7 +329,7 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
             add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules, nullptr,
                       shared_weight_[t]);
         }
-        kernels.add(x + t * n_embd + from, sum, width);
+        kernels.scale_add(x + t * n_embd + from, model_.config().residual_scale, sum, width);
     }
 }
 

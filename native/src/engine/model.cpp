@@ -109,6 +109,7 @@ private:
         w.sinks = floats(b.sinks);
         w.ffn_norm = floats(b.ffn_norm);
         if (b.router) w.router = linear(b.router, b.router_bias);
+        w.selection_bias = floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
         if (b.routed) place_experts(*b.routed, w.routed, true);
         if (b.shared) place_experts(*b.shared, w.shared, false);

@@ -40,7 +40,8 @@ struct LayerWeights {
     const float *q_norm = nullptr, *k_norm = nullptr;
     const float* sinks = nullptr;  // [n_head]
     const float* ffn_norm = nullptr;
-    Linear router;  // rows = n_expert; rows 0: no routed experts
+    Linear router;                          // rows = n_expert; rows 0: no routed experts
+    const float* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertSet> routed;
     std::optional<ExpertSet> shared;  // a shared expert, or the dense feed-forward
     Linear shared_gate;               // one row; rows 0: not gated

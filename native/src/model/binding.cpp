@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace moepic {
 namespace {
@@ -63,8 +64,11 @@ private:
         }
         if (recipe.qk_norm != QkNorm::none) {
             const bool whole = recipe.qk_norm == QkNorm::whole;
-            layer.q_norm = need_floats(blk + "attn_q_norm.weight", whole ? q_rows : c.head_dim_k);
-            layer.k_norm = need_floats(blk + "attn_k_norm.weight", whole ? k_rows : c.head_dim_k);
+            const int64_t q_width = whole ? q_rows : c.head_dim_k, k_width = whole ? k_rows : c.head_dim_k;
+            if (!recipe.qk_norm_optional || file_.find_tensor(blk + "attn_q_norm.weight")) {
+                layer.q_norm = need_floats(blk + "attn_q_norm.weight", q_width);
+                layer.k_norm = need_floats(blk + "attn_k_norm.weight", k_width);
+            }
         }
         if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
         layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
@@ -75,16 +79,19 @@ private:
         }
         layer.router = need(blk + "ffn_gate_inp.weight", {config_.n_embd, c.n_expert});
         layer.routed = bind_experts(blk, c);
+        if (recipe.selection_bias != Presence::never) layer.selection_bias = take_floats(blk + "exp_probs_b.bias", c.n_expert);
+        if (recipe.selection_bias == Presence::required && !layer.selection_bias) {
+            fail(Code::format, "model: tensor '", blk, "exp_probs_b.bias' is missing; architecture '", recipe.arch,
+                 "' chooses experts with it");
+        }
         if (recipe.expert_bias) {
             layer.router_bias = need_floats(blk + "ffn_gate_inp.bias", c.n_expert);
             layer.routed->down_bias = need_biases(blk + "ffn_down_exps.bias", config_.n_embd, c.n_expert);
         }
         if (c.n_ff_shared > 0) {
             layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
-            layer.shared_gate = take_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
-            if (recipe.shared == SharedExpert::gated && !layer.shared_gate) {
-                fail(Code::format, "model: tensor '", blk, "ffn_gate_inp_shexp.weight' is missing; architecture '", recipe.arch,
-                     "' gates its shared expert");
+            if (recipe.shared == SharedExpert::gated) {
+                layer.shared_gate = need_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
             }
         }
         return layer;
@@ -239,13 +246,30 @@ private:
         return tensor;
     }
 
+    // Blocks that predict further tokens are left out by name, and it is said; anything else unused is an error.
+    bool is_nextn(std::string_view name) const {
+        for (int64_t il = config_.n_layer; il < config_.n_layer + config_.n_nextn; ++il) {
+            if (name.starts_with(cat("blk.", il, "."))) return true;
+        }
+        return false;
+    }
+
     void refuse_leftovers() {
+        size_t skipped = 0;
         for (const gguf::Tensor& tensor : file_.tensors()) {
             if (used_.contains(tensor.name)) continue;
+            if (is_nextn(tensor.name)) {
+                ++skipped;
+                continue;
+            }
             // Per-layer copies of the rope tables that old converters wrote; they are derived data.
             if (tensor.name.ends_with(".attn_rot_embd.weight") || tensor.name.ends_with(".rope_freqs.weight")) continue;
             fail(Code::unsupported, "model: tensor '", tensor.name, "' has no part in architecture '", config_.recipe->arch,
                  "' as this build knows it; running without it would give other results");
+        }
+        if (skipped) {
+            log_message(LogLevel::info, cat("model: ", skipped, " tensors of ", config_.n_nextn,
+                                            " block(s) for multi-token prediction (NextN) are not used"));
         }
     }
 

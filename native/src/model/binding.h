@@ -45,8 +45,9 @@ struct LayerBinding {
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
     const gguf::Tensor* sinks = nullptr;  // [n_head]
     const gguf::Tensor* ffn_norm = nullptr;
-    const gguf::Tensor* router = nullptr;       // [n_embd, n_expert]
-    const gguf::Tensor* router_bias = nullptr;  // [n_expert]
+    const gguf::Tensor* router = nullptr;          // [n_embd, n_expert]
+    const gguf::Tensor* router_bias = nullptr;     // [n_expert]
+    const gguf::Tensor* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertBinding> routed;
     std::optional<ExpertBinding> shared;        // a shared expert, or the dense feed-forward of a layer without experts
     const gguf::Tensor* shared_gate = nullptr;  // [n_embd]

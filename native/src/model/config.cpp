@@ -1,5 +1,6 @@
 #include "model/config.h"
 
+#include <algorithm>
 #include <string>
 
 #include "base/error.h"
@@ -12,6 +13,7 @@ namespace {
 constexpr int64_t kMaxWidth = int64_t{1} << 22;
 constexpr int64_t kMaxCount = int64_t{1} << 20;
 constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxGroups = 64;  // of experts; engine/router.cpp holds a bit for each
 
 std::string layer_tensor(int64_t il, const char* rest) {
     return cat("blk.", il, ".", rest);
@@ -79,7 +81,9 @@ Config read_config(const gguf::File& file) {
     const Recipe& recipe = *config.recipe;
     const Keys keys(file, *arch);
 
-    config.n_layer = keys.integer("block_count", 1, kMaxLayers);
+    const int64_t n_block = keys.integer("block_count", 1, kMaxLayers);
+    config.n_nextn = keys.integer_or("nextn_predict_layers", 0, 0, n_block - 1);
+    config.n_layer = n_block - config.n_nextn;
     config.n_embd = keys.integer("embedding_length", 1, kMaxWidth);
     config.n_ctx_train = keys.integer("context_length", 1, kMaxWidth * 1024);
     config.norm_eps = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
@@ -115,6 +119,21 @@ Config read_config(const gguf::File& file) {
     if (n_expert && config.scoring > Scoring::softmax_selected) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating,
              ", supported: 1 (softmax), 2 (sigmoid), 3 (softmax over the selected)");
+    }
+    config.n_group =
+        std::max<int64_t>(1, keys.integer_or("expert_group_count", 1, 0, std::min<int64_t>(kMaxGroups, std::max<int64_t>(1, n_expert))));
+    config.n_group_used = std::max<int64_t>(1, keys.integer_or("expert_group_used_count", config.n_group, 0, config.n_group));
+    if (n_expert % config.n_group || config.n_group_used * (n_expert / config.n_group) < n_expert_used) {
+        fail(Code::format, "model: key '", recipe.arch, ".expert_group_count' is ", config.n_group, ": ", config.n_group_used,
+             " of these groups of ", n_expert, " experts cannot give ", n_expert_used, " per token");
+    }
+    if (recipe.multipliers) {
+        config.embedding_scale = static_cast<float>(keys.number_or("embedding_scale", 1.0));
+        config.residual_scale = static_cast<float>(keys.number_or("residual_scale", 1.0));
+        config.attention_scale = static_cast<float>(keys.number_or("attention.scale", 0.0));
+        const double divisor = keys.number_or("logit_scale", 1.0);
+        if (divisor == 0.0) fail(Code::format, "model: key '", recipe.arch, ".logit_scale' is 0; logits are divided by it");
+        config.logit_scale = static_cast<float>(1.0 / divisor);
     }
     if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");

@@ -37,11 +37,15 @@ struct LayerConfig {
 struct Config {
     const Recipe* recipe = nullptr;
     int64_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
+    int64_t n_nextn = 0;  // blocks after the layers that predict further tokens (MTP); not run
     float norm_eps = 1e-5f;
     RopeConfig rope;
     Scoring scoring = Scoring::softmax;
-    bool renormalise = false;   // routing weights
-    float router_scale = 1.0f;  // multiplies routing weights
+    int64_t n_group = 1, n_group_used = 1;                                    // experts are chosen from the best groups only
+    bool renormalise = false;                                                 // routing weights
+    float embedding_scale = 1.0f, residual_scale = 1.0f, logit_scale = 1.0f;  // multiply embeddings, each block's output, logits
+    float attention_scale = 0.0f;                                             // multiplies q . k; 0: 1 / sqrt(head_dim_k)
+    float router_scale = 1.0f;                                                // multiplies routing weights
     std::vector<LayerConfig> layers;
 };
 

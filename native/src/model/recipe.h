@@ -46,6 +46,10 @@ struct Recipe {
     bool sinks = false;                  // attn_sinks: logits that join each softmax without a value
     int64_t window_period = 0;  // every n-th layer sees all positions, the others a window, unless sliding_window_pattern says otherwise
     bool yarn_truncate = true;  // YaRN's ramp begins and ends at whole dimensions
+    bool qk_norm_optional = false;              // some models of the architecture have no q/k norm
+    bool norm_after_rope = false;               // q and k are normed after they are rotated
+    Presence selection_bias = Presence::never;  // exp_probs_b.bias, added to scores for the choice of experts only
+    bool multipliers = false;                   // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
 };
 
 std::span<const Recipe> recipes() noexcept;
