@@ -340,5 +340,5 @@ def test_blocks_for_multi_token_prediction_are_left_out_and_said(tmp_path: Path)
     convert(saved("glm4_moe"), tmp_path / "plain.gguf")
     assert File(tmp_path / "m.gguf").tensors.keys() == File(tmp_path / "plain.gguf").tensors.keys()
     save_file(state | {"model.layers.4.enorm.weight": torch.ones(96)}, source / "model.safetensors")
-    with pytest.raises(ConversionError, match="'model.layers.4.enorm.weight' has no place"):
+    with pytest.raises(ConversionError, match=r"'model\.layers\.4\.enorm\.weight' has no place"):
         convert(source, tmp_path / "m.gguf", force=True)
