@@ -43,7 +43,7 @@ def rope_keys_and_factors(
             "rope.scaling.factor": k.f32(_number(parameters, "factor")),
         }, None
     if kind == "yarn":
-        return keys | _yarn(family, parameters, config), None
+        return keys | (_latent_yarn if family.latent else _yarn)(family, parameters, config), None
     if kind == "llama3":
         return keys, _llama3(parameters, config, base, n_rot)
     raise ConversionError(f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3")
@@ -106,6 +106,19 @@ def _yarn(family: Family, parameters: dict[str, Any], config: dict[str, Any]) ->
     if wanted is not None and not math.isclose(wanted, paper, rel_tol=1e-6):
         keys["rope.scaling.attn_factor"] = k.f32(float(wanted) / paper)
     return keys
+
+
+def _latent_yarn(family: Family, parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
+    """Of latent attention: logits are stretched by the square of 0.1 mscale_all_dim ln(factor) + 1, cos and sin are not."""
+    mscale, over_all = parameters.get("mscale", 1.0), _number(parameters, "mscale_all_dim")
+    if parameters.get("attention_factor") is not None or mscale != over_all:
+        raise ConversionError(
+            f"config.json: rope settings 'mscale' {json.dumps(mscale)} and 'mscale_all_dim' {over_all:g} must agree, "
+            f"without an 'attention_factor': GGUF readers take cos and sin as they are"
+        )
+    keys = _yarn(family, parameters, config)
+    keys.pop("rope.scaling.attn_factor", None)
+    return keys | {"rope.scaling.yarn_log_multiplier": k.f32(0.1 * over_all)}
 
 
 def _magnitude(factor: float, scale: float) -> float:

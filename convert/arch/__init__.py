@@ -4,6 +4,7 @@ bytes.
 
 from __future__ import annotations
 
+from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from .ernie import ERNIE4_5_MOE
 from .family import Experts, Family, Shared
 from .glm4_moe import GLM4_MOE
@@ -19,6 +20,8 @@ from .qwen3 import QWEN3, QWEN3_MOE
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
         ERNIE4_5_MOE,
         GLM4_MOE,
         GPT_OSS,

@@ -80,6 +80,7 @@ class Family:
     sinks          name of the attention sinks.
     window_period  all but every n-th layer see a window, unless layer_types says otherwise; 0: no windows.
     yarn_truncate  what the setting `truncate` of YaRN must be: GGUF has no key for it, readers know it.
+    latent         attention is DeepSeek's: one compressed key and value for all heads.
     multipliers    GGUF keys of scales -> config keys.
     nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
                    left out.
@@ -103,6 +104,7 @@ class Family:
     sinks: str | None = None
     window_period: int = 0
     yarn_truncate: bool = True
+    latent: bool = False
     multipliers: dict[str, str] = field(default_factory=dict)
     nextn: tuple[str, ...] = ()
     left_out: str | None = None

@@ -225,7 +225,9 @@ class _Builder:
         self.n_head = config.integer("num_attention_heads")
         self.n_head_kv = config.integer("num_key_value_heads", self.n_head)
         self.head_dim = config.integer("head_dim", self.n_embd // self.n_head)
-        if not config.values.get("head_dim") and self.n_embd % self.n_head:
+        if family.latent:
+            self.head_dim = config.integer("qk_rope_head_dim")  # what is rotated
+        elif not config.values.get("head_dim") and self.n_embd % self.n_head:
             raise ConversionError(
                 f"config.json: 'hidden_size' {self.n_embd} is not a multiple of 'num_attention_heads' {self.n_head}"
             )
@@ -259,8 +261,20 @@ class _Builder:
 
     def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
         src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
-        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         out = [self.take(f"{dst}attn_norm.weight", "norm", f"{src}input_layernorm.weight", (n_embd,))]
+        out += self._latent(dst, src) if family.latent else self._heads(dst, src)
+        ffn_norm = f"{src}post_attention_layernorm.weight"
+        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
+        if not self.is_moe(il):
+            return out + self._gated(
+                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
+            ), None
+        return self._moe(il, out)
+
+    def _heads(self, dst: str, src: str) -> list[Tensor]:
+        """Ordinary attention: q, k, v, output, with what the family adds."""
+        n_embd, family, out = self.n_embd, self.family, list[Tensor]()
+        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         bias = self.config.flag(family.qkv_bias)
         for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
             paired = self.head_dim if family.rows_paired and letter != "v" else 0
@@ -281,13 +295,57 @@ class _Builder:
                 )
         if family.sinks:
             out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
-        ffn_norm = f"{src}post_attention_layernorm.weight"
-        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
-        if not self.is_moe(il):
-            return out + self._gated(
-                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
-            ), None
-        return self._moe(il, out)
+        return out
+
+    def _latent(self, dst: str, src: str) -> list[Tensor]:
+        """DeepSeek's attention. `kv_b_proj` holds, per head, rows that make keys out of the latent and rows that make
+        values; absorbed attention wants the first turned round.
+        """
+        rank, n_rot, plain, wide = self.latent_sizes()
+        n_head, attn = self.n_head, f"{src}self_attn."
+        shapes = {"attn_kv_a_mqa": ("kv_a_proj_with_mqa", rank + n_rot, self.n_embd)}
+        norms = {"attn_kv_a_norm": ("kv_a_layernorm", rank)}
+        q_rank = self.config.values.get("q_lora_rank")
+        if q_rank:
+            shapes["attn_q_a"] = ("q_a_proj", q_rank, self.n_embd)
+            norms["attn_q_a_norm"] = ("q_a_layernorm", q_rank)
+        shapes |= {
+            ("attn_q_b" if q_rank else "attn_q"): (
+                "q_b_proj" if q_rank else "q_proj",
+                n_head * (plain + n_rot),
+                q_rank or self.n_embd,
+            ),
+            "attn_output": ("o_proj", self.n_embd, n_head * wide),
+        }
+        out = [
+            self.take(f"{dst}{name}.weight", "attention", f"{attn}{stored}.weight", (rows, cols))
+            for name, (stored, rows, cols) in shapes.items()
+        ]
+        out += [
+            self.take(f"{dst}{name}.weight", "norm", f"{attn}{stored}.weight", (width,))
+            for name, (stored, width) in norms.items()
+        ]
+        both = self.reader.take(f"{attn}kv_b_proj.weight", (n_head * (plain + wide), rank))
+
+        def heads(name: str, shape: tuple[int, ...], part: slice, turned: bool) -> Tensor:
+            kind = self.chooser.choose(name, shape)
+
+            def chunks() -> Iterator[Bytes]:
+                for h in range(n_head):
+                    rows = both.rows(h * (plain + wide), (h + 1) * (plain + wide))[part]
+                    yield encode(rows.T if turned else rows, kind, both.name).reshape(-1)
+
+            return Tensor(name, shape, kind, "attention", chunks, (plain + wide) * rank * 12)
+
+        out.append(heads(f"{dst}attn_k_b.weight", (n_head, rank, plain), slice(plain), True))
+        out.append(heads(f"{dst}attn_v_b.weight", (n_head, wide, rank), slice(plain, None), False))
+        return out
+
+    def latent_sizes(self) -> tuple[int, int, int, int]:
+        """Width of the latent, rotated and plain dimensions of a key, width of a value."""
+        names = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        rank, n_rot, plain, wide = (self.config.integer(name) for name in names)
+        return rank, n_rot, plain, wide
 
     def _bias(self, name: str, stored: str, rows: int, paired: int) -> Tensor:
         weights = self.reader.take(stored, (rows,))
@@ -428,6 +486,19 @@ class _Builder:
             f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number("rms_norm_eps")),
             f"{arch}.vocab_size": k.u32(config.integer("vocab_size")),
         }
+        if family.latent:
+            rank, n_rot, plain, wide = self.latent_sizes()
+            sizes = {
+                "head_count_kv": 1,
+                "key_length": rank + n_rot,
+                "value_length": rank,
+                "key_length_mla": plain + n_rot,
+                "value_length_mla": wide,
+                "kv_lora_rank": rank,
+            }
+            if config.values.get("q_lora_rank"):
+                sizes["q_lora_rank"] = config.integer("q_lora_rank")
+            keys |= {f"{arch}.attention.{name}": k.u32(size) for name, size in sizes.items()}
         if experts := family.experts:
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))

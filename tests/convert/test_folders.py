@@ -50,7 +50,17 @@ LAYER = {
     "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
 }
 # Where a family differs.
+_LATENT = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+}
 OWN = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
     "glm4_moe": {
         "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
         **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
@@ -90,6 +100,14 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
     if name in GLOBAL:
         return state[GLOBAL[name]].numpy()
     il, rest = name.split(".", 2)[1:]
+    if rest in ("attn_k_b.weight", "attn_v_b.weight"):
+        both = (
+            state[f"model.layers.{il}.self_attn.kv_b_proj.weight"]
+            .numpy()
+            .reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+        )
+        plain = config.qk_nope_head_dim
+        return both[:, :plain].swapaxes(1, 2) if "k_b" in rest else both[:, plain:]
     names = LAYER | OWN.get(config.model_type, {})
     value = state[f"model.layers.{il}.{names[rest]}"].numpy()
     if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):

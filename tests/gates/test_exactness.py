@@ -31,6 +31,8 @@ KINDS = [
     ("gpt_oss", "f32"),
     ("glm4_moe_groups", "q8_0"),
     ("granitemoe", "q4_0"),
+    ("deepseek_v3", "q8_0"),
+    ("deepseek_v2", "f32"),
     ("llama", "bf16"),
 ]
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]

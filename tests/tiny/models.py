@@ -274,6 +274,35 @@ def hunyuan(seed: int = 24, **changes: Any) -> tuple[Any, Any]:
     return _build("hunyuan_v1_moe", seed, _common(**sizes) | changes)
 
 
+def deepseek_v2(seed: int = 33, **changes: Any) -> tuple[Any, Any]:
+    """DeepSeek V2-Lite: latent of 48, 5 heads of 24 plain and 16 rotated dimensions, values of 32; a dense layer, then 12
+    experts, top-3, two shared ones. Returns (config, model).
+    """
+    return _build("deepseek_v2", seed, _common(**_LATENT, q_lora_rank=None, n_group=1, topk_group=1) | changes)
+
+
+def deepseek_v3(seed: int = 26, **changes: Any) -> tuple[Any, Any]:
+    """DeepSeek V3: as V2, queries compressed to 40, experts chosen from 2 of 4 groups. Returns (config, model)."""
+    return _build("deepseek_v3", seed, _common(**_LATENT, q_lora_rank=40, n_group=4, topk_group=2) | changes)
+
+
+_LATENT = {
+    "hidden_size": 80,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 96,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _LLAMA3 = {
@@ -329,6 +358,9 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "ernie4_5_moe_mixed": functools.partial(
         ernie4_5_moe, num_hidden_layers=4, moe_layer_interval=2, moe_num_shared_experts=0
     ),
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
+    "deepseek_v3_yarn": functools.partial(deepseek_v3, rope_parameters=_YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}),
     "granitemoe": granitemoe,
     "hunyuan": hunyuan,
     "hunyuan_alpha": functools.partial(

@@ -102,7 +102,10 @@ private:
         w.attn_norm = floats(b.attn_norm);
         w.wq = linear(b.wq, b.bq);
         w.wk = linear(b.wk, b.bk);
-        w.wv = linear(b.wv, b.bv);
+        if (b.wv) w.wv = linear(b.wv, b.bv);
+        if (b.wq_a) w.wq_a = linear(b.wq_a, nullptr);
+        if (b.wk_b) w.wk_b = linear(b.wk_b, nullptr);
+        if (b.wv_b) w.wv_b = linear(b.wv_b, nullptr);
         w.wo = linear(b.wo, b.bo);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
@@ -140,7 +143,7 @@ private:
     }
 
     Linear linear(const gguf::Tensor* tensor, const gguf::Tensor* bias) {
-        const int64_t cols = static_cast<int64_t>(tensor->ne[0]), rows = static_cast<int64_t>(tensor->ne[1]);
+        const int64_t cols = static_cast<int64_t>(tensor->ne[0]), rows = static_cast<int64_t>(tensor->ne[1] * tensor->ne[2]);
         const Type type{tensor->type};
         std::byte* dst = carver_.take<std::byte>(ops::tiled_bytes(type, rows, cols));
         batch_->tiles.push_back({tensor, rows, cols, dst});

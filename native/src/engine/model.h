@@ -37,6 +37,7 @@ struct ExpertSet {
 struct LayerWeights {
     const float* attn_norm = nullptr;
     Linear wq, wk, wv, wo;
+    Linear wq_a, wk_b, wv_b;  // of latent attention; heads of wk_b and wv_b one after the other
     const float *q_norm = nullptr, *k_norm = nullptr;
     const float* sinks = nullptr;  // [n_head]
     const float* ffn_norm = nullptr;

@@ -44,31 +44,13 @@ private:
         const LayerConfig& c = config_.layers[static_cast<size_t>(il)];
         const Recipe& recipe = *config_.recipe;
         const std::string blk = cat("blk.", il, ".");
-        const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
 
         LayerBinding layer;
         layer.attn_norm = need_floats(blk + "attn_norm.weight", config_.n_embd);
-        layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
-        layer.wk = need(blk + "attn_k.weight", {config_.n_embd, k_rows});
-        layer.wv = need(blk + "attn_v.weight", {config_.n_embd, v_rows});
-        layer.wo = need(blk + "attn_output.weight", {c.n_head * c.head_dim_v, config_.n_embd});
-        if (recipe.qkv_bias != Presence::never) {
-            layer.bq = take_floats(blk + "attn_q.bias", q_rows);
-            layer.bk = take_floats(blk + "attn_k.bias", k_rows);
-            layer.bv = take_floats(blk + "attn_v.bias", v_rows);
-            layer.bo = take_floats(blk + "attn_output.bias", config_.n_embd);
-            if (recipe.qkv_bias == Presence::required && !(layer.bq && layer.bk && layer.bv)) {
-                fail(Code::format, "model: tensor '", blk, "attn_{q,k,v}.bias' is missing; architecture '", recipe.arch,
-                     "' has these biases");
-            }
-        }
-        if (recipe.qk_norm != QkNorm::none) {
-            const bool whole = recipe.qk_norm == QkNorm::whole;
-            const int64_t q_width = whole ? q_rows : c.head_dim_k, k_width = whole ? k_rows : c.head_dim_k;
-            if (!recipe.qk_norm_optional || file_.find_tensor(blk + "attn_q_norm.weight")) {
-                layer.q_norm = need_floats(blk + "attn_q_norm.weight", q_width);
-                layer.k_norm = need_floats(blk + "attn_k_norm.weight", k_width);
-            }
+        if (recipe.latent) {
+            bind_latent(blk, c, layer);
+        } else {
+            bind_heads(blk, c, layer);
         }
         if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
         layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
@@ -95,6 +77,50 @@ private:
             }
         }
         return layer;
+    }
+
+    void bind_heads(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
+        const Recipe& recipe = *config_.recipe;
+        const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
+        layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
+        layer.wk = need(blk + "attn_k.weight", {config_.n_embd, k_rows});
+        layer.wv = need(blk + "attn_v.weight", {config_.n_embd, v_rows});
+        layer.wo = need(blk + "attn_output.weight", {c.n_head * c.head_dim_v, config_.n_embd});
+        if (recipe.qkv_bias != Presence::never) {
+            layer.bq = take_floats(blk + "attn_q.bias", q_rows);
+            layer.bk = take_floats(blk + "attn_k.bias", k_rows);
+            layer.bv = take_floats(blk + "attn_v.bias", v_rows);
+            layer.bo = take_floats(blk + "attn_output.bias", config_.n_embd);
+            if (recipe.qkv_bias == Presence::required && !(layer.bq && layer.bk && layer.bv)) {
+                fail(Code::format, "model: tensor '", blk, "attn_{q,k,v}.bias' is missing; architecture '", recipe.arch,
+                     "' has these biases");
+            }
+        }
+        if (recipe.qk_norm != QkNorm::none) {
+            const bool whole = recipe.qk_norm == QkNorm::whole;
+            const int64_t q_width = whole ? q_rows : c.head_dim_k, k_width = whole ? k_rows : c.head_dim_k;
+            if (!recipe.qk_norm_optional || file_.find_tensor(blk + "attn_q_norm.weight")) {
+                layer.q_norm = need_floats(blk + "attn_q_norm.weight", q_width);
+                layer.k_norm = need_floats(blk + "attn_k_norm.weight", k_width);
+            }
+        }
+    }
+
+    void bind_latent(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
+        const LatentConfig& latent = config_.latent;
+        const int64_t q_rows = c.n_head * (latent.plain + config_.rope.n_rot);
+        if (latent.q_rank) {
+            layer.wq_a = need(blk + "attn_q_a.weight", {config_.n_embd, latent.q_rank});
+            layer.q_norm = need_floats(blk + "attn_q_a_norm.weight", latent.q_rank);
+            layer.wq = need(blk + "attn_q_b.weight", {latent.q_rank, q_rows});
+        } else {
+            layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
+        }
+        layer.wk = need(blk + "attn_kv_a_mqa.weight", {config_.n_embd, c.head_dim_k});
+        layer.k_norm = need_floats(blk + "attn_kv_a_norm.weight", latent.kv_rank);
+        layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
+        layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        layer.wo = need(blk + "attn_output.weight", {c.n_head * latent.head_dim_v, config_.n_embd});
     }
 
     // A dense feed-forward or a shared expert: 2-D tensors.

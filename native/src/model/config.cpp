@@ -1,6 +1,7 @@
 #include "model/config.h"
 
 #include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "base/error.h"
@@ -50,6 +51,28 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
         rope.truncate = recipe.yarn_truncate;
     }
     return rope;
+}
+
+LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfig& rope, int64_t head_dim_k, int64_t head_dim_v) {
+    if (!keys.has("attention.key_length_mla")) {
+        fail(Code::unsupported, "model: key '", recipe.arch,
+             ".attention.key_length_mla' is missing: a file from before 2025, whose attention is not "
+             "absorbed; convert the model again");
+    }
+    LatentConfig latent;
+    latent.kv_rank = keys.integer("attention.kv_lora_rank", 1, kMaxWidth);
+    latent.q_rank = keys.integer_or("attention.q_lora_rank", 0, 0, kMaxWidth);
+    latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, 4096) - rope.n_rot;
+    latent.head_dim_v = keys.integer("attention.value_length_mla", 1, 4096);
+    if (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank) {
+        fail(Code::format, "model: keys '", recipe.arch, ".attention.key_length' and 'value_length' are ", head_dim_k, " and ", head_dim_v,
+             ", expected ", latent.kv_rank + rope.n_rot, " and ", latent.kv_rank, " (latent and rotated part; latent)");
+    }
+    if (latent.kv_rank % ops::kTileRows || latent.head_dim_v % ops::kTileRows) {
+        fail(Code::unsupported, "model: latents of ", latent.kv_rank, " and values of ", latent.head_dim_v, " are not multiples of ",
+             ops::kTileRows);
+    }
+    return latent;
 }
 
 // 1 for each layer whose attention slides: by an array of the file, or all but every n-th.
@@ -107,6 +130,15 @@ Config read_config(const gguf::File& file) {
     }
     config.rope = read_rope(keys, recipe, head_dim_k, config.n_ctx_train);
 
+    if (recipe.latent) {
+        config.latent = read_latent(keys, recipe, config.rope, head_dim_k, head_dim_v);
+        // The model stretches logits where YaRN stretches cos and sin; the key holds 0.1 mscale_all_dim.
+        const double stretch = config.rope.scaling == RopeScaling::yarn ? std::max(0.0, std::log(config.rope.factor)) : 0.0;
+        const double magnitude = 1.0 + keys.number_or("rope.scaling.yarn_log_multiplier", 0.0) * stretch;
+        config.rope.attn_factor /= 1.0 + 0.1 * stretch;
+        config.attention_scale =
+            static_cast<float>(magnitude * magnitude / std::sqrt(static_cast<double>(config.latent.plain + config.rope.n_rot)));
+    }
     const int64_t n_expert = keys.integer_or("expert_count", 0, 0, kMaxCount);
     const int64_t n_expert_used = n_expert ? keys.integer("expert_used_count", 1, n_expert) : 0;
     const int64_t n_ff_exp = keys.integer_or("expert_feed_forward_length", 0, 0, kMaxWidth);

@@ -24,6 +24,15 @@ struct RopeConfig {
     bool truncate = true;      // yarn's ramp begins and ends at whole dimensions
 };
 
+// Multi-head latent attention, absorbed (DeepSeek-V2, section 2.1): one key [latent | rotated part] and one value, the latent, for all
+// heads; a query's plain part is carried into the latent's space, and what it attended to out of it, by matrices per head.
+struct LatentConfig {
+    int64_t kv_rank = 0;  // of the latent; 0: ordinary attention
+    int64_t q_rank = 0;   // queries go through this width first; 0: they don't
+    int64_t plain = 0;    // dims of a query head that are not rotated
+    int64_t head_dim_v = 0;
+};
+
 struct LayerConfig {
     int64_t n_head = 0, n_head_kv = 0;
     int64_t head_dim_k = 0, head_dim_v = 0;
@@ -40,6 +49,7 @@ struct Config {
     int64_t n_nextn = 0;  // blocks after the layers that predict further tokens (MTP); not run
     float norm_eps = 1e-5f;
     RopeConfig rope;
+    LatentConfig latent;
     Scoring scoring = Scoring::softmax;
     int64_t n_group = 1, n_group_used = 1;                                    // experts are chosen from the best groups only
     bool renormalise = false;                                                 // routing weights

@@ -49,6 +49,7 @@ struct Recipe {
     bool qk_norm_optional = false;              // some models of the architecture have no q/k norm
     bool norm_after_rope = false;               // q and k are normed after they are rotated
     Presence selection_bias = Presence::never;  // exp_probs_b.bias, added to scores for the choice of experts only
+    bool latent = false;                        // multi-head latent attention (MLA): keys and values are read out of one latent per token
     bool multipliers = false;                   // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
 };
 

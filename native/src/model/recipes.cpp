@@ -104,6 +104,15 @@ constexpr Recipe kRecipes[] = {
      .renormalise = true,
      .shared = SharedExpert::plain,
      .norm_after_rope = true},
+    {.arch = "deepseek2",
+     .title = "DeepSeek V2-Lite, V3 and R1",
+     .rope = RopePairing::norm,
+     .qk_norm = QkNorm::none,
+     .qkv_bias = Presence::never,
+     .renormalise = false,
+     .shared = SharedExpert::plain,
+     .selection_bias = Presence::optional,
+     .latent = true},
 };
 
 size_t edit_distance(std::string_view a, std::string_view b) {
