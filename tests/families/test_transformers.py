@@ -149,3 +149,27 @@ def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
     with Model.load(plain, n_ctx=64) as one, Model.load(tmp_path / "nextn.gguf", n_ctx=64) as other:
         assert other.info.n_layer == 3
         assert np.array_equal(one.logits(TOKENS), other.logits(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("deepseek_v2", {"attention.head_count_kv": 5}, "head_count_kv' is 5, expected 1"),
+        ("deepseek_v2", {"attention.key_length": 48}, "key_length' and 'value_length' are 48 and 48"),
+        ("deepseek_v3", {"expert_group_used_count": 0, "expert_group_count": 5}, "expert_group_count' is 5"),
+        ("gpt_oss", {"expert_gating_func": 4}, "expert_gating_func' is 4"),
+        ("granitemoe", {"logit_scale": 0}, "logit_scale' is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_named(name, changes, message, tmp_path):
+    from convert import keys
+    from convert.plan import Cut, make_plan
+    from convert.sources.gguf_source import open_gguf
+    from convert.writer import write
+    from moepic_gguf.errors import MoepicError
+
+    content = open_gguf(gguf_file(name, "--outtype", "f32", "--no-split"))
+    content.keys |= {f"{content.arch}.{key}": keys.u32(value) for key, value in changes.items()}
+    write(make_plan(content, tmp_path / "m.gguf", Cut(split=False)).shards, lambda n: None)
+    with pytest.raises(MoepicError, match=message):
+        Model.load(tmp_path / "m.gguf")

@@ -189,6 +189,10 @@ Config read_config(const gguf::File& file) {
             fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv,
                  " key/value heads");
         }
+        if (recipe.latent && layer.n_head_kv != 1) {
+            fail(Code::format, "model: key '", recipe.arch, ".attention.head_count_kv' is ", layer.n_head_kv,
+                 ", expected 1: all heads share one latent");
+        }
         layer.head_dim_k = head_dim_k;
         layer.head_dim_v = head_dim_v;
         layer.window = slides[i] ? window : 0;
