@@ -50,6 +50,10 @@ def i32s(values: Sequence[int]) -> bytes:
     return struct.pack("<IIQ", _ARRAY, _I32, len(values)) + struct.pack(f"<{len(values)}i", *values)
 
 
+def booleans(values: Sequence[bool]) -> bytes:
+    return struct.pack("<IIQ", _ARRAY, _BOOL, len(values)) + bytes(values)
+
+
 def f32s(values: Sequence[float]) -> bytes:
     return struct.pack("<IIQ", _ARRAY, _F32, len(values)) + struct.pack(f"<{len(values)}f", *values)
 

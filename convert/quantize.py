@@ -41,19 +41,22 @@ _FLOATS = (T.F32, T.F16, T.BF16)
 
 @dataclass
 class Chooser:
-    """Chooses types; `fallbacks` collects (tensor, wanted, given) where the shape did not allow the wish."""
+    """Chooses types; `experts` is that of routed experts, where it is not to follow from `outtype`; `fallbacks` collects
+    (tensor, wanted, given) where the shape did not allow the wish.
+    """
 
     outtype: str
     n_layer: int
     n_expert: int
     tied: bool
+    experts: T | None = None
     fallbacks: list[tuple[str, T, T]] = field(default_factory=list)
 
     def choose(self, name: str, shape: tuple[int, ...]) -> T:
         """The type of tensor `name` (GGUF name, before any split) of row-major `shape`."""
-        if len(shape) < 2 or "ffn_gate_inp" in name:
+        if len(shape) < 2 or "ffn_gate_inp" in name or name.endswith(".bias"):
             return T.F32
-        wanted = self._wish(name)
+        wanted = self.experts if self.experts is not None and "_exps" in name else self._wish(name)
         given = wanted
         if shape[-1] % GGML_QUANT_SIZES[given][0]:
             given = _SMALLER_BLOCKS.get(given, given)

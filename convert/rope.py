@@ -31,12 +31,10 @@ def rope_keys_and_factors(
     parameters: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     base = float(parameters.get("rope_theta") or config.get("rope_theta") or family.rope_base)
-    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-    if partial not in (None, 1, 1.0):
-        raise ConversionError(f"config.json: 'partial_rotary_factor' is {json.dumps(partial)}; supported: 1")
-    if head_dim % 2:
-        raise ConversionError(f"config.json: a head width of {head_dim} is odd and cannot be rotated")
-    keys: k.Keys = {"rope.dimension_count": k.u32(head_dim), "rope.freq_base": k.f32(base)}
+    n_rot = _rotated(family, parameters, config, head_dim)
+    if kind == "dynamic" and parameters.get("alpha"):  # Hunyuan: a fixed stretch, in spite of its name
+        base, kind = base * _number(parameters, "alpha") ** (n_rot / (n_rot - 2)), "default"
+    keys: k.Keys = {"rope.dimension_count": k.u32(n_rot), "rope.freq_base": k.f32(base)}
     if kind in (None, "default"):
         return keys, None
     if kind == "linear":
@@ -45,10 +43,26 @@ def rope_keys_and_factors(
             "rope.scaling.factor": k.f32(_number(parameters, "factor")),
         }, None
     if kind == "yarn":
-        return keys | _yarn(parameters, config), None
+        return keys | (_latent_yarn if family.latent else _yarn)(family, parameters, config), None
     if kind == "llama3":
-        return keys, _llama3(parameters, config, base, head_dim)
+        return keys, _llama3(parameters, config, base, n_rot)
     raise ConversionError(f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3")
+
+
+def _rotated(family: Family, parameters: dict[str, Any], config: dict[str, Any], head_dim: int) -> int:
+    """Dimensions of a head that are rotated."""
+    partial = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+    n_rot = head_dim
+    if family.rope_part is None:
+        if partial not in (None, 1, 1.0):
+            raise ConversionError(f"config.json: 'partial_rotary_factor' is {json.dumps(partial)}; supported: 1")
+    elif partial is None and isinstance(config.get("rotary_dim"), int):
+        n_rot = config["rotary_dim"]
+    else:
+        n_rot = int(head_dim * (family.rope_part if partial is None else partial))
+    if n_rot % 2 or not 2 <= n_rot <= head_dim:
+        raise ConversionError(f"config.json: {n_rot} dimensions of a head of {head_dim} cannot be rotated in pairs")
+    return n_rot
 
 
 def _number(parameters: dict[str, Any], key: str, default: float | None = None) -> float:
@@ -65,10 +79,12 @@ def _original_context(parameters: dict[str, Any], config: dict[str, Any]) -> int
     return int(value or _number(config, "max_position_embeddings"))
 
 
-def _yarn(parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
-    if parameters.get("truncate") is False:
+def _yarn(family: Family, parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
+    truncate = parameters.get("truncate", True)
+    if truncate is not family.yarn_truncate:
         raise ConversionError(
-            "config.json: rope setting 'truncate' is false; GGUF's yarn rounds the ramp to whole dimensions"
+            f"config.json: rope setting 'truncate' is {json.dumps(truncate)}; GGUF has no key for it, and readers of "
+            f"'{family.arch}' take it for {json.dumps(family.yarn_truncate)}"
         )
     original = _original_context(parameters, config)
     factor = _number(parameters, "factor", _number(config, "max_position_embeddings") / original)
@@ -90,6 +106,19 @@ def _yarn(parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
     if wanted is not None and not math.isclose(wanted, paper, rel_tol=1e-6):
         keys["rope.scaling.attn_factor"] = k.f32(float(wanted) / paper)
     return keys
+
+
+def _latent_yarn(family: Family, parameters: dict[str, Any], config: dict[str, Any]) -> k.Keys:
+    """Of latent attention: logits are stretched by the square of 0.1 mscale_all_dim ln(factor) + 1, cos and sin are not."""
+    mscale, over_all = parameters.get("mscale", 1.0), _number(parameters, "mscale_all_dim")
+    if parameters.get("attention_factor") is not None or mscale != over_all:
+        raise ConversionError(
+            f"config.json: rope settings 'mscale' {json.dumps(mscale)} and 'mscale_all_dim' {over_all:g} must agree, "
+            f"without an 'attention_factor': GGUF readers take cos and sin as they are"
+        )
+    keys = _yarn(family, parameters, config)
+    keys.pop("rope.scaling.attn_factor", None)
+    return keys | {"rope.scaling.yarn_log_multiplier": k.f32(0.1 * over_all)}
 
 
 def _magnitude(factor: float, scale: float) -> float:

@@ -4,14 +4,39 @@ bytes.
 
 from __future__ import annotations
 
+from .deepseek import DEEPSEEK_V2, DEEPSEEK_V3
+from .ernie import ERNIE4_5_MOE
 from .family import Experts, Family, Shared
+from .glm4_moe import GLM4_MOE
+from .gpt_oss import GPT_OSS
+from .granite import GRANITE_MOE
+from .hunyuan import HUNYUAN_V1_MOE
 from .llama import LLAMA, MISTRAL, MIXTRAL
+from .minimax import MINIMAX_M2
 from .olmoe import OLMOE
 from .qwen2 import QWEN2, QWEN2_MOE
 from .qwen3 import QWEN3, QWEN3_MOE
 
 FAMILIES: dict[str, Family] = {
-    family.model_type: family for family in (LLAMA, MISTRAL, MIXTRAL, OLMOE, QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE)
+    family.model_type: family
+    for family in (
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
+        ERNIE4_5_MOE,
+        GLM4_MOE,
+        GPT_OSS,
+        GRANITE_MOE,
+        HUNYUAN_V1_MOE,
+        LLAMA,
+        MINIMAX_M2,
+        MISTRAL,
+        MIXTRAL,
+        OLMOE,
+        QWEN2,
+        QWEN2_MOE,
+        QWEN3,
+        QWEN3_MOE,
+    )
 }
 # GGUF architectures the engine runs, for inputs that are already GGUF.
 GGUF_ARCHITECTURES = frozenset(family.arch for family in FAMILIES.values())

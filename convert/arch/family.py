@@ -12,33 +12,56 @@ from typing import Any
 class Experts:
     """Where the routed experts are. Names follow `model.layers.N.`; `{e}` is the expert.
 
-    gate, up, down         one tensor per expert, as on the hub.
-    fused_gate_up, fused_down   all experts in one tensor, as transformers 5 keeps them: [E, 2I, H] (gate first) and
-                                [E, H, I].
-    routers                names the router goes by.
     count, used, width     config keys: experts (several spellings of one number), experts per token, width of one.
     norm                   config key that says whether the selected weights sum to one; or the family's fixed answer.
+    gate, up, down         one tensor per expert, as on the hub.
+    fused                  names of pairs of tensors with all experts, as transformers 5 keeps them: [E, 2I, H] (gate
+                           first) and [E, H, I].
+    alternating            the fused tensors are [E, H, 2I] (gate, up, gate, ...) and [E, I, H], or MXFP4 blocks with
+                           the same order of outputs; with biases under their names + "_bias".
+    routers, router_bias   names the router goes by, and its bias.
+    selection_bias         names of what is added to the scores for the choice of experts only.
+    scale, groups          config keys: factor of the weights; groups of experts, and how many of them a token may use.
+    first_layer, last_layer, step   config keys: layers with experts; -1 is the last. Others are dense.
+    gating                 GGUF's expert_gating_func; 0 leaves the key out, readers know it from the architecture.
+    states_width           the key expert_feed_forward_length is written; where the width is the model's only one,
+                           feed_forward_length says it, and llama.cpp knows no other key for some.
     """
 
-    gate: str
-    up: str
-    down: str
     count: tuple[str, ...]
     used: str
     width: str
     norm: str | bool
+    gate: str = "mlp.experts.{e}.gate_proj.weight"
+    up: str = "mlp.experts.{e}.up_proj.weight"
+    down: str = "mlp.experts.{e}.down_proj.weight"
     routers: tuple[str, ...] = ("mlp.gate.weight",)
-    fused_gate_up: str = "mlp.experts.gate_up_proj"
-    fused_down: str = "mlp.experts.down_proj"
+    router_bias: str | None = None
+    alternating: bool = False
+    gating: int = 0
+    states_width: bool = True
+    selection_bias: tuple[str, ...] = ()
+    scale: str | None = None
+    groups: tuple[str, str] | None = None
+    first_layer: str | None = None
+    last_layer: str | None = None
+    step: str = "decoder_sparse_step"
+    fused: tuple[tuple[str, str], ...] = (
+        ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
+        ("mlp.experts.gate_up_proj.weight", "mlp.experts.down_proj.weight"),
+    )
 
 
 @dataclass(frozen=True)
 class Shared:
-    """A shared expert: the stem of its tensors, of its gate's, and the config key of its width."""
+    """Shared experts, which GGUF has as one: the stem of its tensors, the name of its gate, the config keys of its width
+    and of how many such widths it has (0: no shared expert).
+    """
 
     stem: str
-    gate: str
     width: str
+    gate: str | None = None
+    count: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,9 +71,20 @@ class Family:
     arch           GGUF general.architecture.
     rows_paired    q and k rows of a head are reordered from halves to pairs: rope in GGUF's `llama` turns neighbours.
     rope_base      what the family's configuration means when it names none.
-    qk_norm        q_norm and k_norm exist.
+    rope_part      share of a head that is rotated where the configuration names none; None: always the whole head.
+    qk_norm        q_norm and k_norm exist: "head" norms each head, "whole" the projection.
+    qk_norm_key, qk_norm_names   config key that switches these norms on, and what they are called.
     qkv_bias       config key that switches biases of q, k, v on; or the family's fixed answer.
     output_bias    that key switches a bias of the output projection on, too.
+    ffn_norm       GGUF name of the norm before the feed-forward.
+    sinks          name of the attention sinks.
+    window_period  all but every n-th layer see a window, unless layer_types says otherwise; 0: no windows.
+    yarn_truncate  what the setting `truncate` of YaRN must be: GGUF has no key for it, readers know it.
+    latent         attention is DeepSeek's: one compressed key and value for all heads.
+    multipliers    GGUF keys of scales -> config keys.
+    nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
+                   left out.
+    left_out       pattern of other names that are left out.
     experts        None: dense only. Layers may still be dense, see hf.py.
     requires       config key -> values that the engine can run; an absent key is fine.
     """
@@ -60,9 +94,20 @@ class Family:
     title: str
     rows_paired: bool = False
     rope_base: float = 10000.0
-    qk_norm: bool = False
+    rope_part: float | None = None
+    qk_norm: str = ""
+    qk_norm_key: str | bool = True
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")
     qkv_bias: str | bool = False
     output_bias: bool = False
+    ffn_norm: str = "ffn_norm"
+    sinks: str | None = None
+    window_period: int = 0
+    yarn_truncate: bool = True
+    latent: bool = False
+    multipliers: dict[str, str] = field(default_factory=dict)
+    nextn: tuple[str, ...] = ()
+    left_out: str | None = None
     experts: Experts | None = None
     shared: Shared | None = None
     requires: dict[str, tuple[Any, ...]] = field(default_factory=dict)

@@ -33,6 +33,7 @@ MIXTRAL = Family(
         used="num_experts_per_tok",
         width="intermediate_size",
         norm=True,
+        states_width=False,
     ),
     requires=_SILU,
 )

@@ -6,23 +6,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from moepic_gguf.errors import ConversionError
 
 from .. import keys as k
-from ..arch import FAMILIES, Family
+from ..arch import FAMILIES, Experts, Family
 from ..quantize import OUTTYPES, Chooser, encode
 from ..rope import rope_keys_and_factors
 from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
 from ..vocabulary import vocabulary_keys
 from . import Content
+from .matrix import MXFP4, Matrix, Packed, Plain, Turned
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
@@ -50,6 +52,8 @@ class Config:
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self.values.get(key)
         value = default if value is None else value
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
+            value = value[0]  # the same for every layer
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ConversionError(
                 f"config.json: '{key}' is {json.dumps(value)}, expected an integer of at least {least}"
@@ -92,61 +96,71 @@ def _find_family(config: Config) -> Family:
         )
     for key, allowed in family.requires.items():
         config.refuse_unless(key, allowed)
-    if config.values.get("quantization_config") is not None:
+    quantization = config.values.get("quantization_config")
+    packed = family.experts is not None and family.experts.alternating and isinstance(quantization, dict)
+    if quantization is not None and not (packed and quantization.get("quant_method") == "mxfp4"):
         raise ConversionError("config.json: 'quantization_config' is set; convert the original, unquantized checkpoint")
     n_ctx = config.integer("max_position_embeddings")
     window = config.values.get("sliding_window")
-    if "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
+    windows = bool(family.window_period)
+    if not windows and "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
         raise ConversionError(
             f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; "
             f"sliding-window attention is not supported"
         )
     for kind in config.values.get("layer_types") or []:
-        if kind != "full_attention":
+        if kind != "full_attention" and not (windows and kind == "sliding_attention"):
             raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
     return family
 
 
 class HfExperts:
-    """Routed experts of one layer, from tensors one by one or fused. See `tensors.Experts`."""
+    """Routed experts of one layer, a matrix each. See `tensors.Experts`.
+
+    bias   `[n_expert, n_ff]` of gate and up, as float32, or nothing.
+    """
 
     def __init__(
         self,
         layer: int,
         kinds: dict[str, GGMLQuantizationType],
-        gate: list[tuple[Weights, int]],
-        up: list[tuple[Weights, int]],
-        down: list[tuple[Weights, int]],
+        stored: dict[str, list[Matrix]],
         n_ff: int,
         n_embd: int,
+        bias: dict[str, Callable[[], Floats]] | None = None,
     ) -> None:
-        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(gate)
-        self.order_unit = 1
-        # Per expert: the stored tensor, and the first row of this expert's matrix in it.
-        self._stored = {"gate": gate, "up": up, "down": down}
+        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(stored["gate"])
+        self._stored, self._bias = stored, bias or {}
+        packed = kinds["down"] is MXFP4 and isinstance(stored["down"][0], Packed)
+        self.order_unit = int(GGML_QUANT_SIZES[MXFP4][0]) if packed else 1
 
     def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
-        weights, base = self._stored[which][expert]
+        matrix, kind = self._stored[which][expert], self.kinds[which]
         if isinstance(neurons, slice):
-            values = weights.rows(base + neurons.start, base + neurons.stop)
-        else:
-            values = weights.rows(base, base + self.n_ff)[neurons]
-        return encode(values, self.kinds[which], weights.name)
+            return matrix.blocks(neurons.start, neurons.stop, kind)
+        return matrix.blocks(0, self.n_ff, kind)[neurons]
 
     def columns(self, expert: int, neurons: Neurons) -> Bytes:
-        weights, base = self._stored["down"][expert]
-        return encode(weights.rows(base, base + self.n_embd)[:, neurons], self.kinds["down"], weights.name)
+        matrix, kind = self._stored["down"][expert], self.kinds["down"]
+        if self.order_unit == 1:
+            return encode(matrix.rows(0, self.n_embd)[:, neurons], kind, f"down of expert {expert}, layer {self.layer}")
+        # Blocks as they are stored; neurons come in whole ones.
+        wanted = np.arange(self.n_ff)[neurons][:: self.order_unit] // self.order_unit
+        stored = matrix.blocks(0, self.n_embd, kind).reshape(self.n_embd, self.n_ff // self.order_unit, -1)
+        return np.ascontiguousarray(stored[:, wanted]).reshape(self.n_embd, -1)
 
-    def bias_kind(self, which: str) -> None:
-        """No family of `arch/` has biases on its experts."""
+    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
+        return GGMLQuantizationType.F32 if which in self._bias else None
 
     def biases(self, which: str) -> Bytes:
-        raise AssertionError(which)
+        values = np.ascontiguousarray(self._bias[which]())
+        return values.view(np.uint8).reshape(self.n_expert, self.n_ff, 4)
 
     def work_bytes(self) -> int:
         # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
-        # after turning it round).
-        return self.n_ff * self.n_embd * 12 + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
+        # after turning it round). A turned matrix is read with its neighbour.
+        copies = 20 if isinstance(self._stored["gate"][0], Turned) else 12
+        return self.n_ff * self.n_embd * copies + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
 
 
 class _Reader:
@@ -159,7 +173,7 @@ class _Reader:
     def has(self, name: str) -> bool:
         return name in self._stored
 
-    def take(self, name: str, shape: tuple[int, ...]) -> Weights:
+    def take(self, name: str, shape: tuple[int, ...], *, codes: bool = False) -> Weights:
         weights = self._stored.get(name)
         if weights is None:
             raise ConversionError(f"checkpoint: tensor '{_PREFIX}{name}' of shape {list(shape)} is missing")
@@ -169,6 +183,11 @@ class _Reader:
                 f"checkpoint: tensor '{weights.name}' has shape {list(weights.shape)}, config.json implies "
                 f"{list(shape)}"
             )
+        if (weights.dtype == "U8") != codes:
+            raise ConversionError(
+                f"checkpoint: tensor '{weights.name}' is stored as {weights.dtype}, expected {'U8' if codes else 'floats'} "
+                f"(a quantized checkpoint? convert the original)"
+            )
         self._taken.add(name)
         return weights
 
@@ -177,6 +196,12 @@ class _Reader:
 
     def drop(self, name: str) -> None:
         self._taken.add(name)
+
+    def drop_all(self, pattern: str) -> int:
+        """Leave out what is called so; how many."""
+        found = {name for name in self._stored if re.match(pattern, name)}
+        self._taken |= found
+        return len(found)
 
     def refuse_leftovers(self) -> None:
         left = sorted(name for name in self._stored.keys() - self._taken if not name.endswith(_DERIVED))
@@ -200,7 +225,9 @@ class _Builder:
         self.n_head = config.integer("num_attention_heads")
         self.n_head_kv = config.integer("num_key_value_heads", self.n_head)
         self.head_dim = config.integer("head_dim", self.n_embd // self.n_head)
-        if not config.values.get("head_dim") and self.n_embd % self.n_head:
+        if family.latent:
+            self.head_dim = config.integer("qk_rope_head_dim")  # what is rotated
+        elif not config.values.get("head_dim") and self.n_embd % self.n_head:
             raise ConversionError(
                 f"config.json: 'hidden_size' {self.n_embd} is not a multiple of 'num_attention_heads' {self.n_head}"
             )
@@ -234,8 +261,20 @@ class _Builder:
 
     def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
         src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
-        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         out = [self.take(f"{dst}attn_norm.weight", "norm", f"{src}input_layernorm.weight", (n_embd,))]
+        out += self._latent(dst, src) if family.latent else self._heads(dst, src)
+        ffn_norm = f"{src}post_attention_layernorm.weight"
+        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
+        if not self.is_moe(il):
+            return out + self._gated(
+                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
+            ), None
+        return self._moe(il, out)
+
+    def _heads(self, dst: str, src: str) -> list[Tensor]:
+        """Ordinary attention: q, k, v, output, with what the family adds."""
+        n_embd, family, out = self.n_embd, self.family, list[Tensor]()
+        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         bias = self.config.flag(family.qkv_bias)
         for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
             paired = self.head_dim if family.rows_paired and letter != "v" else 0
@@ -248,30 +287,65 @@ class _Builder:
         )
         if bias and family.output_bias:
             out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
-        if family.qk_norm:
-            whole = family.model_type == "olmoe"
-            out.append(
-                self.take(
-                    f"{dst}attn_q_norm.weight",
-                    "norm",
-                    f"{src}self_attn.q_norm.weight",
-                    (q_rows if whole else self.head_dim,),
+        if family.qk_norm and self.config.flag(family.qk_norm_key):
+            for letter, stored, rows in zip("qk", family.qk_norm_names, (q_rows, kv_rows), strict=True):
+                width = rows if family.qk_norm == "whole" else self.head_dim
+                out.append(
+                    self.take(f"{dst}attn_{letter}_norm.weight", "norm", f"{src}self_attn.{stored}.weight", (width,))
                 )
-            )
-            out.append(
-                self.take(
-                    f"{dst}attn_k_norm.weight",
-                    "norm",
-                    f"{src}self_attn.k_norm.weight",
-                    (kv_rows if whole else self.head_dim,),
-                )
-            )
-        out.append(self.take(f"{dst}ffn_norm.weight", "norm", f"{src}post_attention_layernorm.weight", (n_embd,)))
-        if not self.is_moe(il):
-            return out + self._gated(
-                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
-            ), None
-        return self._moe(il, out)
+        if family.sinks:
+            out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
+        return out
+
+    def _latent(self, dst: str, src: str) -> list[Tensor]:
+        """DeepSeek's attention. `kv_b_proj` holds, per head, rows that make keys out of the latent and rows that make
+        values; absorbed attention wants the first turned round.
+        """
+        rank, n_rot, plain, wide = self.latent_sizes()
+        n_head, attn = self.n_head, f"{src}self_attn."
+        shapes = {"attn_kv_a_mqa": ("kv_a_proj_with_mqa", rank + n_rot, self.n_embd)}
+        norms = {"attn_kv_a_norm": ("kv_a_layernorm", rank)}
+        q_rank = self.config.values.get("q_lora_rank")
+        if q_rank:
+            shapes["attn_q_a"] = ("q_a_proj", q_rank, self.n_embd)
+            norms["attn_q_a_norm"] = ("q_a_layernorm", q_rank)
+        shapes |= {
+            ("attn_q_b" if q_rank else "attn_q"): (
+                "q_b_proj" if q_rank else "q_proj",
+                n_head * (plain + n_rot),
+                q_rank or self.n_embd,
+            ),
+            "attn_output": ("o_proj", self.n_embd, n_head * wide),
+        }
+        out = [
+            self.take(f"{dst}{name}.weight", "attention", f"{attn}{stored}.weight", (rows, cols))
+            for name, (stored, rows, cols) in shapes.items()
+        ]
+        out += [
+            self.take(f"{dst}{name}.weight", "norm", f"{attn}{stored}.weight", (width,))
+            for name, (stored, width) in norms.items()
+        ]
+        both = self.reader.take(f"{attn}kv_b_proj.weight", (n_head * (plain + wide), rank))
+
+        def heads(name: str, shape: tuple[int, ...], part: slice, turned: bool) -> Tensor:
+            kind = self.chooser.choose(name, shape)
+
+            def chunks() -> Iterator[Bytes]:
+                for h in range(n_head):
+                    rows = both.rows(h * (plain + wide), (h + 1) * (plain + wide))[part]
+                    yield encode(rows.T if turned else rows, kind, both.name).reshape(-1)
+
+            return Tensor(name, shape, kind, "attention", chunks, (plain + wide) * rank * 12)
+
+        out.append(heads(f"{dst}attn_k_b.weight", (n_head, rank, plain), slice(plain), True))
+        out.append(heads(f"{dst}attn_v_b.weight", (n_head, wide, rank), slice(plain, None), False))
+        return out
+
+    def latent_sizes(self) -> tuple[int, int, int, int]:
+        """Width of the latent, rotated and plain dimensions of a key, width of a value."""
+        names = ("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
+        rank, n_rot, plain, wide = (self.config.integer(name) for name in names)
+        return rank, n_rot, plain, wide
 
     def _bias(self, name: str, stored: str, rows: int, paired: int) -> Tensor:
         weights = self.reader.take(stored, (rows,))
@@ -292,10 +366,22 @@ class _Builder:
         ]
 
     def is_moe(self, il: int) -> bool:
-        if self.family.experts is None:
+        names, config = self.family.experts, self.config
+        if names is None:
             return False
-        step = self.config.integer("decoder_sparse_step", 1)
-        return il not in (self.config.values.get("mlp_only_layers") or []) and (il + 1) % step == 0
+        first = config.integer(names.first_layer, 0, least=0) if names.first_layer else 0
+        last = config.integer(names.last_layer, -1, least=-1) if names.last_layer else -1
+        dense = il < first or (last >= 0 and il > last) or il in (config.values.get("mlp_only_layers") or [])
+        return not dense and (il + 1) % config.integer(names.step, 1) == 0
+
+    def shared_width(self) -> int:
+        """Width of the shared experts together; 0: there are none."""
+        shared = self.family.shared
+        if shared is None:
+            return 0
+        return self.config.integer(shared.width) * (
+            self.config.integer(shared.count, 0, least=0) if shared.count else 1
+        )
 
     def _moe(self, il: int, out: list[Tensor]) -> tuple[list[Tensor], HfExperts]:
         names, src, dst = self.family.experts, f"layers.{il}.", f"blk.{il}."
@@ -303,31 +389,88 @@ class _Builder:
         n_expert, n_ff, n_embd = self.config.first_integer(names.count), self.config.integer(names.width), self.n_embd
         router = self.reader.take_any(tuple(src + name for name in names.routers), (n_expert, n_embd))
         out.append(self.tensor(f"{dst}ffn_gate_inp.weight", "router", router, (n_expert, n_embd)))
-        if shared := self.family.shared:
-            gate = self.reader.take(src + shared.gate, (n_embd,))
-            out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
-            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.config.integer(shared.width))
-        fused = next(
-            (n for n in (src + names.fused_gate_up, src + names.fused_gate_up + ".weight") if self.reader.has(n)), None
-        )
-        if fused:
-            suffix = ".weight" if fused.endswith(".weight") else ""
-            gate_up = self.reader.take(fused, (n_expert, 2 * n_ff, n_embd))
-            all_down = self.reader.take(src + names.fused_down + suffix, (n_expert, n_embd, n_ff))
-            gate_of = [(gate_up, e * 2 * n_ff) for e in range(n_expert)]
-            up_of = [(gate_up, e * 2 * n_ff + n_ff) for e in range(n_expert)]
-            down_of = [(all_down, e * n_embd) for e in range(n_expert)]
+        if names.selection_bias:
+            bias_names = tuple(src + name for name in names.selection_bias)
+            selection = self.reader.take_any(bias_names, (n_expert,))
+            out.append(self.tensor(f"{dst}exp_probs_b.bias", "router", selection, (n_expert,)))
+        if (shared := self.family.shared) and self.shared_width():
+            if shared.gate:
+                gate = self.reader.take(src + shared.gate, (n_embd,))
+                out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
+            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.shared_width())
+        if names.router_bias:
+            out.append(self.take(f"{dst}ffn_gate_inp.bias", "router", src + names.router_bias, (n_expert,)))
+        bias: dict[str, Callable[[], Floats]] = {}
+        if names.alternating:
+            stored, bias = self._alternating(names, src, n_expert, n_ff)
+            down_bias = src + names.fused[0][1] + "_bias"
+            out.append(self.take(f"{dst}ffn_down_exps.bias", "expert", down_bias, (n_expert, n_embd)))
         else:
-            gate_of = [(self.reader.take(src + names.gate.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
-            up_of = [(self.reader.take(src + names.up.format(e=e), (n_ff, n_embd)), 0) for e in range(n_expert)]
-            down_of = [(self.reader.take(src + names.down.format(e=e), (n_embd, n_ff)), 0) for e in range(n_expert)]
+            stored = self._rows_of_experts(names, src, n_expert, n_ff)
         kinds = {
             w: self.chooser.choose(
                 f"{dst}ffn_{w}_exps.weight", (n_expert, n_embd, n_ff) if w == "down" else (n_expert, n_ff, n_embd)
             )
             for w in ("gate", "up", "down")
         }
-        return out, HfExperts(il, kinds, gate_of, up_of, down_of, n_ff, n_embd)
+        return out, HfExperts(il, kinds, stored, n_ff, n_embd, bias)
+
+    def _rows_of_experts(self, names: Experts, src: str, n_expert: int, n_ff: int) -> dict[str, list[Matrix]]:
+        """Experts whose rows are stored as rows: one tensor each, or fused."""
+        take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
+        for gate_up_name, down_name in names.fused:
+            if not self.reader.has(src + gate_up_name):
+                continue
+            gate_up = take(src + gate_up_name, (n_expert, 2 * n_ff, n_embd))
+            down = take(src + down_name, (n_expert, n_embd, n_ff))
+            return {
+                "gate": [Plain(gate_up, e * 2 * n_ff) for e in experts],
+                "up": [Plain(gate_up, e * 2 * n_ff + n_ff) for e in experts],
+                "down": [Plain(down, e * n_embd) for e in experts],
+            }
+        return {
+            "gate": [Plain(take(src + names.gate.format(e=e), (n_ff, n_embd))) for e in experts],
+            "up": [Plain(take(src + names.up.format(e=e), (n_ff, n_embd))) for e in experts],
+            "down": [Plain(take(src + names.down.format(e=e), (n_embd, n_ff))) for e in experts],
+        }
+
+    def _alternating(
+        self, names: Experts, src: str, n_expert: int, n_ff: int
+    ) -> tuple[dict[str, list[Matrix]], dict[str, Callable[[], Floats]]]:
+        """Experts with gate and up in turn, as floats or in MXFP4, and the biases of gate and up."""
+        take, n_embd, experts = self.reader.take, self.n_embd, range(n_expert)
+        gate_up, down = (src + name for name in names.fused[0])
+        stored: dict[str, list[Matrix]]
+        if self.reader.has(gate_up + "_blocks"):
+            if n_embd % 32 or n_ff % 32:
+                raise ConversionError(f"config.json: sizes {n_embd} and {n_ff} are not made of MXFP4 blocks of 32")
+            wide, deep = (n_expert, 2 * n_ff, n_embd // 32), (n_expert, n_embd, n_ff // 32)
+            codes, exponents = (
+                take(f"{gate_up}_blocks", (*wide, 16), codes=True),
+                take(f"{gate_up}_scales", wide, codes=True),
+            )
+            down_codes, down_exponents = (
+                take(f"{down}_blocks", (*deep, 16), codes=True),
+                take(f"{down}_scales", deep, codes=True),
+            )
+            stored = {
+                "gate": [Packed(codes, exponents, e * 2 * n_ff, 2) for e in experts],
+                "up": [Packed(codes, exponents, e * 2 * n_ff + 1, 2) for e in experts],
+                "down": [Packed(down_codes, down_exponents, e * n_embd) for e in experts],
+            }
+        else:
+            wide_floats = take(gate_up, (n_expert, n_embd, 2 * n_ff))
+            deep_floats = take(down, (n_expert, n_ff, n_embd))
+            stored = {
+                "gate": [Turned(wide_floats, e * n_embd, n_embd, 0, 2) for e in experts],
+                "up": [Turned(wide_floats, e * n_embd, n_embd, 1, 2) for e in experts],
+                "down": [Turned(deep_floats, e * n_ff, n_ff) for e in experts],
+            }
+        bias = take(f"{gate_up}_bias", (n_expert, 2 * n_ff))
+        return stored, {
+            "gate": lambda: bias.rows(0, n_expert)[:, 0::2],
+            "up": lambda: bias.rows(0, n_expert)[:, 1::2],
+        }
 
     def keys(self) -> k.Keys:
         config, family, arch = self.config, self.family, self.family.arch
@@ -343,22 +486,54 @@ class _Builder:
             f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number("rms_norm_eps")),
             f"{arch}.vocab_size": k.u32(config.integer("vocab_size")),
         }
+        if family.latent:
+            rank, n_rot, plain, wide = self.latent_sizes()
+            sizes = {
+                "head_count_kv": 1,
+                "key_length": rank + n_rot,
+                "value_length": rank,
+                "key_length_mla": plain + n_rot,
+                "value_length_mla": wide,
+                "kv_lora_rank": rank,
+            }
+            if config.values.get("q_lora_rank"):
+                sizes["q_lora_rank"] = config.integer("q_lora_rank")
+            keys |= {f"{arch}.attention.{name}": k.u32(size) for name, size in sizes.items()}
         if experts := family.experts:
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
             keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
-            # Where the width is the model's only one, feed_forward_length says it, and llama.cpp knows no other key.
-            if experts.width != "intermediate_size":
+            if experts.states_width:
                 keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
-            if family.shared:
-                keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(config.integer(family.shared.width))
+            if experts.gating:
+                keys[f"{arch}.expert_gating_func"] = k.u32(experts.gating)
+            if experts.scale:
+                keys[f"{arch}.expert_weights_scale"] = k.f32(config.number(experts.scale))
+            if experts.groups and config.integer(experts.groups[0], 1) > 1:
+                keys[f"{arch}.expert_group_count"] = k.u32(config.integer(experts.groups[0]))
+                keys[f"{arch}.expert_group_used_count"] = k.u32(config.integer(experts.groups[1]))
+            if experts.first_layer:
+                keys[f"{arch}.leading_dense_block_count"] = k.u32(config.integer(experts.first_layer, 0, least=0))
+            if experts.last_layer:
+                keys[f"{arch}.interleave_moe_layer_step"] = k.u32(config.integer(experts.step, 1))
+            if self.shared_width():
+                keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(self.shared_width())
+            if family.shared and family.shared.count:
+                keys[f"{arch}.expert_shared_count"] = k.u32(config.integer(family.shared.count, 0, least=0))
+        keys |= {f"{arch}.{key}": k.f32(config.number(name)) for key, name in family.multipliers.items()}
+        if family.window_period:
+            keys[f"{arch}.attention.sliding_window"] = k.u32(config.integer("sliding_window"))
+            usual = [(il + 1) % family.window_period != 0 for il in range(config.integer("num_hidden_layers"))]
+            slides = [kind == "sliding_attention" for kind in config.values.get("layer_types") or []] or usual
+            if slides != usual:
+                keys[f"{arch}.attention.sliding_window_pattern"] = k.booleans(slides)
         return keys
 
 
 def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = True, pre: str | None = None) -> Content:
     """Read a Hugging Face folder.
 
-    outtype          a key of `quantize.OUTTYPES`; None keeps the floats the checkpoint has.
+    outtype          a key of `quantize.OUTTYPES`; None keeps the floats the checkpoint has, and MXFP4 experts as such.
     with_vocabulary  False leaves the tokenizer out; the file then serves token ids.
     pre              `tokenizer.ggml.pre`, instead of finding it out.
     Raises           ConversionError, which names the key or tensor.
@@ -370,10 +545,12 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     tied = config.flag("tie_word_embeddings") or (
         not reader.has("lm_head.weight") and "tie_word_embeddings" not in config.values
     )
+    packed = any(weights.dtype == "U8" for weights in stored.values())
+    experts = MXFP4 if packed and outtype is None else None
     outtype = outtype or _stored_type(stored)
     n_layer, n_vocab = config.integer("num_hidden_layers"), config.integer("vocab_size")
     n_expert = config.first_integer(family.experts.count) if family.experts else 0
-    chooser = Chooser(outtype, n_layer, n_expert, tied)
+    chooser = Chooser(outtype, n_layer, n_expert, tied, experts)
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
@@ -386,9 +563,9 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
         reader.drop("lm_head.weight")
     else:
         tail.append(builder.take("output.weight", "output", "lm_head.weight", (n_vocab, builder.n_embd)))
+    warnings = _leave_out(config, family, reader, n_layer)
     reader.refuse_leftovers()
 
-    warnings: list[str] = []
     name = folder.resolve().name
     keys: k.Keys = {
         "general.architecture": k.string(family.arch),
@@ -409,9 +586,17 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     return Content(family.arch, keys, head, list(layers), tail, [config.path, *inputs], chooser.fallbacks, warnings)
 
 
+def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) -> list[str]:
+    """Drop blocks for multi-token prediction, which follow the layers, and say so."""
+    n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
+    patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
+    dropped = reader.drop_all("|".join(patterns)) if patterns else 0
+    return [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+
+
 def _stored_type(stored: dict[str, Weights]) -> str:
     """The widest float type that holds a matrix."""
-    found = {weights.dtype for weights in stored.values() if len(weights.shape) > 1}
+    found = {weights.dtype for weights in stored.values() if len(weights.shape) > 1} - {"U8"}
     if found & {"F32", "F64"} or found >= {"F16", "BF16"}:
         return "f32"
     return "f16" if "F16" in found else "bf16"

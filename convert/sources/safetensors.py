@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from moepic_gguf.errors import ConversionError
 
 from ..tensors import Floats
 
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "U8": "u1"}
 _LARGEST_HEADER = 100 << 20
 
 
@@ -48,6 +49,13 @@ class Weights:
 
     def rows(self, first: int, last: int) -> Floats:
         """Rows [first, last) as float32 `[last - first, cols]`. Raises ConversionError where the file ends early."""
+        values = self.codes(first, last)
+        if self.dtype == "BF16":
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32, copy=False)
+
+    def codes(self, first: int, last: int) -> npt.NDArray[Any]:
+        """The same rows in the type they are stored in; bfloat16 as uint16."""
         stored = np.dtype(_DTYPES[self.dtype])
         size = (last - first) * self.cols * stored.itemsize
         raw = bytearray(size)
@@ -59,10 +67,7 @@ class Weights:
                 if not n:
                     raise ConversionError(f"'{self.path.name}' ends inside tensor '{self.name}' (truncated download?)")
                 done += n
-        values = np.frombuffer(raw, stored).reshape(last - first, self.cols)
-        if self.dtype == "BF16":
-            return (values.astype(np.uint32) << 16).view(np.float32)
-        return values.astype(np.float32, copy=False)
+        return np.frombuffer(raw, stored).reshape(last - first, self.cols)
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

@@ -64,7 +64,12 @@ class File:
         turned = [p.raw.transpose(0, 2, 1, 3).reshape(p.shape[0], p.shape[2], -1) for p in parts if p]
         return np.concatenate(turned, axis=2)
 
+    def expert_biases(self, il: int, which: str) -> np.ndarray[Any, Any]:
+        """Of gate or up, uncut: `[E, n_ff]`."""
+        names = [f"blk.{il}.ffn_{which}_exps{part}.bias" for part in ("", "_top", "_bot")]
+        return np.concatenate([self.floats(name) for name in names if name in self.tensors], axis=1)
+
     def experts(self, il: int, which: str) -> np.ndarray[Any, Any]:
         """The same, dequantized."""
-        name = next(n for n in self.tensors if re.match(rf"blk\.{il}\.ffn_{which}_exps", n))
+        name = next(n for n in self.tensors if re.match(rf"blk\.{il}\.ffn_{which}_exps.*weight", n))
         return dequantize(self.expert_bytes(il, which), self.tensors[name].kind)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 
 from convert.plan import Cut
 from convert.to_gguf import convert
+from moepic_gguf.errors import ConversionError
 from tests.convert.reading import File
 from tests.making import built, saved
 from tests.tiny import MODELS, save
@@ -35,6 +37,9 @@ LAYER = {
     "attn_q_norm.weight": "self_attn.q_norm.weight",
     "attn_k_norm.weight": "self_attn.k_norm.weight",
     "ffn_norm.weight": "post_attention_layernorm.weight",
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "attn_sinks.weight": "self_attn.sinks",
+    "attn_output.bias": "self_attn.o_proj.bias",
     "ffn_gate.weight": "mlp.gate_proj.weight",
     "ffn_up.weight": "mlp.up_proj.weight",
     "ffn_down.weight": "mlp.down_proj.weight",
@@ -44,7 +49,41 @@ LAYER = {
     "ffn_up_shexp.weight": "mlp.shared_expert.up_proj.weight",
     "ffn_down_shexp.weight": "mlp.shared_expert.down_proj.weight",
 }
-ARCH = {"mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
+# Where a family differs.
+_LATENT = {
+    "attn_q_a.weight": "self_attn.q_a_proj.weight",
+    "attn_q_a_norm.weight": "self_attn.q_a_layernorm.weight",
+    "attn_q_b.weight": "self_attn.q_b_proj.weight",
+    "attn_kv_a_mqa.weight": "self_attn.kv_a_proj_with_mqa.weight",
+    "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
+    **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+}
+OWN = {
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    "glm4_moe": {
+        "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
+    "minimax_m2": {"exp_probs_b.bias": "mlp.e_score_correction_bias"},
+    "ernie4_5_moe": {
+        "exp_probs_b.bias": "mlp.gate.moe_statics.e_score_correction_bias",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
+    "granitemoe": {"ffn_gate_inp.weight": "block_sparse_moe.router.weight"},
+    "hunyuan_v1_moe": {
+        "ffn_gate_inp.weight": "mlp.gate.wg.weight",
+        "attn_q_norm.weight": "self_attn.query_layernorm.weight",
+        "attn_k_norm.weight": "self_attn.key_layernorm.weight",
+        **{f"ffn_{w}_shexp.weight": f"mlp.shared_mlp.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
+    "gpt_oss": {
+        "ffn_gate_inp.weight": "mlp.router.weight",
+        "ffn_gate_inp.bias": "mlp.router.bias",
+        "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
+    },
+}
+ARCH = {"gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 
 
 def paired(weights: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
@@ -61,8 +100,17 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
     if name in GLOBAL:
         return state[GLOBAL[name]].numpy()
     il, rest = name.split(".", 2)[1:]
-    value = state[f"model.layers.{il}.{LAYER[rest]}"].numpy()
-    if config.model_type in ("llama", "mixtral") and rest in ("attn_q.weight", "attn_k.weight"):
+    if rest in ("attn_k_b.weight", "attn_v_b.weight"):
+        both = (
+            state[f"model.layers.{il}.self_attn.kv_b_proj.weight"]
+            .numpy()
+            .reshape(config.num_attention_heads, -1, config.kv_lora_rank)
+        )
+        plain = config.qk_nope_head_dim
+        return both[:, :plain].swapaxes(1, 2) if "k_b" in rest else both[:, plain:]
+    names = LAYER | OWN.get(config.model_type, {})
+    value = state[f"model.layers.{il}.{names[rest]}"].numpy()
+    if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):
         return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
     return value
 
@@ -75,18 +123,27 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
     file, state = File(tmp_path / "m.gguf"), model.state_dict()
     seen = 0
     for tensor, stored in file.tensors.items():
-        if tensor == "rope_freqs.weight" or "_exps" in tensor:
+        if tensor == "rope_freqs.weight" or ("_exps" in tensor and "down_exps.bias" not in tensor):
             continue
         want = expected(tensor, config, state)
         assert stored.shape == want.squeeze().shape, tensor
         assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
         seen += want.size
     for il in range(config.num_hidden_layers):
-        fused = state.get(f"model.layers.{il}.mlp.experts.gate_up_proj")
+        block = "block_sparse_moe" if config.model_type == "granitemoe" else "mlp"
+        fused = state.get(f"model.layers.{il}.{block}.experts.gate_up_proj")
         if fused is None:
             continue
-        gate, up = fused.numpy().reshape(len(fused), 2, -1, fused.shape[-1]).swapaxes(0, 1)
-        down = state[f"model.layers.{il}.mlp.experts.down_proj"].numpy()
+        down = state[f"model.layers.{il}.{block}.experts.down_proj"].numpy()
+        if config.model_type == "gpt_oss":  # inputs by outputs, gate and up in turn
+            gate, up = (fused.numpy()[:, :, first::2].swapaxes(1, 2) for first in (0, 1))
+            down = down.swapaxes(1, 2)
+            biases = state[f"model.layers.{il}.mlp.experts.gate_up_proj_bias"].numpy()
+            for which, want in (("gate", biases[:, 0::2]), ("up", biases[:, 1::2])):
+                assert np.array_equal(file.expert_biases(il, which), want), (il, which)
+                seen += want.size
+        else:
+            gate, up = fused.numpy().reshape(len(fused), 2, -1, fused.shape[-1]).swapaxes(0, 1)
         for which, want in (("gate", gate), ("up", up), ("down", down)):
             assert np.array_equal(file.experts(il, which), want), (il, which)
             seen += want.size
@@ -242,3 +299,64 @@ def test_old_spellings_of_rope_settings_are_read(tmp_path: Path) -> None:
     old, new = File(tmp_path / "old.gguf").keys, File(tmp_path / "new.gguf").keys
     differing = {key for key in old.keys() | new.keys() if old.get(key) != new.get(key)}
     assert differing == {"general.name", "moepic.source.name", "moepic.source.config_sha256"}
+
+
+def test_mxfp4_of_gpt_oss_is_moved_not_rounded(tmp_path: Path) -> None:
+    """Blocks and scales as the published checkpoints store them: the weights arrive exactly, natural or reordered."""
+    from gguf.quants import dequantize, quantize
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved("gpt_oss").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "mxfp4"}}))
+    state = load_file(source / "model.safetensors")
+    wanted: dict[str, np.ndarray[Any, Any]] = {}
+    for name in [n for n in state if n.endswith(("gate_up_proj", "down_proj"))]:
+        raw = quantize(state.pop(name).numpy().swapaxes(1, 2).copy(), GGMLQuantizationType.MXFP4)
+        wanted[name] = dequantize(raw, GGMLQuantizationType.MXFP4)
+        blocks = raw.reshape(*raw.shape[:2], -1, 17)
+        codes = np.concatenate((blocks[..., 1:] & 15, blocks[..., 1:] >> 4), axis=-1)  # weights in order
+        state[name + "_blocks"] = torch.from_numpy(codes[..., 0::2] | (codes[..., 1::2] << 4))
+        state[name + "_scales"] = torch.from_numpy(blocks[..., 0].copy())
+    save_file(state, source / "model.safetensors")
+    for outtype, kind in ((None, "MXFP4"), ("mxfp4", "MXFP4"), ("f32", "F32")):
+        for ratio in (0.5, 1.0):
+            convert(source, tmp_path / "m.gguf", outtype=outtype, how=Cut(ratios=[ratio]), force=True)
+            file = File(tmp_path / "m.gguf")
+            assert file.tensors["blk.1.ffn_down_exps_top.weight"].kind.name == kind
+            for il in range(3):
+                gate_up = wanted[f"model.layers.{il}.mlp.experts.gate_up_proj"]
+                down = wanted[f"model.layers.{il}.mlp.experts.down_proj"]
+                for which, want in (("gate", gate_up[:, 0::2]), ("up", gate_up[:, 1::2]), ("down", down)):
+                    assert np.array_equal(file.experts(il, which), want), (outtype, il, which)
+
+
+def test_windows_of_gpt_oss_become_keys(tmp_path: Path) -> None:
+    for name, pattern in (("gpt_oss", None), ("gpt_oss_other_windows", [False, False, True])):
+        convert(saved(name), tmp_path / f"{name}.gguf")
+        keys = File(tmp_path / f"{name}.gguf").keys
+        assert keys["gpt-oss.attention.sliding_window"] == 12
+        assert keys.get("gpt-oss.attention.sliding_window_pattern") == pattern
+        assert keys["gpt-oss.expert_feed_forward_length"] == 512
+
+
+def test_blocks_for_multi_token_prediction_are_left_out_and_said(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved("glm4_moe").iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    state = load_file(source / "model.safetensors")
+    extra = {"model.layers.3.eh_proj.weight": torch.ones(96, 192), "model.layers.3.enorm.weight": torch.ones(96)}
+    save_file(state | extra, source / "model.safetensors")
+    plan = convert(source, tmp_path / "m.gguf")
+    assert any(text.startswith("2 tensors of blocks for multi-token prediction") for text in plan.content.warnings)
+    convert(saved("glm4_moe"), tmp_path / "plain.gguf")
+    assert File(tmp_path / "m.gguf").tensors.keys() == File(tmp_path / "plain.gguf").tensors.keys()
+    save_file(state | {"model.layers.4.enorm.weight": torch.ones(96)}, source / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"'model\.layers\.4\.enorm\.weight' has no place"):
+        convert(source, tmp_path / "m.gguf", force=True)

@@ -169,7 +169,7 @@ def folder_with(tmp_path: Path, name: str, **changes: Any) -> Path:
         ("olmoe", {"clip_qkv": 8.0}, "'clip_qkv' is 8.0"),
         ("llama", {"hidden_act": "gelu"}, "'hidden_act' is \"gelu\""),
         ("llama", {"mlp_bias": True}, "'mlp_bias' is true"),
-        ("llama", {"model_type": "mamba"}, "'model_type' is \"mamba\"; supported: llama"),
+        ("llama", {"model_type": "mamba"}, "'model_type' is \"mamba\"; supported: .*llama"),
         ("llama", {"model_type": ["llama"]}, "'model_type'"),
         ("mixtral", {"sliding_window": 64}, "'sliding_window' is 64"),
         ("qwen2", {"use_sliding_window": True}, "'use_sliding_window' is true"),

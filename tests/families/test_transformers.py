@@ -69,12 +69,46 @@ def test_logits_equal_transformers(name):
     check(gguf_file(name, "--outtype", "f32", "--no-split"), name)
 
 
-@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "olmoe",
+        "gpt_oss",
+        "glm4_moe",
+        "minimax_m2",
+        "ernie4_5_moe",
+        "granitemoe",
+        "hunyuan",
+        "deepseek_v2",
+        "deepseek_v3",
+    ],
+)
 def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
     check(gguf_file(name, "--outtype", "f32", layout="fused"), name)
 
 
-@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "qwen3_moe_yarn"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "olmoe",
+        "qwen3_moe_yarn",
+        "gpt_oss",
+        "glm4_moe",
+        "minimax_m2",
+        "ernie4_5_moe",
+        "granitemoe",
+        "hunyuan",
+        "deepseek_v2",
+        "deepseek_v3",
+    ],
+)
 def test_greedy_text_equals_transformers_until_a_near_tie(name):
     """64 greedy steps from each of four prompts. A step whose two best logits are closer than twice the tolerance may go either way: the
     comparison of that prompt ends there."""
@@ -97,3 +131,45 @@ def test_greedy_text_equals_transformers_until_a_near_tie(name):
                 compared += 1
     hf.to(torch.float32)
     assert compared >= 64
+
+
+def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
+    """Files of GLM carry blocks for multi-token prediction after the layers: they are counted by block_count and not run."""
+    from convert import keys
+    from convert.plan import Cut, make_plan
+    from convert.sources.gguf_source import open_gguf
+    from convert.sources.hf import _vector
+    from convert.writer import write
+
+    plain = gguf_file("glm4_moe", "--outtype", "f32", "--no-split")
+    content = open_gguf(plain)
+    content.keys |= {"glm4moe.block_count": keys.u32(4), "glm4moe.nextn_predict_layers": keys.u32(1)}
+    content.tail.append(_vector("blk.3.nextn.enorm.weight", "norm", np.ones(96, np.float32)))
+    write(make_plan(content, tmp_path / "nextn.gguf", Cut(split=False)).shards, lambda n: None)
+    with Model.load(plain, n_ctx=64) as one, Model.load(tmp_path / "nextn.gguf", n_ctx=64) as other:
+        assert other.info.n_layer == 3
+        assert np.array_equal(one.logits(TOKENS), other.logits(TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("deepseek_v2", {"attention.head_count_kv": 5}, "head_count_kv' is 5, expected 1"),
+        ("deepseek_v2", {"attention.key_length": 48}, "key_length' and 'value_length' are 48 and 48"),
+        ("deepseek_v3", {"expert_group_used_count": 0, "expert_group_count": 5}, "expert_group_count' is 5"),
+        ("gpt_oss", {"expert_gating_func": 4}, "expert_gating_func' is 4"),
+        ("granitemoe", {"logit_scale": 0}, "logit_scale' is 0"),
+    ],
+)
+def test_sizes_that_do_not_fit_together_are_named(name, changes, message, tmp_path):
+    from convert import keys
+    from convert.plan import Cut, make_plan
+    from convert.sources.gguf_source import open_gguf
+    from convert.writer import write
+    from moepic_gguf.errors import MoepicError
+
+    content = open_gguf(gguf_file(name, "--outtype", "f32", "--no-split"))
+    content.keys |= {f"{content.arch}.{key}": keys.u32(value) for key, value in changes.items()}
+    write(make_plan(content, tmp_path / "m.gguf", Cut(split=False)).shards, lambda n: None)
+    with pytest.raises(MoepicError, match=message):
+        Model.load(tmp_path / "m.gguf")

@@ -27,6 +27,12 @@ KINDS = [
     ("qwen2_moe_1408", "q8_0"),
     ("mixtral", "mxfp4"),
     ("olmoe", "q8_0"),
+    ("gpt_oss", "mxfp4"),
+    ("gpt_oss", "f32"),
+    ("glm4_moe_groups", "q8_0"),
+    ("granitemoe", "q4_0"),
+    ("deepseek_v3", "q8_0"),
+    ("deepseek_v2", "f32"),
     ("llama", "bf16"),
 ]
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
@@ -105,7 +111,13 @@ def test_the_cut_of_the_file_does_not_matter(baseline, name, kind, ratio):
 
 @pytest.mark.parametrize(
     ("name", "kind", "granule"),
-    [("mixtral", "f32", 64), ("mixtral", "f32", 512), ("mixtral", "q8_0", 32), ("qwen2_moe_1408", "q8_0", 704)],
+    [
+        ("mixtral", "f32", 64),
+        ("mixtral", "f32", 512),
+        ("mixtral", "q8_0", 32),
+        ("qwen2_moe_1408", "q8_0", 704),
+        ("gpt_oss", "mxfp4", 64),
+    ],
 )
 def test_the_granule_of_the_file_does_not_matter(baseline, name, kind, granule):
     """`down` is stored by other granules than the runtime's: each of its granules is joined from pieces, or is a part of one."""

@@ -79,13 +79,24 @@ class Vector:
         return out
 
     def silu_glu(self, gate: Floats, up: Floats) -> Floats:
+        return self._glu(0, gate, up)
+
+    def silu_clamped_glu(self, gate: Floats, up: Floats) -> Floats:
+        return self._glu(1, gate, up)
+
+    def _glu(self, kind: int, gate: Floats, up: Floats) -> Floats:
         out = np.array(gate, dtype=np.float32)
-        check(lib.moepic_test_silu_glu(ISAS[self.isa], as_float(out), as_float(up), as_float(out), out.size))
+        check(lib.moepic_test_glu(ISAS[self.isa], kind, as_float(out), as_float(up), as_float(out), out.size))
         return out
 
     def scale_add(self, y: Floats, a: float, x: Floats) -> Floats:
         out = np.array(y, dtype=np.float32)
         check(lib.moepic_test_scale_add(ISAS[self.isa], as_float(out), a, as_float(x), out.size, 0))
+        return out
+
+    def scale(self, y: Floats, a: float) -> Floats:
+        out = np.array(y, dtype=np.float32)
+        check(lib.moepic_test_scale_add(ISAS[self.isa], as_float(out), a, ffi.NULL, out.size, 0))
         return out
 
     def add(self, y: Floats, x: Floats) -> Floats:

@@ -54,11 +54,13 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
             ("exp", (mixed,)),
             ("sigmoid", (mixed,)),
             ("silu_glu", (mixed, np.resize(y, mixed.shape))),
+            ("silu_clamped_glu", (mixed, np.resize(y, mixed.shape))),
             ("softmax", (x,)),
             ("rms_norm", (x, w, 1e-5)),
             ("rms_norm", (x, None, 1e-6)),
             ("scale_add", (y, 0.3, x)),
             ("add", (y, x)),
+            ("scale", (mixed, 0.3)),
             ("rope", (head, angles, head.size, False)),
             ("rope", (head, angles, head.size, True)),
         ]
@@ -116,6 +118,13 @@ def test_silu_glu_and_sigmoid_agree_with_torch(isa: str, n: int) -> None:
     gate64, up64 = torch.from_numpy(gate.astype(np.float64)), torch.from_numpy(up.astype(np.float64))
     silu = (torch.nn.functional.silu(gate64) * up64).numpy()
     assert_close(Vector(isa).silu_glu(gate, up), silu, 5 * U * np.abs(silu) + TINY, "silu(gate) * up")
+    # As transformers' GptOssExperts writes it. The slope 1.702 and its product add 2 u of the exponent, |1.702 g|. Where e^(1.702 |g|) is
+    # infinite, below -88.7, a result of less than 100 * 8 / e^88.7 is zero.
+    low, clamped = gate64.clamp(max=7), up64.clamp(-7, 7)
+    swish = (low * torch.sigmoid(low * 1.702) * (clamped + 1)).numpy()
+    exponent = 1.702 * np.abs(low.numpy())
+    bound = (7 + 2 * exponent) * U * np.abs(swish) + 800 * np.exp(-88.7)
+    assert_close(Vector(isa).silu_clamped_glu(gate, up), swish, bound, "clamped silu")
     logistic = torch.sigmoid(gate64).numpy()
     assert_close(Vector(isa).sigmoid(gate), logistic, 4 * U * logistic + TINY, "sigmoid")
 
@@ -127,6 +136,10 @@ def test_activations_saturate(isa: str) -> None:
     assert_same_bits(Vector(isa).sigmoid(x), np.array([0, 0, 1, 1, 1, np.nan], dtype=np.float32), "sigmoid")
     silu = np.array([0, 0, 200, 1e30, np.inf, np.nan], dtype=np.float32)
     assert np.array_equal(Vector(isa).silu_glu(x, ones), silu, equal_nan=True)
+    clamped = Vector(isa).silu_clamped_glu(x, ones)
+    assert np.array_equal(clamped[[0, 1, 5]], np.array([0, 0, np.nan], np.float32), equal_nan=True)
+    assert (clamped[2:5] == clamped[2]).all(), "beyond 7 nothing grows"
+    assert np.isnan(Vector(isa).silu_clamped_glu(ones, np.full_like(x, np.nan))).all()
 
 
 @pytest.mark.parametrize("isa", ISAS)

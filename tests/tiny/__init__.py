@@ -6,15 +6,38 @@ nothing of GGUF.
     save(model, folder, layout="fused")
 """
 
-from .models import MODELS, llama, make, mixtral, olmoe, qwen2, qwen2_moe, qwen3, qwen3_moe, save
+from .models import (
+    MODELS,
+    ernie4_5_moe,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    hunyuan,
+    llama,
+    make,
+    minimax_m2,
+    mixtral,
+    olmoe,
+    qwen2,
+    qwen2_moe,
+    qwen3,
+    qwen3_moe,
+    save,
+)
 from .vocabularies import TEXTS, byte_level, sentencepiece_like
 
 __all__ = [
     "MODELS",
     "TEXTS",
     "byte_level",
+    "ernie4_5_moe",
+    "glm4_moe",
+    "gpt_oss",
+    "granitemoe",
+    "hunyuan",
     "llama",
     "make",
+    "minimax_m2",
     "mixtral",
     "olmoe",
     "qwen2",

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCAB = 320
+_DECISIVE = ("mlp.gate.weight", "gate.wg.weight", "router.weight", "shared_expert_gate.weight")
 
 
 def _draw(model: Any, seed: int) -> None:
@@ -37,8 +38,12 @@ def _draw(model: Any, seed: int) -> None:
             elif "embed" in name:
                 parameter.copy_(0.25 * noise)
             else:
-                wide = 3.0 if name.endswith(("mlp.gate.weight", "shared_expert_gate.weight")) else 1.0
+                wide = 3.0 if name.endswith(_DECISIVE) else 1.0
                 parameter.copy_(noise * (wide / parameter.shape[-1] ** 0.5))
+
+        for name, buffer in sorted(model.named_buffers()):
+            if name.endswith("correction_bias"):
+                buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
 
 
 def _build(kind: str, seed: int, settings: dict[str, Any]) -> tuple[Any, Any]:
@@ -158,6 +163,146 @@ def qwen3(seed: int = 7, **changes: Any) -> tuple[Any, Any]:
     return _build("qwen3", seed, _common(**sizes) | changes)
 
 
+def gpt_oss(seed: int = 13, **changes: Any) -> tuple[Any, Any]:
+    """gpt-oss: 8 experts, top-3, width 512 (two granules of 256), heads 6/2 of width 32, three layers with a window of
+    12, all, 12. Gates and ups are wide enough that the clamps at 7 act. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 3,
+        "sliding_window": 12,
+        "rope_parameters": _YARN | {"rope_theta": 150000.0, "truncate": False},
+    }
+    config, model = _build("gpt_oss", seed, _common(**sizes) | changes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.experts.gate_up_proj.mul_(8)
+    return config, model
+
+
+def glm4_moe(seed: int = 15, **changes: Any) -> tuple[Any, Any]:
+    """GLM-4.5: a dense layer, then 12 experts, top-4, width 512; two shared experts as one of 192, half of 32 rotated,
+    biases on q/k/v, routing scaled by 1.5. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 4,
+        "moe_intermediate_size": 96,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+        "routed_scaling_factor": 1.5,
+        "attention_bias": True,
+    }
+    return _build("glm4_moe", seed, _common(**sizes) | changes)
+
+
+def minimax_m2(seed: int = 16, **changes: Any) -> tuple[Any, Any]:
+    """MiniMax-M2: 10 experts, top-3, width 512 (two granules), q/k norm over the whole projection, 16 of 32 dimensions
+    rotated. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_local_experts": 10,
+        "num_experts_per_tok": 3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "partial_rotary_factor": 0.5},
+    }
+    return _build("minimax_m2", seed, _common(**sizes) | changes)
+
+
+def ernie4_5_moe(seed: int = 17, **changes: Any) -> tuple[Any, Any]:
+    """ERNIE 4.5: a dense layer, then 12 experts, top-3, width 160, two shared ones, tied. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 80,
+        "intermediate_size": 224,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 5,
+        "num_key_value_heads": 1,
+        "moe_num_experts": 12,
+        "moe_k": 3,
+        "moe_intermediate_size": 160,
+        "moe_num_shared_experts": 2,
+        "tie_word_embeddings": True,
+    }
+    return _build("ernie4_5_moe", seed, _common(**sizes) | changes)
+
+
+def granitemoe(seed: int = 18, **changes: Any) -> tuple[Any, Any]:
+    """Granite: 10 experts, top-4, width 512, all four multipliers, tied. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "num_local_experts": 10,
+        "num_experts_per_tok": 4,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.1,
+        "logits_scaling": 6.0,
+        "tie_word_embeddings": True,
+    }
+    return _build("granitemoe", seed, _common(**sizes) | changes)
+
+
+def hunyuan(seed: int = 24, **changes: Any) -> tuple[Any, Any]:
+    """Hunyuan: 8 experts, top-3, width 512 as the shared one, q/k norm after rope. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "num_experts": 8,
+        "moe_topk": 3,
+    }
+    return _build("hunyuan_v1_moe", seed, _common(**sizes) | changes)
+
+
+def deepseek_v2(seed: int = 33, **changes: Any) -> tuple[Any, Any]:
+    """DeepSeek V2-Lite: latent of 48, 5 heads of 24 plain and 16 rotated dimensions, values of 32; a dense layer, then 12
+    experts, top-3, two shared ones. Returns (config, model).
+    """
+    return _build("deepseek_v2", seed, _common(**_LATENT, q_lora_rank=None, n_group=1, topk_group=1) | changes)
+
+
+def deepseek_v3(seed: int = 26, **changes: Any) -> tuple[Any, Any]:
+    """DeepSeek V3: as V2, queries compressed to 40, experts chosen from 2 of 4 groups. Returns (config, model)."""
+    return _build("deepseek_v3", seed, _common(**_LATENT, q_lora_rank=40, n_group=4, topk_group=2) | changes)
+
+
+_LATENT = {
+    "hidden_size": 80,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 5,
+    "num_key_value_heads": 5,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 24,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 96,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.5,
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _LLAMA3 = {
@@ -196,6 +341,31 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "olmoe_gqa": functools.partial(olmoe, num_key_value_heads=2),
     "qwen2": qwen2,
     "qwen3": qwen3,
+    "gpt_oss": gpt_oss,
+    "gpt_oss_default_rope": functools.partial(
+        gpt_oss, rope_parameters={"rope_type": "default", "rope_theta": 150000.0}, num_key_value_heads=3
+    ),
+    "gpt_oss_other_windows": functools.partial(
+        gpt_oss,
+        rope_parameters={"rope_type": "default", "rope_theta": 150000.0},
+        layer_types=["full_attention", "full_attention", "sliding_attention"],
+    ),
+    "glm4_moe": glm4_moe,
+    "glm4_moe_norms": functools.partial(glm4_moe, use_qk_norm=True, attention_bias=False, norm_topk_prob=False),
+    "glm4_moe_groups": functools.partial(glm4_moe, n_group=4, topk_group=2, n_shared_experts=1),
+    "minimax_m2": minimax_m2,
+    "ernie4_5_moe": ernie4_5_moe,
+    "ernie4_5_moe_mixed": functools.partial(
+        ernie4_5_moe, num_hidden_layers=4, moe_layer_interval=2, moe_num_shared_experts=0
+    ),
+    "deepseek_v2": deepseek_v2,
+    "deepseek_v3": deepseek_v3,
+    "deepseek_v3_yarn": functools.partial(deepseek_v3, rope_parameters=_YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}),
+    "granitemoe": granitemoe,
+    "hunyuan": hunyuan,
+    "hunyuan_alpha": functools.partial(
+        hunyuan, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
+    ),
 }
 
 

@@ -10,6 +10,8 @@ namespace {
 
 // Tokens whose attention one task computes: enough to reuse a block of keys from the first-level cache.
 constexpr int64_t kAttentionTokens = 32;
+// Heads of latent attention that one task computes: they read the same keys.
+constexpr int64_t kLatentHeads = 8;
 
 }  // namespace
 
@@ -21,6 +23,9 @@ Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch)
       rope_(model.config().rope, model.rope_freqs()) {
     for (const LayerConfig& layer : model.config().layers) {
         q_rows_ = std::max(q_rows_, layer.n_head * layer.head_dim_k);
+        if (model.config().recipe->latent)
+            raw_rows_ = std::max(raw_rows_, layer.n_head * (model.config().latent.plain + model.config().rope.n_rot));
+        n_head_ = std::max(n_head_, layer.n_head);
         k_rows_ = std::max(k_rows_, layer.n_head_kv * layer.head_dim_k);
         v_rows_ = std::max(v_rows_, layer.n_head_kv * layer.head_dim_v);
         out_rows_ = std::max(out_rows_, layer.n_head * layer.head_dim_v);
@@ -42,14 +47,25 @@ void Decoder::place(Carver& carver) {
     v_ = carver.take<float>(n * static_cast<size_t>(v_rows_));
     attended_ = carver.take<float>(n * static_cast<size_t>(out_rows_));
     angles_ = carver.take<float>(n * static_cast<size_t>(model_.config().rope.n_rot));
-    ActMask in = act_mask(model_.output()), out = 0;
+    const LatentConfig& latent = model_.config().latent;
+    values_ = carver.take<float>(n * static_cast<size_t>(n_head_ * latent.head_dim_v));
+    raw_ = carver.take<float>(n * static_cast<size_t>(raw_rows_));
+    compressed_ = carver.take<float>(n * static_cast<size_t>(latent.q_rank));
+    ActMask in = act_mask(model_.output()), out = 0, compressed = 0, plain = 0, values = 0;
     for (int64_t il = 0; il < model_.config().n_layer; ++il) {
         const LayerWeights& w = model_.layer(il);
         in |= act_mask(w.wq) | act_mask(w.wk) | act_mask(w.wv) | feed_forward_.input_mask(il);
         out |= act_mask(w.wo);
+        in |= act_mask(w.wq_a);
+        compressed |= w.wq_a.w.rows ? act_mask(w.wq) : 0;
+        plain |= act_mask(w.wk_b);
+        values |= act_mask(w.wv_b);
     }
     acts_.reserve(carver, in, model_.config().n_embd, n_batch_);
     out_acts_.reserve(carver, out, out_rows_, n_batch_);
+    compressed_acts_.reserve(carver, compressed, latent.q_rank, n_batch_);
+    plain_acts_.reserve(carver, plain, latent.plain, n_batch_ * n_head_);
+    value_acts_.reserve(carver, values, latent.kv_rank, n_batch_ * n_head_);
 }
 
 void Decoder::norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed) {
@@ -73,19 +89,20 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
+    if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);
 
     for (int64_t il = 0; il < config.n_layer; ++il) {
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = model_.layer(il);
-        norm(w.attn_norm, acts_, act_mask(w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
+        norm(w.attn_norm, acts_, act_mask(w.wq_a.w.rows ? w.wq_a : w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
         attention(il, kv, n, first_pos);
         // After the last layer's attention only the tokens whose logits are wanted go on.
         const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
         const int64_t rest = n - drop;
         if (rest == 0) break;
         float* x = x_ + drop * n_embd;
-        kernels.add(x, projected_ + drop * n_embd, rest * n_embd);
+        kernels.scale_add(x, config.residual_scale, projected_ + drop * n_embd, rest * n_embd);
         norm(w.ffn_norm, acts_, feed_forward_.input_mask(il), x, rest, normed_);
         if (probe) probe({ProbeKind::ffn_input, il, -1, -1, first_pos, rest, n_embd, normed_, nullptr});
         feed_forward_.run(il, acts_, x, rest, first_pos, probe);
@@ -94,6 +111,92 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     norm(model_.output_norm(), acts_, act_mask(model_.output()), x_ + (n - n_logits) * n_embd, n_logits, normed_);
     const Projection head{&model_.output(), logits};
     workspace_.project({&head, 1}, acts_, n_logits);
+    if (config.logit_scale != 1.0f) kernels.scale(logits, config.logit_scale, n_logits * config.n_vocab);
+}
+
+// Queries, keys and values of ordinary attention, normed and rotated, from acts_ that hold the normed input.
+void Decoder::make_heads(int64_t il, int64_t n) {
+    const Config& config = model_.config();
+    const LayerConfig& c = config.layers[static_cast<size_t>(il)];
+    const LayerWeights& w = model_.layer(il);
+    const ops::Kernels& kernels = workspace_.kernels();
+    const int64_t q_rows = w.wq.w.rows, k_rows = w.wk.w.rows, n_rot = config.rope.n_rot;
+
+    const Projection qkv[] = {{&w.wq, q_}, {&w.wk, k_}, {&w.wv, v_}};
+    workspace_.project(qkv, acts_, n);
+
+    const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
+        const Recipe& recipe = *config.recipe;
+        if (norm_weight && recipe.qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
+        for (int64_t h = 0; h < n_head; ++h) {
+            float* head = row + h * c.head_dim_k;
+            const bool normed = norm_weight && recipe.qk_norm == QkNorm::per_head;
+            if (normed && !recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
+            kernels.rope(head, angles, n_rot, config.rope.pairing);
+            if (normed && recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
+        }
+    };
+    workspace_.pool().run(n, [&](int64_t t, int) {
+        finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles_ + t * n_rot);
+        finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles_ + t * n_rot);
+    });
+}
+
+// The same for latent attention: k_ holds [normed latent | rotated part], which is the key, and whose latent is the value, of all heads;
+// q_ the heads with their plain part carried into the latent's space.
+void Decoder::make_latent_heads(int64_t il, int64_t n) {
+    const Config& config = model_.config();
+    const LatentConfig& latent = config.latent;
+    const LayerConfig& c = config.layers[static_cast<size_t>(il)];
+    const LayerWeights& w = model_.layer(il);
+    const ops::Kernels& kernels = workspace_.kernels();
+    const int64_t n_rot = config.rope.n_rot, raw_head = latent.plain + n_rot, raw_rows = c.n_head * raw_head;
+
+    const bool two_steps = w.wq_a.w.rows > 0;
+    const Projection first[] = {two_steps ? Projection{&w.wq_a, compressed_} : Projection{&w.wq, raw_}, {&w.wk, k_}};
+    workspace_.project(first, acts_, n);
+    if (two_steps) {
+        workspace_.pool().run(n, [&](int64_t t, int) {
+            float* row = compressed_ + t * latent.q_rank;
+            kernels.rms_norm(row, w.q_norm, config.norm_eps, row, latent.q_rank);
+            compressed_acts_.quantize(kernels, act_mask(w.wq), row, latent.q_rank, t);
+        });
+        const Projection second{&w.wq, raw_};
+        workspace_.project({&second, 1}, compressed_acts_, n);
+    }
+    workspace_.pool().run(n, [&](int64_t t, int) {
+        const float* angles = angles_ + t * n_rot;
+        float* key = k_ + t * c.head_dim_k;
+        kernels.rms_norm(key, w.k_norm, config.norm_eps, key, latent.kv_rank);
+        kernels.rope(key + latent.kv_rank, angles, n_rot, config.rope.pairing);
+        for (int64_t h = 0; h < c.n_head; ++h) {
+            const float* raw = raw_ + t * raw_rows + h * raw_head;
+            float* rotated = q_ + (t * c.n_head + h) * c.head_dim_k + latent.kv_rank;
+            std::copy(raw + latent.plain, raw + raw_head, rotated);
+            kernels.rope(rotated, angles, n_rot, config.rope.pairing);
+            plain_acts_.quantize(kernels, act_mask(w.wk_b), raw, latent.plain, t * c.n_head + h);
+        }
+    });
+    project_heads(w.wk_b, plain_acts_, c.n_head, n, q_, c.head_dim_k);
+}
+
+// y[t][head] = W_head act[t][head], heads of y `apart` floats from each other; W's heads are whole tiles, one after the other.
+void Decoder::project_heads(const Linear& linear, const ActSet& acts, int64_t n_head, int64_t n, float* y, int64_t apart) {
+    const ops::ActKind kind = ops::act_kind(linear.w.type);
+    const int64_t rows = linear.w.rows / n_head;
+    workspace_.pool().run(n_head, [&](int64_t h, int thread) {
+        ops::MatmulJob job;
+        job.w = linear.w;
+        job.acts = acts.data(kind) + static_cast<size_t>(h) * acts.stride(kind);
+        job.act_stride = acts.stride(kind) * static_cast<size_t>(n_head);
+        job.n_tokens = n;
+        job.y = y + h * (apart - rows);  // the kernel adds the row in W
+        job.y_stride = n_head * apart;
+        job.tile_begin = h * rows / ops::kTileRows;
+        job.tile_end = (h + 1) * rows / ops::kTileRows;
+        job.scratch = workspace_.scratch(thread);
+        workspace_.kernels().matmul(job);
+    });
 }
 
 // projected = Wo attention(rms(x)), for acts_ that hold the normed input.
@@ -103,38 +206,30 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     const LayerWeights& w = model_.layer(il);
     const ops::Kernels& kernels = workspace_.kernels();
     const ops::KvView& view = kv.layer(il);
-    const int64_t q_rows = w.wq.w.rows, k_rows = w.wk.w.rows, v_rows = w.wv.w.rows, n_rot = config.rope.n_rot;
-
-    const Projection qkv[] = {{&w.wq, q_}, {&w.wk, k_}, {&w.wv, v_}};
-    workspace_.project(qkv, acts_, n);
-
-    const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
-        if (norm_weight && config.recipe->qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
-        for (int64_t h = 0; h < n_head; ++h) {
-            float* head = row + h * c.head_dim_k;
-            if (norm_weight && config.recipe->qk_norm == QkNorm::per_head)
-                kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
-            kernels.rope(head, angles, n_rot, config.rope.pairing);
-        }
-    };
-    workspace_.pool().run(n, [&](int64_t t, int) {
-        finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles_ + t * n_rot);
-        finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles_ + t * n_rot);
-    });
+    const bool latent = config.recipe->latent;
+    if (latent) {
+        make_latent_heads(il, n);
+    } else {
+        make_heads(il, n);
+    }
+    const int64_t k_rows = w.wk.w.rows, v_rows = latent ? k_rows : w.wv.w.rows;
+    const float* v = latent ? k_ : v_;
     // Positions of one block share cache lines, so a task stores whole blocks.
     const int64_t first_block = first_pos / ops::kKvBlock, blocks = (first_pos + n - 1) / ops::kKvBlock - first_block + 1;
     workspace_.pool().run(blocks, [&](int64_t b, int) {
         const int64_t begin = std::max(first_pos, (first_block + b) * ops::kKvBlock),
                       end = std::min(first_pos + n, (first_block + b + 1) * ops::kKvBlock);
         for (int64_t pos = begin; pos < end; ++pos)
-            kernels.kv_store(view, pos, k_ + (pos - first_pos) * k_rows, v_ + (pos - first_pos) * v_rows);
+            kernels.kv_store(view, pos, k_ + (pos - first_pos) * k_rows, v + (pos - first_pos) * v_rows);
     });
 
-    const int64_t group = c.n_head / c.n_head_kv;
+    // Heads that share keys and values go together; where all of them do, some at a time, so that every thread has work.
+    const int64_t group = latent ? std::min(c.n_head, kLatentHeads) : c.n_head / c.n_head_kv;
+    const int64_t groups = (c.n_head + group - 1) / group;
     const int64_t token_blocks = (n + kAttentionTokens - 1) / kAttentionTokens;
-    workspace_.pool().run(token_blocks * c.n_head_kv, [&](int64_t task, int thread) {
+    workspace_.pool().run(token_blocks * groups, [&](int64_t task, int thread) {
         // Later tokens see more positions: start with the longest rows so that the threads end together.
-        const int64_t block = token_blocks - 1 - task / c.n_head_kv, kv_head = task % c.n_head_kv;
+        const int64_t block = token_blocks - 1 - task / groups, first_head = task % groups * group;
         ops::AttentionJob job;
         job.kv = view;
         job.q = q_;
@@ -143,13 +238,21 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         job.first_pos = first_pos;
         job.token_begin = block * kAttentionTokens;
         job.token_end = std::min(job.token_begin + kAttentionTokens, n);
-        job.head_begin = kv_head * group;
-        job.head_end = job.head_begin + group;
-        job.scale = 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
+        job.head_begin = first_head;
+        job.head_end = std::min(first_head + group, c.n_head);
+        job.scale = config.attention_scale != 0.0f ? config.attention_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
+        job.window = c.window;
+        job.sinks = w.sinks;
         job.scratch = workspace_.scratch(thread);
         kernels.attention(job);
     });
-    quantize(out_acts_, act_mask(w.wo), attended_, c.n_head * c.head_dim_v, n);
+    const float* attended = attended_;
+    if (latent) {
+        quantize(value_acts_, act_mask(w.wv_b), attended_, c.head_dim_v, n * c.n_head);
+        project_heads(w.wv_b, value_acts_, c.n_head, n, values_, config.latent.head_dim_v);
+        attended = values_;
+    }
+    quantize(out_acts_, act_mask(w.wo), attended, w.wo.w.cols, n);
     const Projection out{&w.wo, projected_};
     workspace_.project({&out, 1}, out_acts_, n);
 }

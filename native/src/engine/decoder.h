@@ -32,6 +32,9 @@ public:
 private:
     void place(Carver& carver);
     void attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos);
+    void make_heads(int64_t il, int64_t n);
+    void make_latent_heads(int64_t il, int64_t n);
+    void project_heads(const Linear& linear, const ActSet& acts, int64_t n_head, int64_t n, float* y, int64_t apart);
     // acts = quantized(rms(x) * weight) for every token.
     void norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed);
     void quantize(ActSet& acts, ActMask mask, const float* x, int64_t cols, int64_t n);
@@ -47,6 +50,10 @@ private:
     float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;             // [n_batch][rows]
     float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr;
     ActSet acts_, out_acts_;
+    // Of latent attention: heads before they are carried into the latent's space, compressed queries, attended values of the heads.
+    int64_t raw_rows_ = 0, n_head_ = 0;
+    float *raw_ = nullptr, *compressed_ = nullptr, *values_ = nullptr;
+    ActSet compressed_acts_, plain_acts_, value_acts_;
 };
 
 }  // namespace moepic

@@ -112,8 +112,8 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
     const ops::Kernels& kernels = workspace_.kernels();
     if (layer.router.w.rows) {
         const auto one = [&](int64_t t, int) {
-            route_token(model_.config(), config, kernels, router_logits_ + t * config.n_expert, ids_ + t * config.n_expert_used,
-                        weights_ + t * config.n_expert_used);
+            route_token(model_.config(), config, kernels, layer.selection_bias, router_logits_ + t * config.n_expert,
+                        ids_ + t * config.n_expert_used, weights_ + t * config.n_expert_used);
         };
         if (n == 1) {
             one(0, 0);
@@ -181,7 +181,7 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
     const StripLayout& layout = group.set->layout;
     const std::byte* data = group.set->granule(group.expert, granule);
     const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
-    const auto multiply = [&](const ops::TiledMatrix& w, float* y) {
+    const auto multiply = [&](const ops::TiledMatrix& w, const float* bias, float* y) {
         const ops::ActKind kind = ops::act_kind(w.type);
         ops::MatmulJob job;
         job.w = w;
@@ -192,11 +192,12 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
         job.y = y;
         job.y_stride = layout.granule;
         job.tile_end = w.n_tiles();
+        job.bias = bias;
         job.scratch = workspace_.scratch(thread);
         kernels.matmul(job);
     };
-    multiply(layout.gate(data), scratch.gate);
-    multiply(layout.up(data), scratch.up);
+    multiply(layout.gate(data), layout.gate_bias(data), scratch.gate);
+    multiply(layout.up(data), layout.up_bias(data), scratch.up);
     kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
     if (probe_) {
         const std::lock_guard lock(probe_mutex_);
@@ -305,11 +306,13 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
     for (int64_t from = begin; from < end; from += kReduceColumns) {
         const int64_t width = std::min(kReduceColumns, end - from);
         std::fill(sum, sum + width, 0.0f);
-        const auto add_entry = [&](int64_t entry, int64_t first_partial, int64_t n_granules, float weight) {
+        const auto add_entry = [&](int64_t entry, int64_t first_partial, int64_t n_granules, const float* bias, float weight) {
             const float* y = partials_ + (few ? first_partial : entry) * n_embd + from;
-            if (few && n_granules > 1) {
+            const int64_t more = few ? n_granules : 1;
+            if (more > 1 || bias) {
                 std::memcpy(expert, y, static_cast<size_t>(width) * sizeof(float));
-                for (int64_t g = 1; g < n_granules; ++g) kernels.add(expert, y + g * n_embd, width);
+                for (int64_t g = 1; g < more; ++g) kernels.add(expert, y + g * n_embd, width);
+                if (bias) kernels.add(expert, bias + from, width);
                 y = expert;
             }
             kernels.scale_add(sum, weight, y, width);
@@ -317,15 +320,16 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
         if (layer.routed) {
             for (int64_t j = 0; j < k; ++j) {
                 const int64_t entry = token_entry_[t * (k + 1) + j];
-                add_entry(entry, entry * routed_granules, routed_granules, weights_[t * k + j]);
+                const float* bias = layer.routed->down_bias ? layer.routed->down_bias + ids_[t * k + j] * n_embd : nullptr;
+                add_entry(entry, entry * routed_granules, routed_granules, bias, weights_[t * k + j]);
             }
         }
         if (layer.shared) {
             const Group& group = groups_.back();
-            add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules,
+            add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules, nullptr,
                       shared_weight_[t]);
         }
-        kernels.add(x + t * n_embd + from, sum, width);
+        kernels.scale_add(x + t * n_embd + from, model_.config().residual_scale, sum, width);
     }
 }
 

@@ -1,7 +1,7 @@
 // The feed-forward of one layer: router, experts by granules, shared expert, reduction in fixed (expert, granule) order.
 //
 //   y = sum over the token's experts, ascending, of w_e * (p_e0 + p_e1 + ...)  + s * (p_s0 + p_s1 + ...)        p: partial of one granule
-//   p_eg = down_eg quantized(act(gate_eg x) * up_eg x)
+//   p_eg = down_eg quantized(act(gate_eg x) * up_eg x)         gate and up with their biases; down's joins the sum of an expert's partials
 //
 // Two schedules with the same arithmetic, so a token's result does not depend on its neighbours:
 //   few tokens   one job over (expert, granule): each task leaves its partials in scratch; one barrier, then the reduction.

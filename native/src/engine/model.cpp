@@ -102,12 +102,17 @@ private:
         w.attn_norm = floats(b.attn_norm);
         w.wq = linear(b.wq, b.bq);
         w.wk = linear(b.wk, b.bk);
-        w.wv = linear(b.wv, b.bv);
+        if (b.wv) w.wv = linear(b.wv, b.bv);
+        if (b.wq_a) w.wq_a = linear(b.wq_a, nullptr);
+        if (b.wk_b) w.wk_b = linear(b.wk_b, nullptr);
+        if (b.wv_b) w.wv_b = linear(b.wv_b, nullptr);
         w.wo = linear(b.wo, b.bo);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
+        w.sinks = floats(b.sinks);
         w.ffn_norm = floats(b.ffn_norm);
-        if (b.router) w.router = linear(b.router, nullptr);
+        if (b.router) w.router = linear(b.router, b.router_bias);
+        w.selection_bias = floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
         if (b.routed) place_experts(*b.routed, w.routed, true);
         if (b.shared) place_experts(*b.shared, w.shared, false);
@@ -125,19 +130,20 @@ private:
         set.top_granules = b.top / granule;
         std::byte* strips = carver_.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert));
         set.strips = strips;
+        set.down_bias = floats(b.down_bias);
         out = set;
         batch_->strips.push_back({&b, &out->layout, strips});
     }
 
     const float* floats(const gguf::Tensor* tensor) {
         if (!tensor) return nullptr;
-        float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0]));
+        float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
         batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true});
         return dst;
     }
 
     Linear linear(const gguf::Tensor* tensor, const gguf::Tensor* bias) {
-        const int64_t cols = static_cast<int64_t>(tensor->ne[0]), rows = static_cast<int64_t>(tensor->ne[1]);
+        const int64_t cols = static_cast<int64_t>(tensor->ne[0]), rows = static_cast<int64_t>(tensor->ne[1] * tensor->ne[2]);
         const Type type{tensor->type};
         std::byte* dst = carver_.take<std::byte>(ops::tiled_bytes(type, rows, cols));
         batch_->tiles.push_back({tensor, rows, cols, dst});
@@ -173,7 +179,8 @@ private:
         for (const Copy& copy : batch.copies) {
             if (copy.to_float) {
                 type_info(Type{copy.tensor->type})
-                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst), static_cast<int64_t>(copy.tensor->ne[0]));
+                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst),
+                            static_cast<int64_t>(copy.tensor->ne[0] * copy.tensor->ne[1]));
             } else {
                 std::memcpy(copy.dst, copy.tensor->data, copy.tensor->n_bytes);
             }

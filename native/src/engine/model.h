@@ -28,6 +28,7 @@ struct ExpertSet {
     int64_t n_expert = 0;
     int64_t top_granules = 0;  // as the file was cut
     const std::byte* strips = nullptr;
+    const float* down_bias = nullptr;  // [n_expert][n_embd] or null; belongs to no granule
     const std::byte* granule(int64_t expert, int64_t g) const noexcept {
         return strips + static_cast<size_t>(expert) * layout.strip_bytes() + static_cast<size_t>(g) * layout.granule_bytes;
     }
@@ -36,9 +37,12 @@ struct ExpertSet {
 struct LayerWeights {
     const float* attn_norm = nullptr;
     Linear wq, wk, wv, wo;
+    Linear wq_a, wk_b, wv_b;  // of latent attention; heads of wk_b and wv_b one after the other
     const float *q_norm = nullptr, *k_norm = nullptr;
+    const float* sinks = nullptr;  // [n_head]
     const float* ffn_norm = nullptr;
-    Linear router;  // rows = n_expert; rows 0: no routed experts
+    Linear router;                          // rows = n_expert; rows 0: no routed experts
+    const float* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertSet> routed;
     std::optional<ExpertSet> shared;  // a shared expert, or the dense feed-forward
     Linear shared_gate;               // one row; rows 0: not gated

@@ -19,8 +19,14 @@ RopeTable::RopeTable(const RopeConfig& c, const float* divisors) {
     const int64_t pairs = c.n_rot / 2;
     double low = 0.0, high = 0.0;
     if (c.scaling == RopeScaling::yarn) {
-        low = std::max(0.0, std::floor(pair_of_turns(c, c.beta_fast)));
-        high = std::min(static_cast<double>(c.n_rot - 1), std::ceil(pair_of_turns(c, c.beta_slow)));
+        low = pair_of_turns(c, c.beta_fast);
+        high = pair_of_turns(c, c.beta_slow);
+        if (c.truncate) {
+            low = std::floor(low);
+            high = std::ceil(high);
+        }
+        low = std::max(0.0, low);
+        high = std::min(static_cast<double>(c.n_rot - 1), high);
         if (low == high) high += 0.001;
         magnitude_ = c.attn_factor * (c.factor > 1.0 ? 1.0 + 0.1 * std::log(c.factor) : 1.0);
     }

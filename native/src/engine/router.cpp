@@ -1,17 +1,56 @@
 #include "engine/router.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace moepic {
+namespace {
 
-void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, float* logits, int32_t* ids,
-                 float* weights) noexcept {
+// Bits of the groups whose two best keys sum highest (DeepSeek-V3, section 2.1.2); of equal sums the lower group wins.
+template <class Key>
+uint64_t best_groups(int64_t n_expert, int64_t n_group, int64_t n_used, Key key) noexcept {
+    const int64_t size = n_expert / n_group;
+    float sums[64];
+    for (int64_t g = 0; g < n_group; ++g) {
+        float first = -INFINITY, second = -INFINITY;
+        for (int64_t e = g * size; e < (g + 1) * size; ++e) {
+            const float v = key(e);
+            if (v > first) {
+                second = first;
+                first = v;
+            } else if (v > second) {
+                second = v;
+            }
+        }
+        sums[g] = size > 1 ? first + second : first;
+    }
+    uint64_t chosen = 0;
+    for (int64_t i = 0; i < n_used; ++i) {
+        int64_t best = -1;
+        for (int64_t g = 0; g < n_group; ++g) {
+            if (!(chosen >> g & 1) && (best < 0 || sums[g] > sums[best])) best = g;
+        }
+        chosen |= uint64_t{1} << best;
+    }
+    return chosen;
+}
+
+}  // namespace
+
+void route_token(const Config& config, const LayerConfig& layer, const ops::Kernels& kernels, const float* selection_bias, float* logits,
+                 int32_t* ids, float* weights) noexcept {
     const int64_t n = layer.n_expert, k = layer.n_expert_used;
-    kernels.softmax(logits, n);
+    if (config.scoring == Scoring::softmax) kernels.softmax(logits, n);
+    if (config.scoring == Scoring::sigmoid) kernels.sigmoid(logits, n);
+    // The choice goes by keys, the weights by scores: a selection bias balances load and must not colour the output.
+    const auto key = [&](int64_t e) { return selection_bias ? logits[e] + selection_bias[e] : logits[e]; };
+    const int64_t group_size = n / config.n_group;
+    const uint64_t groups = config.n_group_used < config.n_group ? best_groups(n, config.n_group, config.n_group_used, key) : ~uint64_t{0};
     // Insertion into a sorted list of k: k is at most a few dozen and most candidates fail the first comparison.
     int64_t held = 0;
     for (int64_t e = 0; e < n; ++e) {
-        const float p = logits[e];
+        if (!(groups >> (e / group_size) & 1)) continue;
+        const float p = key(e);
         if (held == k && !(p > weights[k - 1])) continue;
         int64_t at = held < k ? held++ : k - 1;
         for (; at > 0 && p > weights[at - 1]; --at) {
@@ -21,6 +60,8 @@ void route_token(const Config& config, const LayerConfig& layer, const ops::Kern
         weights[at] = p;
         ids[at] = static_cast<int32_t>(e);
     }
+    for (int64_t j = 0; j < k; ++j) weights[j] = logits[ids[j]];
+    if (config.scoring == Scoring::softmax_selected) kernels.softmax(weights, k);
     float sum = 0.0f;
     for (int64_t j = 0; j < k; ++j) sum += weights[j];
     // The floor is the smallest normal half, as other engines have it: weights that vanish must not become infinite.

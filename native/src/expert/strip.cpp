@@ -18,6 +18,12 @@ StripLayout make_strip_layout(const ExpertBinding& set, int64_t granule) {
     layout.up_offset = ops::tiled_bytes(set.gate_type, granule, set.n_embd);
     layout.down_offset = layout.up_offset + ops::tiled_bytes(set.up_type, granule, set.n_embd);
     layout.granule_bytes = layout.down_offset + ops::tiled_bytes(set.down_type, set.n_embd, granule);
+    if (set.gate[0].bias) {
+        const size_t bytes = ops::tiled_bytes(Type::f32, granule, 1);  // rounded up to 64, so that the next granule is aligned
+        layout.gate_bias_offset = layout.granule_bytes;
+        layout.up_bias_offset = layout.gate_bias_offset + bytes;
+        layout.granule_bytes = layout.up_bias_offset + bytes;
+    }
     return layout;
 }
 
@@ -34,6 +40,20 @@ void StripFiller::fill(int64_t expert, int64_t granule, std::byte* dst) {
     fill_rows(layout_.gate_type, set_.gate, expert, first, dst);
     fill_rows(layout_.up_type, set_.up, expert, first, dst + layout_.up_offset);
     fill_columns(expert, first, dst + layout_.down_offset);
+    if (layout_.gate_bias_offset) {
+        fill_biases(set_.gate, expert, first, dst + layout_.gate_bias_offset);
+        fill_biases(set_.up, expert, first, dst + layout_.up_bias_offset);
+    }
+}
+
+void StripFiller::fill_biases(const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst) {
+    for (const RowSegment& s : segments) {
+        const int64_t from = std::max(first, s.first), to = std::min(first + layout_.granule, s.first + s.count);
+        if (from >= to) continue;
+        const size_t at = static_cast<size_t>(expert * s.tensor_rows + s.skip + from - s.first);
+        std::memcpy(dst + static_cast<size_t>(from - first) * sizeof(float), s.bias->data + at * sizeof(float),
+                    static_cast<size_t>(to - from) * sizeof(float));
+    }
 }
 
 void StripFiller::fill_rows(Type type, const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst) {

@@ -3,6 +3,7 @@
 //
 //   strip    [ granule 0 | granule 1 | ... ]
 //   granule  [ gate: G rows x n_embd | up: G rows x n_embd | down: n_embd rows x G columns ]   each part tiled (ops.h), 64-byte aligned
+//            [ gate bias: G floats | up bias: G floats ]                                       only where the experts have biases
 //
 // Knows bytes and shapes; not who wants them.
 #pragma once
@@ -20,13 +21,21 @@ struct StripLayout {
     int64_t n_embd = 0, n_ff = 0;
     int64_t granule = 0, n_granules = 0;
     Type gate_type{}, up_type{}, down_type{};
-    size_t up_offset = 0, down_offset = 0;  // inside a granule
+    size_t up_offset = 0, down_offset = 0;            // inside a granule
+    size_t gate_bias_offset = 0, up_bias_offset = 0;  // 0: no biases
     size_t granule_bytes = 0;
     size_t strip_bytes() const noexcept { return granule_bytes * static_cast<size_t>(n_granules); }
 
     ops::TiledMatrix gate(const std::byte* granule_data) const noexcept { return {gate_type, granule, n_embd, granule_data}; }
     ops::TiledMatrix up(const std::byte* granule_data) const noexcept { return {up_type, granule, n_embd, granule_data + up_offset}; }
     ops::TiledMatrix down(const std::byte* granule_data) const noexcept { return {down_type, n_embd, granule, granule_data + down_offset}; }
+    const float* gate_bias(const std::byte* granule_data) const noexcept { return floats(granule_data, gate_bias_offset); }
+    const float* up_bias(const std::byte* granule_data) const noexcept { return floats(granule_data, up_bias_offset); }
+
+private:
+    static const float* floats(const std::byte* data, size_t offset) noexcept {
+        return offset ? reinterpret_cast<const float*>(data + offset) : nullptr;
+    }
 };
 
 StripLayout make_strip_layout(const ExpertBinding& set, int64_t granule);
@@ -41,6 +50,7 @@ public:
 
 private:
     void fill_rows(Type type, const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst);
+    void fill_biases(const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst);
     void fill_columns(int64_t expert, int64_t first, std::byte* dst);
     const ops::Kernels& kernels_;
     const ExpertBinding& set_;

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace moepic {
 namespace {
@@ -43,10 +44,44 @@ private:
         const LayerConfig& c = config_.layers[static_cast<size_t>(il)];
         const Recipe& recipe = *config_.recipe;
         const std::string blk = cat("blk.", il, ".");
-        const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
 
         LayerBinding layer;
         layer.attn_norm = need_floats(blk + "attn_norm.weight", config_.n_embd);
+        if (recipe.latent) {
+            bind_latent(blk, c, layer);
+        } else {
+            bind_heads(blk, c, layer);
+        }
+        if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
+        layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
+
+        if (c.n_expert == 0) {
+            layer.shared = bind_single(blk, "", c.n_ff);
+            return layer;
+        }
+        layer.router = need(blk + "ffn_gate_inp.weight", {config_.n_embd, c.n_expert});
+        layer.routed = bind_experts(blk, c);
+        if (recipe.selection_bias != Presence::never) layer.selection_bias = take_floats(blk + "exp_probs_b.bias", c.n_expert);
+        if (recipe.selection_bias == Presence::required && !layer.selection_bias) {
+            fail(Code::format, "model: tensor '", blk, "exp_probs_b.bias' is missing; architecture '", recipe.arch,
+                 "' chooses experts with it");
+        }
+        if (recipe.expert_bias) {
+            layer.router_bias = need_floats(blk + "ffn_gate_inp.bias", c.n_expert);
+            layer.routed->down_bias = need_biases(blk + "ffn_down_exps.bias", config_.n_embd, c.n_expert);
+        }
+        if (c.n_ff_shared > 0) {
+            layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
+            if (recipe.shared == SharedExpert::gated) {
+                layer.shared_gate = need_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
+            }
+        }
+        return layer;
+    }
+
+    void bind_heads(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
+        const Recipe& recipe = *config_.recipe;
+        const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
         layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
         layer.wk = need(blk + "attn_k.weight", {config_.n_embd, k_rows});
         layer.wv = need(blk + "attn_v.weight", {config_.n_embd, v_rows});
@@ -63,26 +98,29 @@ private:
         }
         if (recipe.qk_norm != QkNorm::none) {
             const bool whole = recipe.qk_norm == QkNorm::whole;
-            layer.q_norm = need_floats(blk + "attn_q_norm.weight", whole ? q_rows : c.head_dim_k);
-            layer.k_norm = need_floats(blk + "attn_k_norm.weight", whole ? k_rows : c.head_dim_k);
-        }
-        layer.ffn_norm = need_floats(blk + "ffn_norm.weight", config_.n_embd);
-
-        if (c.n_expert == 0) {
-            layer.shared = bind_single(blk, "", c.n_ff);
-            return layer;
-        }
-        layer.router = need(blk + "ffn_gate_inp.weight", {config_.n_embd, c.n_expert});
-        layer.routed = bind_experts(blk, c);
-        if (c.n_ff_shared > 0) {
-            layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
-            layer.shared_gate = take_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
-            if (recipe.shared == SharedExpert::gated && !layer.shared_gate) {
-                fail(Code::format, "model: tensor '", blk, "ffn_gate_inp_shexp.weight' is missing; architecture '", recipe.arch,
-                     "' gates its shared expert");
+            const int64_t q_width = whole ? q_rows : c.head_dim_k, k_width = whole ? k_rows : c.head_dim_k;
+            if (!recipe.qk_norm_optional || file_.find_tensor(blk + "attn_q_norm.weight")) {
+                layer.q_norm = need_floats(blk + "attn_q_norm.weight", q_width);
+                layer.k_norm = need_floats(blk + "attn_k_norm.weight", k_width);
             }
         }
-        return layer;
+    }
+
+    void bind_latent(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
+        const LatentConfig& latent = config_.latent;
+        const int64_t q_rows = c.n_head * (latent.plain + config_.rope.n_rot);
+        if (latent.q_rank) {
+            layer.wq_a = need(blk + "attn_q_a.weight", {config_.n_embd, latent.q_rank});
+            layer.q_norm = need_floats(blk + "attn_q_a_norm.weight", latent.q_rank);
+            layer.wq = need(blk + "attn_q_b.weight", {latent.q_rank, q_rows});
+        } else {
+            layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
+        }
+        layer.wk = need(blk + "attn_kv_a_mqa.weight", {config_.n_embd, c.head_dim_k});
+        layer.k_norm = need_floats(blk + "attn_kv_a_norm.weight", latent.kv_rank);
+        layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
+        layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        layer.wo = need(blk + "attn_output.weight", {c.n_head * latent.head_dim_v, config_.n_embd});
     }
 
     // A dense feed-forward or a shared expert: 2-D tensors.
@@ -122,11 +160,18 @@ private:
             ExpertBinding set = whole_set(n_expert, n_ff, fused, fused, down);
             set.gate[0].tensor_rows = set.up[0].tensor_rows = 2 * n_ff;
             set.up[0].skip = n_ff;
+            if (config_.recipe->expert_bias)
+                set.gate[0].bias = set.up[0].bias = need_biases(blk + "ffn_gate_up_exps.bias", 2 * n_ff, n_expert);
             return set;
         }
         const gguf::Tensor* gate = need(blk + "ffn_gate_exps.weight", {config_.n_embd, n_ff, n_expert});
         const gguf::Tensor* up = need(blk + "ffn_up_exps.weight", {config_.n_embd, n_ff, n_expert});
-        return whole_set(n_expert, n_ff, gate, up, down);
+        ExpertBinding set = whole_set(n_expert, n_ff, gate, up, down);
+        if (config_.recipe->expert_bias) {
+            set.gate[0].bias = need_biases(blk + "ffn_gate_exps.bias", n_ff, n_expert);
+            set.up[0].bias = need_biases(blk + "ffn_up_exps.bias", n_ff, n_expert);
+        }
+        return set;
     }
 
     // docs/design.md, section 2. Either part may be empty and then has no tensors.
@@ -162,6 +207,10 @@ private:
             set.gate.push_back({.tensor = gate, .first = first, .count = count, .skip = 0, .tensor_rows = count});
             set.up.push_back({.tensor = up, .first = first, .count = count, .skip = 0, .tensor_rows = count});
             set.down.push_back({.tensor = down, .first = first, .count = count, .file_granule = granule});
+            if (config_.recipe->expert_bias) {
+                set.gate.back().bias = need_biases(cat(blk, "ffn_gate_exps", part, ".bias"), count, c.n_expert);
+                set.up.back().bias = need_biases(cat(blk, "ffn_up_exps", part, ".bias"), count, c.n_expert);
+            }
             first += count;
             if (std::string_view(part) == "_top") set.top = count;
         }
@@ -213,13 +262,40 @@ private:
         return tensor;
     }
 
+    // Biases of experts are cut by neurons and copied as they are.
+    const gguf::Tensor* need_biases(const std::string& name, int64_t n, int64_t n_expert) {
+        const gguf::Tensor* tensor = need(name, {n, n_expert});
+        if (Type{tensor->type} != Type::f32) {
+            fail(Code::unsupported, "model: tensor '", name, "' holds biases of type ", type_info(Type{tensor->type}).name,
+                 ", expected F32");
+        }
+        return tensor;
+    }
+
+    // Blocks that predict further tokens are left out by name, and it is said; anything else unused is an error.
+    bool is_nextn(std::string_view name) const {
+        for (int64_t il = config_.n_layer; il < config_.n_layer + config_.n_nextn; ++il) {
+            if (name.starts_with(cat("blk.", il, "."))) return true;
+        }
+        return false;
+    }
+
     void refuse_leftovers() {
+        size_t skipped = 0;
         for (const gguf::Tensor& tensor : file_.tensors()) {
             if (used_.contains(tensor.name)) continue;
+            if (is_nextn(tensor.name)) {
+                ++skipped;
+                continue;
+            }
             // Per-layer copies of the rope tables that old converters wrote; they are derived data.
             if (tensor.name.ends_with(".attn_rot_embd.weight") || tensor.name.ends_with(".rope_freqs.weight")) continue;
             fail(Code::unsupported, "model: tensor '", tensor.name, "' has no part in architecture '", config_.recipe->arch,
                  "' as this build knows it; running without it would give other results");
+        }
+        if (skipped) {
+            log_message(LogLevel::info, cat("model: ", skipped, " tensors of ", config_.n_nextn,
+                                            " block(s) for multi-token prediction (NextN) are not used"));
         }
     }
 

@@ -18,6 +18,7 @@ struct RowSegment {
     const gguf::Tensor* tensor = nullptr;
     int64_t first = 0, count = 0;
     int64_t skip = 0, tensor_rows = 0;
+    const gguf::Tensor* bias = nullptr;  // [tensor_rows, n_expert] of F32 with the same rows; null: none
 };
 
 // Down columns [first, first + count) of every expert, stored as count / file_granule matrices [n_embd, file_granule] one after the other.
@@ -32,17 +33,26 @@ struct ColumnSegment {
 struct ExpertBinding {
     int64_t n_expert = 0, n_embd = 0, n_ff = 0;
     Type gate_type{}, up_type{}, down_type{};
-    std::vector<RowSegment> gate, up;  // ascending, covering n_ff
-    std::vector<ColumnSegment> down;   // ascending, covering n_ff
-    int64_t top = 0;                   // neurons in the top segment as the file was cut; n_ff for an ordinary file
+    std::vector<RowSegment> gate, up;         // ascending, covering n_ff
+    std::vector<ColumnSegment> down;          // ascending, covering n_ff
+    const gguf::Tensor* down_bias = nullptr;  // [n_embd, n_expert] of F32; null: none
+    int64_t top = 0;                          // neurons in the top segment as the file was cut; n_ff for an ordinary file
 };
 
 struct LayerBinding {
     const gguf::Tensor *attn_norm = nullptr, *wq = nullptr, *wk = nullptr, *wv = nullptr, *wo = nullptr;
     const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
+    // With latent attention wq makes heads [plain | rotated] (from wq_a's output where there is one, normed by q_norm), wk makes
+    // [latent | rotated] (the latent normed by k_norm), and there is no wv.
+    const gguf::Tensor* wq_a = nullptr;  // [n_embd, q_rank]
+    const gguf::Tensor* wk_b = nullptr;  // [plain, kv_rank, n_head]
+    const gguf::Tensor* wv_b = nullptr;  // [kv_rank, head_dim_v, n_head]
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
+    const gguf::Tensor* sinks = nullptr;  // [n_head]
     const gguf::Tensor* ffn_norm = nullptr;
-    const gguf::Tensor* router = nullptr;  // [n_embd, n_expert]
+    const gguf::Tensor* router = nullptr;          // [n_embd, n_expert]
+    const gguf::Tensor* router_bias = nullptr;     // [n_expert]
+    const gguf::Tensor* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertBinding> routed;
     std::optional<ExpertBinding> shared;        // a shared expert, or the dense feed-forward of a layer without experts
     const gguf::Tensor* shared_gate = nullptr;  // [n_embd]

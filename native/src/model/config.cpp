@@ -1,5 +1,7 @@
 #include "model/config.h"
 
+#include <algorithm>
+#include <cmath>
 #include <string>
 
 #include "base/error.h"
@@ -12,6 +14,7 @@ namespace {
 constexpr int64_t kMaxWidth = int64_t{1} << 22;
 constexpr int64_t kMaxCount = int64_t{1} << 20;
 constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxGroups = 64;  // of experts; engine/router.cpp holds a bit for each
 
 std::string layer_tensor(int64_t il, const char* rest) {
     return cat("blk.", il, ".", rest);
@@ -45,8 +48,45 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
         rope.beta_fast = keys.number_or("rope.scaling.yarn_beta_fast", 32.0);
         rope.beta_slow = keys.number_or("rope.scaling.yarn_beta_slow", 1.0);
         rope.attn_factor = keys.number_or("rope.scaling.attn_factor", 1.0);
+        rope.truncate = recipe.yarn_truncate;
     }
     return rope;
+}
+
+LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfig& rope, int64_t head_dim_k, int64_t head_dim_v) {
+    if (!keys.has("attention.key_length_mla")) {
+        fail(Code::unsupported, "model: key '", recipe.arch,
+             ".attention.key_length_mla' is missing: a file from before 2025, whose attention is not "
+             "absorbed; convert the model again");
+    }
+    LatentConfig latent;
+    latent.kv_rank = keys.integer("attention.kv_lora_rank", 1, kMaxWidth);
+    latent.q_rank = keys.integer_or("attention.q_lora_rank", 0, 0, kMaxWidth);
+    latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, 4096) - rope.n_rot;
+    latent.head_dim_v = keys.integer("attention.value_length_mla", 1, 4096);
+    if (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank) {
+        fail(Code::format, "model: keys '", recipe.arch, ".attention.key_length' and 'value_length' are ", head_dim_k, " and ", head_dim_v,
+             ", expected ", latent.kv_rank + rope.n_rot, " and ", latent.kv_rank, " (latent and rotated part; latent)");
+    }
+    if (latent.kv_rank % ops::kTileRows || latent.head_dim_v % ops::kTileRows) {
+        fail(Code::unsupported, "model: latents of ", latent.kv_rank, " and values of ", latent.head_dim_v, " are not multiples of ",
+             ops::kTileRows);
+    }
+    return latent;
+}
+
+// 1 for each layer whose attention slides: by an array of the file, or all but every n-th.
+std::vector<int64_t> window_pattern(const Keys& keys, const Recipe& recipe, int64_t n_layer) {
+    std::vector<int64_t> slides(static_cast<size_t>(n_layer), 0);
+    if (!recipe.window_period) return slides;
+    int64_t period = recipe.window_period;
+    if (keys.has("attention.sliding_window_pattern")) {
+        std::vector<int64_t> stated = keys.integers("attention.sliding_window_pattern", n_layer, 0, kMaxLayers);
+        if (keys.is_array("attention.sliding_window_pattern")) return stated;
+        period = stated[0];
+    }
+    for (int64_t il = 0; il < n_layer; ++il) slides[static_cast<size_t>(il)] = period == 0 || il % period < period - 1;
+    return slides;
 }
 
 }  // namespace
@@ -64,7 +104,9 @@ Config read_config(const gguf::File& file) {
     const Recipe& recipe = *config.recipe;
     const Keys keys(file, *arch);
 
-    config.n_layer = keys.integer("block_count", 1, kMaxLayers);
+    const int64_t n_block = keys.integer("block_count", 1, kMaxLayers);
+    config.n_nextn = keys.integer_or("nextn_predict_layers", 0, 0, n_block - 1);
+    config.n_layer = n_block - config.n_nextn;
     config.n_embd = keys.integer("embedding_length", 1, kMaxWidth);
     config.n_ctx_train = keys.integer("context_length", 1, kMaxWidth * 1024);
     config.norm_eps = static_cast<float>(keys.number("attention.layer_norm_rms_epsilon"));
@@ -88,6 +130,15 @@ Config read_config(const gguf::File& file) {
     }
     config.rope = read_rope(keys, recipe, head_dim_k, config.n_ctx_train);
 
+    if (recipe.latent) {
+        config.latent = read_latent(keys, recipe, config.rope, head_dim_k, head_dim_v);
+        // The model stretches logits where YaRN stretches cos and sin; the key holds 0.1 mscale_all_dim.
+        const double stretch = config.rope.scaling == RopeScaling::yarn ? std::max(0.0, std::log(config.rope.factor)) : 0.0;
+        const double magnitude = 1.0 + keys.number_or("rope.scaling.yarn_log_multiplier", 0.0) * stretch;
+        config.rope.attn_factor /= 1.0 + 0.1 * stretch;
+        config.attention_scale =
+            static_cast<float>(magnitude * magnitude / std::sqrt(static_cast<double>(config.latent.plain + config.rope.n_rot)));
+    }
     const int64_t n_expert = keys.integer_or("expert_count", 0, 0, kMaxCount);
     const int64_t n_expert_used = n_expert ? keys.integer("expert_used_count", 1, n_expert) : 0;
     const int64_t n_ff_exp = keys.integer_or("expert_feed_forward_length", 0, 0, kMaxWidth);
@@ -95,17 +146,35 @@ Config read_config(const gguf::File& file) {
     config.renormalise = keys.boolean("expert_weights_norm").value_or(recipe.renormalise);
     const double scale = keys.number_or("expert_weights_scale", 0.0);
     config.router_scale = scale == 0.0 ? 1.0f : static_cast<float>(scale);
-    const int64_t gating = keys.integer_or("expert_gating_func", 1, 0, 255);
-    if (n_expert && gating > 1) {
+    const int64_t gating = keys.integer_or("expert_gating_func", 0, 0, 255);  // 0: what the architecture always has
+    config.scoring = gating ? static_cast<Scoring>(gating) : recipe.scoring;
+    if (n_expert && config.scoring > Scoring::softmax_selected) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating,
-             ", this architecture is supported with 1 (softmax)");
+             ", supported: 1 (softmax), 2 (sigmoid), 3 (softmax over the selected)");
+    }
+    config.n_group =
+        std::max<int64_t>(1, keys.integer_or("expert_group_count", 1, 0, std::min<int64_t>(kMaxGroups, std::max<int64_t>(1, n_expert))));
+    config.n_group_used = std::max<int64_t>(1, keys.integer_or("expert_group_used_count", config.n_group, 0, config.n_group));
+    if (n_expert % config.n_group || config.n_group_used * (n_expert / config.n_group) < n_expert_used) {
+        fail(Code::format, "model: key '", recipe.arch, ".expert_group_count' is ", config.n_group, ": ", config.n_group_used,
+             " of these groups of ", n_expert, " experts cannot give ", n_expert_used, " per token");
+    }
+    if (recipe.multipliers) {
+        config.embedding_scale = static_cast<float>(keys.number_or("embedding_scale", 1.0));
+        config.residual_scale = static_cast<float>(keys.number_or("residual_scale", 1.0));
+        config.attention_scale = static_cast<float>(keys.number_or("attention.scale", 0.0));
+        const double divisor = keys.number_or("logit_scale", 1.0);
+        if (divisor == 0.0) fail(Code::format, "model: key '", recipe.arch, ".logit_scale' is 0; logits are divided by it");
+        config.logit_scale = static_cast<float>(1.0 / divisor);
     }
     if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");
     }
+    const int64_t window = recipe.window_period ? keys.integer("attention.sliding_window", 1, kMaxWidth * 1024)
+                                                : keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
+    const std::vector<int64_t> slides = window_pattern(keys, recipe, config.n_layer);
     // Some converters write a window that the model never uses; a real one changes results, so it must not pass in silence.
-    const int64_t window = keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
-    if (window > 0 && window < config.n_ctx_train) {
+    if (!recipe.window_period && window > 0 && window < config.n_ctx_train) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.sliding_window' is ", window,
              "; sliding-window attention is not supported yet");
     }
@@ -120,8 +189,13 @@ Config read_config(const gguf::File& file) {
             fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv,
                  " key/value heads");
         }
+        if (recipe.latent && layer.n_head_kv != 1) {
+            fail(Code::format, "model: key '", recipe.arch, ".attention.head_count_kv' is ", layer.n_head_kv,
+                 ", expected 1: all heads share one latent");
+        }
         layer.head_dim_k = head_dim_k;
         layer.head_dim_v = head_dim_v;
+        layer.window = slides[i] ? window : 0;
         if (n_expert && has_experts(file, il)) {
             layer.n_expert = n_expert;
             layer.n_expert_used = n_expert_used;

@@ -21,6 +21,16 @@ struct RopeConfig {
     int64_t original_context = 0;  // yarn
     double beta_fast = 32.0, beta_slow = 1.0;
     double attn_factor = 1.0;  // multiplies yarn's magnitude factor
+    bool truncate = true;      // yarn's ramp begins and ends at whole dimensions
+};
+
+// Multi-head latent attention, absorbed (DeepSeek-V2, section 2.1): one key [latent | rotated part] and one value, the latent, for all
+// heads; a query's plain part is carried into the latent's space, and what it attended to out of it, by matrices per head.
+struct LatentConfig {
+    int64_t kv_rank = 0;  // of the latent; 0: ordinary attention
+    int64_t q_rank = 0;   // queries go through this width first; 0: they don't
+    int64_t plain = 0;    // dims of a query head that are not rotated
+    int64_t head_dim_v = 0;
 };
 
 struct LayerConfig {
@@ -29,16 +39,23 @@ struct LayerConfig {
     int64_t n_expert = 0, n_expert_used = 0;  // 0: dense feed-forward
     int64_t n_ff = 0;                         // width of one expert, or of the dense feed-forward
     int64_t n_ff_shared = 0;                  // width of the shared expert; 0: none
+    int64_t window = 0;                       // positions a token sees, its own included; 0: all
     int device = -1;                          // -1: CPU
 };
 
 struct Config {
     const Recipe* recipe = nullptr;
     int64_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
+    int64_t n_nextn = 0;  // blocks after the layers that predict further tokens (MTP); not run
     float norm_eps = 1e-5f;
     RopeConfig rope;
-    bool renormalise = false;   // routing weights
-    float router_scale = 1.0f;  // multiplies routing weights
+    LatentConfig latent;
+    Scoring scoring = Scoring::softmax;
+    int64_t n_group = 1, n_group_used = 1;                                    // experts are chosen from the best groups only
+    bool renormalise = false;                                                 // routing weights
+    float embedding_scale = 1.0f, residual_scale = 1.0f, logit_scale = 1.0f;  // multiply embeddings, each block's output, logits
+    float attention_scale = 0.0f;                                             // multiplies q . k; 0: 1 / sqrt(head_dim_k)
+    float router_scale = 1.0f;                                                // multiplies routing weights
     std::vector<LayerConfig> layers;
 };
 

@@ -25,6 +25,7 @@ public:
     std::optional<bool> boolean(std::string_view name) const;
     std::string text_or(std::string_view name, std::string_view fallback) const;
     bool has(std::string_view name) const { return find(name) != nullptr; }
+    bool is_array(std::string_view name) const { return need(name).type() == gguf::ValueType::array; }
 
 private:
     const gguf::Value* find(std::string_view name) const;

@@ -20,7 +20,15 @@ enum class Presence : uint8_t { never, optional, required };
 
 enum class SharedExpert : uint8_t {
     none,
+    plain,
     gated,  // its output times sigmoid(ffn_gate_inp_shexp . x)
+};
+
+// What a router's logits become before the best k are taken; the values are those of GGUF's expert_gating_func.
+enum class Scoring : uint8_t {
+    softmax = 1,
+    sigmoid = 2,
+    softmax_selected = 3,  // best k of the logits, then softmax over those
 };
 
 struct Recipe {
@@ -30,8 +38,19 @@ struct Recipe {
     QkNorm qk_norm;
     Presence qkv_bias;  // attn_q.bias, attn_k.bias, attn_v.bias
     bool renormalise;   // routing weights of the selected experts sum to one, unless expert_weights_norm says otherwise
-    SharedExpert shared;
-    ops::GluKind glu;
+    SharedExpert shared = SharedExpert::none;
+    ops::GluKind glu = ops::GluKind::silu;
+    const char* ffn_norm = "ffn_norm";   // name of the norm before the feed-forward
+    Scoring scoring = Scoring::softmax;  // unless expert_gating_func says otherwise
+    bool expert_bias = false;            // of the router and of gate, up and down of every expert
+    bool sinks = false;                  // attn_sinks: logits that join each softmax without a value
+    int64_t window_period = 0;  // every n-th layer sees all positions, the others a window, unless sliding_window_pattern says otherwise
+    bool yarn_truncate = true;  // YaRN's ramp begins and ends at whole dimensions
+    bool qk_norm_optional = false;              // some models of the architecture have no q/k norm
+    bool norm_after_rope = false;               // q and k are normed after they are rotated
+    Presence selection_bias = Presence::never;  // exp_probs_b.bias, added to scores for the choice of experts only
+    bool latent = false;                        // multi-head latent attention (MLA): keys and values are read out of one latent per token
+    bool multipliers = false;                   // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
 };
 
 std::span<const Recipe> recipes() noexcept;

@@ -58,7 +58,8 @@ struct MatmulJob {
 inline constexpr size_t kMatmulScratchBytes = size_t{1} << 19;
 
 enum class GluKind : uint8_t {
-    silu,  // silu(gate) * up
+    silu,          // silu(gate) * up
+    silu_clamped,  // g sigmoid(1.702 g) (u + 1) with g = min(gate, 7), u = up clamped to [-7, 7]; gpt-oss
 };
 
 // Keys and values of past positions of one layer and one sequence. Positions are stored in blocks of 16 so that a lane is a position for
@@ -115,6 +116,7 @@ struct Kernels {
     void (*sigmoid)(float* x, int64_t n);                                        // in place
     void (*add)(float* y, const float* x, int64_t n);                            // y += x
     void (*scale_add)(float* y, float a, const float* x, int64_t n);             // y = fma(a, x, y)
+    void (*scale)(float* y, float a, int64_t n);                                 // y *= a
     void (*decode_row)(Type type, const std::byte* row, float* out, int64_t n);  // one row of GGUF blocks to floats (embeddings)
 
     // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].

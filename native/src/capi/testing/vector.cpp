@@ -97,14 +97,16 @@ int moepic_test_rope(int isa, float* head, const float* cos_sin, int64_t n_rot, 
     return guard([&] { kernels_of(isa).rope(head, cos_sin, n_rot, pairing == 0 ? ops::RopePairing::norm : ops::RopePairing::neox); });
 }
 
-int moepic_test_silu_glu(int isa, const float* gate, const float* up, float* out, int64_t n) {
-    return guard([&] { kernels_of(isa).glu(ops::GluKind::silu, gate, up, out, n); });
+int moepic_test_glu(int isa, int kind, const float* gate, const float* up, float* out, int64_t n) {
+    return guard([&] { kernels_of(isa).glu(static_cast<ops::GluKind>(kind), gate, up, out, n); });
 }
 
 int moepic_test_scale_add(int isa, float* y, float a, const float* x, int64_t n, int plain) {
     return guard([&] {
         if (plain != 0) {
             kernels_of(isa).add(y, x, n);
+        } else if (x == nullptr) {
+            kernels_of(isa).scale(y, a, n);
         } else {
             kernels_of(isa).scale_add(y, a, x, n);
         }

@@ -21,10 +21,10 @@ MOEPIC_API int moepic_test_rms_norm(int isa, const float* x, const float* weight
 /* pairing 0: norm (2j, 2j+1), 1: neox (j, j + n_rot/2). cos_sin is [n_rot / 2][2]. */
 MOEPIC_API int moepic_test_rope(int isa, float* head, const float* cos_sin, int64_t n_rot, int pairing);
 
-/* out = silu(gate) * up. */
-MOEPIC_API int moepic_test_silu_glu(int isa, const float* gate, const float* up, float* out, int64_t n);
+/* kind 0: out = silu(gate) * up, 1: the clamped one of gpt-oss. */
+MOEPIC_API int moepic_test_glu(int isa, int kind, const float* gate, const float* up, float* out, int64_t n);
 
-/* y = fma(a, x, y), or y + x where plain is not 0. */
+/* y = fma(a, x, y); y + x where plain is not 0; a y where x is null. */
 MOEPIC_API int moepic_test_scale_add(int isa, float* y, float a, const float* x, int64_t n, int plain);
 
 /* type 0: f16, 1: q8_0. keys and values are kv_bytes each, 64-byte aligned. */

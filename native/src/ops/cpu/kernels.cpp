@@ -39,6 +39,7 @@ const Kernels kKernels = {
     .sigmoid = sigmoid,
     .add = add,
     .scale_add = scale_add,
+    .scale = scale,
     .decode_row = decode_row,
     .kv_store = kv_store,
     .attention = attention,

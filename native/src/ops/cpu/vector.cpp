@@ -2,9 +2,9 @@
 //
 //   rms_norm   y = x / sqrt(mean(x^2) + eps) * weight     reads 2 n floats, writes n
 //   rope       (a, b) -> (a c - b s, a s + b c)           reads 2 n, writes n, in place
-//   glu        out = gate / (1 + e^-gate) * up            reads 2 n, writes n
+//   glu        out = gate / (1 + e^-gate) * up, or the clamped one   reads 2 n, writes n
 //   softmax    x = e^(x - max) / sum                      three passes over n, in place
-//   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  scale_add: y = fma(a, x, y)
+//   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  scale_add: y = fma(a, x, y);  scale: y *= a
 //
 // Vectors are an activation's width (hundreds to thousands of floats), so they live in L1 and L2 and instruction throughput is the bound;
 // next to a matmul they are noise. Sums have 16 partials: element i goes to lane i % 16 in ascending order, then the fixed tree of
@@ -17,6 +17,9 @@
 
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
+
+// GluKind::silu_clamped, as gpt-oss was trained; GGUF has no key for them.
+constexpr float kGluSlope = 1.702f, kGluLimit = 7.0f;
 
 // x[i] = op(x[i]) with a padded last vector; `op` sees zeros in the padding.
 template <class Op>
@@ -84,6 +87,13 @@ void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n
         case GluKind::silu:
             map_two(gate, up, out, n, [](F16x g, F16x u) { return over_logistic(g, g) * u; });
             return;
+        case GluKind::silu_clamped:
+            map_two(gate, up, out, n, [](F16x g, F16x u) {
+                // NaN is the second operand, which f_min and f_max answer with.
+                const F16x low = f_min(f_set(kGluLimit), g), clamped = f_max(f_set(-kGluLimit), f_min(f_set(kGluLimit), u));
+                return over_logistic(low, low * f_set(kGluSlope)) * (clamped + f_set(1.0f));
+            });
+            return;
     }
 }
 
@@ -121,6 +131,11 @@ void add(float* y, const float* x, int64_t n) {
 void scale_add(float* y, float a, const float* x, int64_t n) {
     const F16x factor = f_set(a);
     map_two(y, x, y, n, [&](F16x old, F16x v) { return f_fma(factor, v, old); });
+}
+
+void scale(float* y, float a, int64_t n) {
+    const F16x factor = f_set(a);
+    map_in_place(y, n, [&](F16x v) { return v * factor; });
 }
 
 void exp_each(float* x, int64_t n) {

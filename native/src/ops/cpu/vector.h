@@ -15,6 +15,7 @@ void softmax(float* x, int64_t n);
 void sigmoid(float* x, int64_t n);
 void add(float* y, const float* x, int64_t n);
 void scale_add(float* y, float a, const float* x, int64_t n);
+void scale(float* y, float a, int64_t n);
 
 void exp_each(float* x, int64_t n);  // in place; not in the table, for the tests of math.h
 
