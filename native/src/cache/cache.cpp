@@ -126,6 +126,15 @@ void ExpertCache::warm(std::span<const double> weight) {
     }
 }
 
+// Belady is a bound and never computes: it replaces what it just used, where a real cache has to wait for the layer to end.
+void ExpertCache::pin(int layer, int expert, Run run) {
+    if (options_.policy.kind == PolicyKind::belady) return;
+    for (int j = run.first; j < run.first + run.count; ++j) {
+        pinned_.push_back(residency_.find(layer, expert, j));
+        residency_.pin(pinned_.back());
+    }
+}
+
 std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<const int32_t> experts) {
     if (layer < 0 || layer >= static_cast<int>(shape_.size())) fail(Code::argument, "cache: layer ", layer, " of ", shape_.size());
     release();
@@ -138,10 +147,7 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
         unlist(layer, r.expert);
         policy_.use(layer, r.expert, now);
         list(layer, r.expert);
-        for (int j = 0; j < r.n_resident; ++j) {
-            pinned_.push_back(residency_.find(layer, r.expert, j));
-            residency_.pin(pinned_.back());
-        }
+        pin(layer, r.expert, {0, r.n_resident});
     }
     // The most worth chooses first: a slot taken now is pinned until the layer ends.
     std::vector<std::pair<Rank, Routed*>> missing;
@@ -151,10 +157,7 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
     std::stable_sort(missing.begin(), missing.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
     for (auto& [rank, r] : missing) {
         r->n_kept = keep(layer, r->expert, r->n_resident);
-        for (int j = r->n_resident; j < r->n_resident + r->n_kept; ++j) {
-            pinned_.push_back(residency_.find(layer, r->expert, j));
-            residency_.pin(pinned_.back());
-        }
+        pin(layer, r->expert, {r->n_resident, r->n_kept});
     }
     return routed_;
 }

@@ -70,6 +70,7 @@ private:
     void list(int layer, int expert);
     void unlist(int layer, int expert);
     int keep(int layer, int expert, int n_resident);
+    void pin(int layer, int expert, Run run);
     bool make_room(int layer, int expert, int need, const Rank& worth);
 
     Shape shape_;
