@@ -143,6 +143,17 @@ def best_possible_misses(sets: list[set[int]], n_slot: int) -> int:
     return min(states.values())
 
 
+@given(st.data())
+@settings(max_examples=60, deadline=None)
+def test_belady_by_granules_moves_no_more_than_any_other_policy(data: Any) -> None:
+    trace = data.draw(traces())
+    budget = data.draw(st.integers(0, trace.total_bytes))
+    belady = replay(trace, budget, CacheOptions(policy="belady", granule_omega=0.0, bypass=True))
+    for policy in ("lru", "lfu", "lcp", "lrfu"):
+        other = replay(trace, budget, CacheOptions(policy=policy, bypass=data.draw(st.booleans())))
+        assert belady.total("demand_bytes") <= other.total("demand_bytes")
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 2))
 @settings(max_examples=40, deadline=None)
 def test_belady_is_the_optimum_found_by_trying_everything(seed: int, n_slot: int, n_used: int) -> None:

@@ -156,7 +156,8 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
     }
     std::stable_sort(missing.begin(), missing.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
     for (auto& [rank, r] : missing) {
-        r->n_kept = keep(layer, r->expert, r->n_resident);
+        // Under belady an expert of this token may just have lost granules to a better one; elsewhere it is pinned and this is r->n_resident.
+        r->n_kept = keep(layer, r->expert, residency_.n_resident(layer, r->expert));
         pin(layer, r->expert, {r->n_resident, r->n_kept});
     }
     return routed_;
