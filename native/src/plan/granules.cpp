@@ -74,60 +74,139 @@ private:
     std::vector<std::vector<int>> tokens_;
 };
 
-// Greedy by saving per byte, recomputed only when a granule comes to the top of the heap: an outdated saving is never too small. Granules that save
-// nothing on the recorded tokens follow in the order of their worth, for the tokens to come.
-std::vector<int> most_saving(const Problem& problem, const Samples& samples, bool with_cpu) {
+// The path of plan_granules: residencies of growing size, each no slower than the one before, whatever the budget. A budget is a place on it.
+class Path {
+public:
+    Path(const Problem& problem, const Samples& samples, bool with_cpu)
+        : problem_(problem),
+          samples_(samples),
+          misses_(samples.misses()),
+          frequency_(samples.frequency()),
+          resident_(samples.n_expert(), 0),
+          version_(samples.n_expert(), 0),
+          is_changed_(problem.layers.size(), false) {
+        for (size_t il = 0; il < problem.layers.size(); ++il) {
+            times_.push_back(layer_time(problem, il, with_cpu));
+            total_bytes_ += problem.layers[il].n_expert * problem.layers[il].expert_bytes();
+            for (size_t e = samples.first(il); e < end(il); ++e) push(il, e);
+        }
+    }
+
+    // Greedy by saving per byte, recomputed only when a granule comes to the top of the heap: an outdated saving is never too small. Granules that
+    // save nothing on the recorded tokens follow in the order of their worth, for the tokens to come.
+    std::vector<int> walk(int64_t budget_bytes) {
+        int64_t used = 0, checked = 0;
+        while (!heap_.empty()) {
+            const Candidate old = heap_.top();
+            heap_.pop();
+            if (old.version != version_[old.expert] || resident_[old.expert] == problem_.layers[old.layer].n_granule) continue;
+            const Candidate now = candidate(old.layer, old.expert);
+            if (!heap_.empty() && now < heap_.top()) {
+                heap_.push(now);
+                continue;
+            }
+            // The first that does not fit ends it, so that every larger budget goes at least as far.
+            used += problem_.layers[now.layer].granule_bytes;
+            if (used > budget_bytes) break;
+            change(now.layer, now.expert, +1);
+            heap_.push(candidate(now.layer, now.expert));
+            // Choices made early can be poor company for later ones: look back, at places that do not depend on the budget.
+            if (used - checked >= total_bytes_ / kLooksBack) {
+                checked = used;
+                for (size_t il = 0; il < problem_.layers.size(); ++il) exchange(il);
+            }
+        }
+        return resident_;
+    }
+
+private:
+    static constexpr int kLooksBack = 64;
+    static constexpr int kMostSwaps = 64;  // per layer and look
+
     struct Candidate {
         double saving_s_per_byte;
         double worth;
         size_t layer, expert;
+        int version;
         bool operator<(const Candidate& other) const {
             return std::tuple(saving_s_per_byte, worth, other.expert) < std::tuple(other.saving_s_per_byte, other.worth, expert);
         }
     };
-    std::vector<std::vector<double>> misses = samples.misses();
-    const std::vector<double> frequency = samples.frequency();
-    std::vector<int> resident(samples.n_expert(), 0);
-    std::vector<LayerTime> times;
-    for (size_t il = 0; il < problem.layers.size(); ++il) times.push_back(layer_time(problem, il, with_cpu));
 
-    const auto candidate = [&](size_t il, size_t expert) {
-        const Layer& layer = problem.layers[il];
-        const auto bytes = static_cast<double>(layer.granule_bytes);
-        double saving_s = 0.0;
-        for (const int token : samples.tokens(expert)) {
-            saving_s += times[il].of(misses[il][token]) - times[il].of(misses[il][token] - bytes);
-        }
-        const double share = 1.0 - static_cast<double>(resident[expert]) / layer.n_granule;
+    size_t end(size_t il) const { return samples_.first(il) + problem_.layers[il].n_expert; }
+    void push(size_t il, size_t expert) {
+        if (!samples_.tokens(expert).empty()) heap_.push(candidate(il, expert));
+    }
+    void change(size_t il, size_t expert, int granules) {
+        resident_[expert] += granules;
+        for (const int token : samples_.tokens(expert)) misses_[il][token] -= static_cast<double>(granules * problem_.layers[il].granule_bytes);
+        is_changed_[il] = true;
+    }
+
+    // Seconds over all tokens that change if `granules` (+1 or -1) of the expert are added.
+    double saving_s(size_t il, size_t expert, int granules) const {
+        const auto bytes = static_cast<double>(granules * problem_.layers[il].granule_bytes);
+        double saving = 0.0;
+        for (const int token : samples_.tokens(expert)) saving += times_[il].of(misses_[il][token]) - times_[il].of(misses_[il][token] - bytes);
+        return saving;
+    }
+
+    Candidate candidate(size_t il, size_t expert) const {
+        const Layer& layer = problem_.layers[il];
+        const double share = 1.0 - static_cast<double>(resident_[expert]) / layer.n_granule;
         // Rounding of equal savings must not decide: below a billionth of a token's load they count as equal.
-        const double step = 1e-9 * problem.n_used / times[il].rate;
-        return Candidate{std::round(saving_s / bytes / step) * step, frequency[expert] * (1.0 + kOmega * share), il, expert};
-    };
-    std::priority_queue<Candidate> heap;
-    for (size_t il = 0; il < problem.layers.size(); ++il) {
-        for (size_t e = samples.first(il); e < samples.first(il) + problem.layers[il].n_expert; ++e) {
-            if (!samples.tokens(e).empty()) heap.push(candidate(il, e));
+        const double step = 1e-9 * problem_.n_used / times_[il].rate;
+        const double per_byte = saving_s(il, expert, +1) / static_cast<double>(layer.granule_bytes);
+        return {std::round(per_byte / step) * step, frequency_[expert] * (1.0 + kOmega * share), il, expert, version_[expert]};
+    }
+
+    // Swaps granules of one layer's experts as long as that is faster: what saves most comes in for what is missed least.
+    void exchange(size_t il) {
+        if (!is_changed_[il]) return;
+        const Layer& layer = problem_.layers[il];
+        const double least = 1e-9 * problem_.n_used * static_cast<double>(layer.granule_bytes) / times_[il].rate;
+        bool is_swapped = false;
+        for (int swap = 0; swap < kMostSwaps; ++swap) {
+            size_t out = end(il), in = end(il);
+            double lost = 0.0, won = 0.0;
+            for (size_t e = samples_.first(il); e < end(il); ++e) {
+                if (resident_[e] == 0) continue;
+                const double loss = -saving_s(il, e, -1);
+                if (out == end(il) || loss < lost) out = e, lost = loss;
+            }
+            if (out == end(il)) break;
+            change(il, out, -1);
+            for (size_t e = samples_.first(il); e < end(il); ++e) {
+                if (e == out || resident_[e] == layer.n_granule || samples_.tokens(e).empty()) continue;
+                const double gain = saving_s(il, e, +1);
+                if (in == end(il) || gain > won) in = e, won = gain;
+            }
+            if (in == end(il) || won <= lost + least) {
+                change(il, out, +1);
+                break;
+            }
+            change(il, in, +1);
+            is_swapped = true;
+        }
+        is_changed_[il] = false;
+        if (!is_swapped) return;
+        for (size_t e = samples_.first(il); e < end(il); ++e) {
+            ++version_[e];
+            push(il, e);
         }
     }
-    int64_t left = problem.budget_bytes;
-    while (!heap.empty()) {
-        const Candidate old = heap.top();
-        heap.pop();
-        const Candidate now = candidate(old.layer, old.expert);
-        if (!heap.empty() && now < heap.top()) {
-            heap.push(now);
-            continue;
-        }
-        const Layer& layer = problem.layers[now.layer];
-        // The first that does not fit ends it, so that every larger budget goes at least as far.
-        if (layer.granule_bytes > left) break;
-        left -= layer.granule_bytes;
-        ++resident[now.expert];
-        for (const int token : samples.tokens(now.expert)) misses[now.layer][token] -= static_cast<double>(layer.granule_bytes);
-        if (resident[now.expert] < layer.n_granule) heap.push(candidate(now.layer, now.expert));
-    }
-    return resident;
-}
+
+    const Problem& problem_;
+    const Samples& samples_;
+    std::vector<std::vector<double>> misses_;  // [layer][token] bytes
+    std::vector<double> frequency_;
+    std::vector<int> resident_;
+    std::vector<int> version_;  // of an expert's candidate; older ones in the heap are void
+    std::vector<bool> is_changed_;
+    std::vector<LayerTime> times_;
+    std::priority_queue<Candidate> heap_;
+    int64_t total_bytes_ = 0;
+};
 
 std::vector<int> most_worth(const Problem& problem, const Samples& samples) {
     const std::vector<double> frequency = samples.frequency();
@@ -203,7 +282,7 @@ Plan with_best_lanes(const Problem& problem, const Samples& samples, Make&& make
 
 Plan plan_granules(const Problem& problem) {
     const Samples samples(problem);
-    return with_best_lanes(problem, samples, [&](bool with_cpu) { return most_saving(problem, samples, with_cpu); });
+    return with_best_lanes(problem, samples, [&](bool with_cpu) { return Path(problem, samples, with_cpu).walk(problem.budget_bytes); });
 }
 
 Plan plan_by_worth(const Problem& problem) {

@@ -26,7 +26,7 @@ int64_t unit_bytes(const Problem& problem) {
 }
 
 bool is_less(double a, double b) {
-    return a < b - 1e-12 * std::abs(b);
+    return a + 1e-12 * std::abs(a) < b;
 }
 
 // One layer's answer to a budget: the split ratio and the slots it buys.
