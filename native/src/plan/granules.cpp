@@ -20,6 +20,12 @@ struct LayerTime {
     double hidden_bytes = 0.0;  // F
     double rate = 0.0;          // R
     double of(double miss_bytes) const { return std::max(floor_s, (miss_bytes - hidden_bytes) / rate); }
+    // The same with its corner rounded over some `soft_s`: it says how far a token is from the corner, where of() says only on which side.
+    double of(double miss_bytes, double soft_s) const {
+        const double above = (miss_bytes - hidden_bytes) / rate - floor_s;
+        if (soft_s <= 0.0 || std::abs(above) > 30.0 * soft_s) return floor_s + std::max(0.0, above);
+        return floor_s + soft_s * std::log1p(std::exp(above / soft_s));
+    }
 };
 
 LayerTime layer_time(const Problem& problem, size_t il, bool with_cpu) {
@@ -77,7 +83,8 @@ private:
 // The path of plan_granules: residencies of growing size, each no slower than the one before, whatever the budget. A budget is a place on it.
 class Path {
 public:
-    Path(const Problem& problem, const Samples& samples, bool with_cpu)
+    // softness: over how much of an expert's load the corners of the objective are rounded when granules are chosen.
+    Path(const Problem& problem, const Samples& samples, bool with_cpu, double softness)
         : problem_(problem),
           samples_(samples),
           misses_(samples.misses()),
@@ -87,6 +94,7 @@ public:
           is_changed_(problem.layers.size(), false) {
         for (size_t il = 0; il < problem.layers.size(); ++il) {
             times_.push_back(layer_time(problem, il, with_cpu));
+            soft_s_.push_back(softness * static_cast<double>(problem.layers[il].expert_bytes()) / times_.back().rate);
             total_bytes_ += problem.layers[il].n_expert * problem.layers[il].expert_bytes();
             for (size_t e = samples.first(il); e < end(il); ++e) push(il, e);
         }
@@ -144,10 +152,13 @@ private:
     }
 
     // Seconds over all tokens that change if `granules` (+1 or -1) of the expert are added.
-    double saving_s(size_t il, size_t expert, int granules) const {
+    double saving_s(size_t il, size_t expert, int granules, double soft_s = 0.0) const {
         const auto bytes = static_cast<double>(granules * problem_.layers[il].granule_bytes);
         double saving = 0.0;
-        for (const int token : samples_.tokens(expert)) saving += times_[il].of(misses_[il][token]) - times_[il].of(misses_[il][token] - bytes);
+        for (const int token : samples_.tokens(expert)) {
+            const double misses = misses_[il][token];
+            saving += times_[il].of(misses, soft_s) - times_[il].of(misses - bytes, soft_s);
+        }
         return saving;
     }
 
@@ -156,7 +167,7 @@ private:
         const double share = 1.0 - static_cast<double>(resident_[expert]) / layer.n_granule;
         // Rounding of equal savings must not decide: below a billionth of a token's load they count as equal.
         const double step = 1e-9 * problem_.n_used / times_[il].rate;
-        const double per_byte = saving_s(il, expert, +1) / static_cast<double>(layer.granule_bytes);
+        const double per_byte = saving_s(il, expert, +1, soft_s_[il]) / static_cast<double>(layer.granule_bytes);
         return {std::round(per_byte / step) * step, frequency_[expert] * (1.0 + kOmega * share), il, expert, version_[expert]};
     }
 
@@ -204,6 +215,7 @@ private:
     std::vector<int> version_;  // of an expert's candidate; older ones in the heap are void
     std::vector<bool> is_changed_;
     std::vector<LayerTime> times_;
+    std::vector<double> soft_s_;  // [layer]
     std::priority_queue<Candidate> heap_;
     int64_t total_bytes_ = 0;
 };
@@ -282,7 +294,15 @@ Plan with_best_lanes(const Problem& problem, const Samples& samples, Make&& make
 
 Plan plan_granules(const Problem& problem) {
     const Samples samples(problem);
-    return with_best_lanes(problem, samples, [&](bool with_cpu) { return Path(problem, samples, with_cpu).walk(problem.budget_bytes); });
+    return with_best_lanes(problem, samples, [&](bool with_cpu) {
+        // Neither path is the best at every budget; the better of two is, and stays monotone because both are.
+        Plan best;
+        for (const double softness : {0.0, 0.3}) {
+            Plan plan = evaluate(problem, samples, Path(problem, samples, with_cpu, softness).walk(problem.budget_bytes), with_cpu);
+            if (best.layers.empty() || plan.objective_s < best.objective_s) best = std::move(plan);
+        }
+        return best.resident;
+    });
 }
 
 Plan plan_by_worth(const Problem& problem) {
