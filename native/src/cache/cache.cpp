@@ -66,9 +66,11 @@ bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth) 
     const int pool = residency_.pool_of(layer);
     std::vector<std::pair<int, int>> victims;
     int found = residency_.n_free(pool);
+    // A static cache never learns, and a bound that had to keep what it used last would be none.
+    const bool bypass = options_.bypass || options_.policy.kind == PolicyKind::fixed || options_.policy.kind == PolicyKind::belady;
     for (auto it = leaving_[pool].begin(); found < need && it != leaving_[pool].end(); ++it) {
         const auto& [rank, il, ie] = *it;
-        if (options_.bypass && !(rank < worth)) break;
+        if (bypass && !(rank < worth)) break;
         if (residency_.is_pinned(il, ie) || (il == layer && ie == expert)) continue;
         victims.emplace_back(il, ie);
         found += options_.eviction == Eviction::whole ? residency_.n_resident(il, ie) : 1;
