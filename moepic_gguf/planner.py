@@ -119,7 +119,9 @@ class Plan:
         budget = [layer.bytes for layer in self.layers]
         if self.mode in ("auto", "worth"):
             return CacheOptions(policy=policy, eviction="granules", layer_budget=budget)
-        return CacheOptions(policy=policy, eviction="whole", layer_budget=budget, top=[max(1, layer.top) for layer in self.layers])
+        return CacheOptions(
+            policy=policy, eviction="whole", layer_budget=budget, top=[max(1, layer.top) for layer in self.layers]
+        )
 
 
 def make_plan(
@@ -137,9 +139,7 @@ def make_plan(
     return _plan(mode, budget_bytes, layers, resident if mode in ("auto", "worth") else resident[:0], totals)
 
 
-def evaluate_residency(
-    trace: Trace, resident: NDArray[np.int32], machine: Machine, costs: Costs | None = None
-) -> Plan:
+def evaluate_residency(trace: Trace, resident: NDArray[np.int32], machine: Machine, costs: Costs | None = None) -> Plan:
     """What the model of `auto` says about a residency [all experts; granules] that someone else chose."""
     granules = int((resident * np.repeat(trace.granule_bytes, trace.n_expert)).sum())
     layers, resident, totals = _run(trace, granules, machine, costs, 6, 0, resident)
@@ -159,7 +159,13 @@ def _run(
     costs = costs or Costs.flat(n_layer)
     cuts = costs.cuts or [list(range(1, int(g) + 1)) for g in trace.n_granule]
     hits = costs.hits or hit_curves(trace)
-    for name, values in (("compute_s", costs.compute_s), ("window_s", costs.window_s), ("recall", costs.recall), ("cuts", cuts), ("hits", hits)):
+    for name, values in (
+        ("compute_s", costs.compute_s),
+        ("window_s", costs.window_s),
+        ("recall", costs.recall),
+        ("cuts", cuts),
+        ("hits", hits),
+    ):
         if len(values) != n_layer:
             raise ArgumentError(f"costs: {len(values)} values of {name} for {n_layer} layers")
     for curve, n_expert in zip(hits, trace.n_expert, strict=True):
@@ -180,7 +186,12 @@ def _run(
     problem = ffi.new("moepic_test_problem *")
     problem.link, problem.cpu, problem.together = machine.link_bytes_s, machine.cpu_bytes_s, machine.together_bytes_s
     problem.device, problem.cpu_sync_s = machine.device_bytes_s, machine.cpu_sync_s
-    problem.budget_bytes, problem.n_layer, problem.n_used, problem.n_token = budget_bytes, n_layer, trace.n_used, trace.n_token
+    problem.budget_bytes, problem.n_layer, problem.n_used, problem.n_token = (
+        budget_bytes,
+        n_layer,
+        trace.n_used,
+        trace.n_token,
+    )
     alive = []
     for name, (values, dtype, kind) in arrays.items():
         alive.append(np.ascontiguousarray(values, dtype))
@@ -206,7 +217,9 @@ class Prediction:
     found: Replay
 
 
-def predict(plan: Plan, trace: Trace, machine: Machine, costs: Costs, *, predictor: str = "none", policy: str = "lrfu") -> Prediction:
+def predict(
+    plan: Plan, trace: Trace, machine: Machine, costs: Costs, *, predictor: str = "none", policy: str = "lrfu"
+) -> Prediction:
     """Replay `plan` over `trace`, decode tokens counted, and add what is paid whatever is cached."""
     rate = machine.miss_bytes_s if plan.link_share < 1.0 else machine.link_bytes_s
     lanes = Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
@@ -218,7 +231,15 @@ def predict(plan: Plan, trace: Trace, machine: Machine, costs: Costs, *, predict
 
 
 def prior_trace(
-    n_layer: int, n_expert: int, n_used: int, expert_bytes: int, n_granule: int, *, n_token: int = 192, skew: float = 0.7, stay: float = 0.35
+    n_layer: int,
+    n_expert: int,
+    n_used: int,
+    expert_bytes: int,
+    n_granule: int,
+    *,
+    n_token: int = 192,
+    skew: float = 0.7,
+    stay: float = 0.35,
 ) -> Trace:
     """Routing to plan for where none was recorded: an assumption, and to be named as one.
 
@@ -257,5 +278,11 @@ def recent(trace: Trace, n_token: int = 128) -> Trace:
     outcome = None if trace.outcome is None else trace.outcome[-n_token:]
     cut = slice(-n_token, None)
     return replace(
-        trace, ids=trace.ids[cut], weights=trace.weights[cut], sequence=trace.sequence[cut], phase=trace.phase[cut], predicted=predicted, outcome=outcome
+        trace,
+        ids=trace.ids[cut],
+        weights=trace.weights[cut],
+        sequence=trace.sequence[cut],
+        phase=trace.phase[cut],
+        predicted=predicted,
+        outcome=outcome,
     )

@@ -24,7 +24,9 @@ Floats = NDArray[np.float32]
 MAGIC = b"MOEPICTR"
 VERSION = 1
 HAS_PREDICTED, HAS_OUTCOME = 1, 2
-_HEADER = struct.Struct("<8sHHHHHHIII")  # magic, version, flags, n_layer, n_used, n_guess, 0, json bytes, record bytes, 0
+_HEADER = struct.Struct(
+    "<8sHHHHHHIII"
+)  # magic, version, flags, n_layer, n_used, n_guess, 0, json bytes, record bytes, 0
 OUTCOME = np.dtype([("stall_s", "<f4"), ("resident", "<u2"), ("link", "<u2"), ("cpu", "<u2"), ("prefetched", "<u2")])
 PREFILL, DECODE = 0, 1
 
@@ -95,7 +97,9 @@ def _record_dtype(n_layer: int, n_used: int, n_guess: int, flags: int) -> np.dty
         layer.append(("predicted", "<i2", (n_guess,)))
     if flags & HAS_OUTCOME:
         layer.append(("outcome", OUTCOME))
-    return np.dtype([("sequence", "<u4"), ("phase", "u1"), ("pad", "u1", (3,)), ("layers", np.dtype(layer), (n_layer,))])
+    return np.dtype(
+        [("sequence", "<u4"), ("phase", "u1"), ("pad", "u1", (3,)), ("layers", np.dtype(layer), (n_layer,))]
+    )
 
 
 def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
@@ -118,9 +122,7 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
     info = trace.info | {name: getattr(trace, name).tolist() for name in ("n_expert", "n_granule", "granule_bytes")}
     text = json.dumps(info).encode()
     text += b" " * (-len(text) % 8)
-    header = _HEADER.pack(
-        MAGIC, VERSION, flags, trace.n_layer, trace.n_used, n_guess, 0, len(text), dtype.itemsize, 0
-    )
+    header = _HEADER.pack(MAGIC, VERSION, flags, trace.n_layer, trace.n_used, n_guess, 0, len(text), dtype.itemsize, 0)
     try:
         Path(path).write_bytes(header + text + records.tobytes())
     except OSError as error:
@@ -159,7 +161,10 @@ def _from_records(data: bytes, name: str) -> Trace:
         raise ModelFormatError(f"trace: '{name}': header and records disagree ({dtype.itemsize} and {n_record} bytes)")
     try:
         info = json.loads(data[_HEADER.size : start])
-        shape = {key: np.asarray(info.pop(key), np.int64).reshape(n_layer) for key in ("n_expert", "n_granule", "granule_bytes")}
+        shape = {
+            key: np.asarray(info.pop(key), np.int64).reshape(n_layer)
+            for key in ("n_expert", "n_granule", "granule_bytes")
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelFormatError(f"trace: '{name}': the header's JSON is unusable: {error}") from error
     # A record cut short is the last one of a run that was killed; what was written before it stands.

@@ -22,14 +22,36 @@ from . import common
 
 @click.command(context_settings=common.SETTINGS)
 @click.argument("model")
-@click.option("--ram", default=None, metavar="SIZE", help="RAM for weights and keys and values, experts beyond it in the file: 6GiB, 50% of the file.")
+@click.option(
+    "--ram",
+    default=None,
+    metavar="SIZE",
+    help="RAM for weights and keys and values, experts beyond it in the file: 6GiB, 50% of the file.",
+)
 @click.option("--vram", default=None, metavar="SIZE", help="The same for video memory, experts beyond it in RAM.")
-@click.option("--machine", "machine_file", default=None, metavar="FILE", help="Measured rates of this machine (docs/planning.md).")
+@click.option(
+    "--machine", "machine_file", default=None, metavar="FILE", help="Measured rates of this machine (docs/planning.md)."
+)
 @click.option("--slow-rate", type=float, default=None, help="GB/s of the slow tier, instead of --machine.")
 @click.option("--fast-rate", type=float, default=None, help="GB/s of the fast tier; measured now by default.")
-@click.option("--trace", "trace_file", default=None, metavar="FILE", help="Recorded routing of this model; a stated prior otherwise.")
-@click.option("-c", "--ctx-size", "n_ctx", type=click.IntRange(1), default=4096, help="Positions to reserve keys and values for.")
-@click.option("--mode", "modes", multiple=True, type=click.Choice(list(MODES)), default=("auto", "paper", "uniform", "none"), help="May be repeated.")
+@click.option(
+    "--trace",
+    "trace_file",
+    default=None,
+    metavar="FILE",
+    help="Recorded routing of this model; a stated prior otherwise.",
+)
+@click.option(
+    "-c", "--ctx-size", "n_ctx", type=click.IntRange(1), default=4096, help="Positions to reserve keys and values for."
+)
+@click.option(
+    "--mode",
+    "modes",
+    multiple=True,
+    type=click.Choice(list(MODES)),
+    default=("auto", "paper", "uniform", "none"),
+    help="May be repeated.",
+)
 @click.option("--top", type=click.IntRange(0), default=0, help="Granules per cached expert, for --mode fixed.")
 @click.option("--recall", type=click.FloatRange(0, 1), default=0.0, help="Share of experts predicted rightly.")
 @click.option("--n-prompt", type=click.IntRange(1), default=512, help="Prompt tokens, for TTFT.")
@@ -78,10 +100,18 @@ def main(
     dense_s = others / report.moe_layers / machine.device_bytes_s + machine.layer_s
     costs = Costs.flat(report.moe_layers, compute_s=dense_s, window_s=dense_s if recall else 0.0, recall=recall)
     found = [(mode, make_plan(recent(trace), budget, machine, costs, mode=mode, top=top)) for mode in modes]
-    rows = [(plan, predict(plan, trace, machine, costs), _ttft(plan, report, expert_bytes, machine, costs)) for _, plan in found]
+    rows = [
+        (plan, predict(plan, trace, machine, costs), _ttft(plan, report, expert_bytes, machine, costs))
+        for _, plan in found
+    ]
     if as_json:
         for plan, prediction, ttft in rows:
-            times = {"tpot_s": prediction.tpot_s, "tpot_low_s": prediction.low_s, "tpot_high_s": prediction.high_s, "ttft_stream_s": ttft}
+            times = {
+                "tpot_s": prediction.tpot_s,
+                "tpot_low_s": prediction.low_s,
+                "tpot_high_s": prediction.high_s,
+                "ttft_stream_s": ttft,
+            }
             click.echo(json.dumps(plan.as_dict() | {"predicted": times, "assumed": trace.info.get("assumed", [])}))
         return
     click.echo(_text(report, trace, machine, asked, budget, expert_bytes, rows, n_prompt), nl=False)
@@ -93,7 +123,9 @@ def _machine(machine_file: str | None, slow_rate: float | None, fast_rate: float
     if machine_file is not None:
         return Machine.read(machine_file)
     if slow_rate is None:
-        raise ArgumentError("give --machine FILE, or --slow-rate GB/s: how fast the slow tier delivers cannot be guessed")
+        raise ArgumentError(
+            "give --machine FILE, or --slow-rate GB/s: how fast the slow tier delivers cannot be guessed"
+        )
     if fast_rate is None:
         from .bench_record import memory_ceiling
 
@@ -108,7 +140,9 @@ def _trace(report: FileReport, trace_file: str | None) -> Trace:
     width, granule = report.n_ff_exp or 1, report.granule
     n_granule = max(1, width // granule) if granule else max(1, width // 256) if width % 256 == 0 else 1
     if trace_file is None:
-        return prior_trace(report.moe_layers, report.n_expert, report.n_expert_used, report.expert_bytes or 1, n_granule)
+        return prior_trace(
+            report.moe_layers, report.n_expert, report.n_expert_used, report.expert_bytes or 1, n_granule
+        )
     trace = read_trace(trace_file, expert_bytes=report.expert_bytes)
     if trace.n_layer != report.moe_layers or int(trace.n_expert.max()) != report.n_expert:
         raise ArgumentError(
@@ -135,7 +169,17 @@ def _text(
 ) -> str:
     console = Console(highlight=False, soft_wrap=True, width=140)
     table = Table(box=None, pad_edge=False)
-    for head in ("mode", "experts in budget", "slots/layer", "theta", "link share", "MB missed/token", "TPOT ms (p10-p90)", "tok/s", "TTFT s, at least"):
+    for head in (
+        "mode",
+        "experts in budget",
+        "slots/layer",
+        "theta",
+        "link share",
+        "MB missed/token",
+        "TPOT ms (p10-p90)",
+        "tok/s",
+        "TTFT s, at least",
+    ):
         table.add_column(head, justify="left" if head == "mode" else "right", no_wrap=True)
     for plan, prediction, ttft in rows:
         slots = [layer.slots for layer in plan.layers]
@@ -144,7 +188,11 @@ def _text(
             plan.mode,
             show_bytes(plan.bytes),
             f"{min(slots)}-{max(slots)}" if min(slots) != max(slots) else str(slots[0]),
-            f"{min(thetas):.2f}-{max(thetas):.2f}" if thetas and min(thetas) != max(thetas) else f"{thetas[0]:.2f}" if thetas else "-",
+            f"{min(thetas):.2f}-{max(thetas):.2f}"
+            if thetas and min(thetas) != max(thetas)
+            else f"{thetas[0]:.2f}"
+            if thetas
+            else "-",
             f"{100 * plan.link_share:.0f}%",
             f"{prediction.found.per_token('demand_bytes') / 1e6:.1f}",
             f"{1e3 * prediction.tpot_s:.2f} ({1e3 * prediction.low_s:.2f}-{1e3 * prediction.high_s:.2f})",
@@ -157,11 +205,18 @@ def _text(
             f"({100 * budget / expert_bytes:.0f}%)",
             markup=False,
         )
-        console.print(f"slow tier {machine.link_bytes_s / 1e9:.2f} GB/s, fast tier {machine.device_bytes_s / 1e9:.2f} GB/s; predictions are modelled")
+        console.print(
+            f"slow tier {machine.link_bytes_s / 1e9:.2f} GB/s, fast tier {machine.device_bytes_s / 1e9:.2f} GB/s; predictions are modelled"
+        )
         if "routing" in trace.info.get("assumed", []):
-            console.print(f"no trace given: routing is a {trace.info['source']}; with --trace the prediction is about this model's own routing", markup=False)
+            console.print(
+                f"no trace given: routing is a {trace.info['source']}; with --trace the prediction is about this model's own routing",
+                markup=False,
+            )
         console.print(table)
-        console.print(f"TTFT counts the streaming of all experts that a prompt of {n_prompt} tokens is taken to touch, not its arithmetic")
+        console.print(
+            f"TTFT counts the streaming of all experts that a prompt of {n_prompt} tokens is taken to touch, not its arithmetic"
+        )
     return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
 
 

@@ -48,22 +48,55 @@ class Row:
 
 @click.command("replay", context_settings=common.SETTINGS)
 @click.argument("trace", type=click.Path())
-@click.option("--budget", "budgets", multiple=True, default=("12.5%", "25%", "50%"), help="Bytes, 8GiB, or a share of all experts' bytes; may be repeated.")
-@click.option("--policy", "policies", multiple=True, type=click.Choice([*POLICIES, "auto", "all"]), default=("all",), help="May be repeated.")
-@click.option("--evict", type=click.Choice(["granules", "whole"]), default="granules", help="What leaves at once; granules go bottoms first.")
-@click.option("--scope", type=click.Choice(["layer", "global"]), default="layer", help="A pool per layer, or one for all.")
+@click.option(
+    "--budget",
+    "budgets",
+    multiple=True,
+    default=("12.5%", "25%", "50%"),
+    help="Bytes, 8GiB, or a share of all experts' bytes; may be repeated.",
+)
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Choice([*POLICIES, "auto", "all"]),
+    default=("all",),
+    help="May be repeated.",
+)
+@click.option(
+    "--evict",
+    type=click.Choice(["granules", "whole"]),
+    default="granules",
+    help="What leaves at once; granules go bottoms first.",
+)
+@click.option(
+    "--scope", type=click.Choice(["layer", "global"]), default="layer", help="A pool per layer, or one for all."
+)
 @click.option("--bypass", is_flag=True, help="Keep only what is worth more than what must leave.")
-@click.option("--top", type=click.IntRange(1), default=None, help="Granules of an expert that may be cached (theta = top / granules).")
-@click.option("--granules", type=click.IntRange(1), default=None, help="Cut experts into so many, where the trace does not say.")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    default=None,
+    help="Granules of an expert that may be cached (theta = top / granules).",
+)
+@click.option(
+    "--granules", type=click.IntRange(1), default=None, help="Cut experts into so many, where the trace does not say."
+)
 @click.option("--expert-bytes", default=None, metavar="SIZE", help="Of one expert, where the trace does not say.")
 @click.option("--rho", type=float, default=0.25, help="lcp.")
 @click.option("--omega", type=float, default=128.0, help="lcp, tokens.")
 @click.option("--half-life", type=float, default=24.0, help="lrfu, tokens.")
 @click.option("--miss-rate", type=float, default=25.0, help="GB/s at which missing bytes are served.")
 @click.option("--prefetch-rate", type=float, default=None, help="GB/s in the window; the miss rate by default.")
-@click.option("--window-us", type=float, default=0.0, help="Microseconds per layer in which predicted granules may arrive.")
-@click.option("--predictor", type=click.Choice(["none", "recorded", "previous_token"]), default="none", help="Who guesses.")
-@click.option("--warm", type=click.IntRange(0), default=None, help="Tokens that are not counted; by default those of the prefill.")
+@click.option(
+    "--window-us", type=float, default=0.0, help="Microseconds per layer in which predicted granules may arrive."
+)
+@click.option(
+    "--predictor", type=click.Choice(["none", "recorded", "previous_token"]), default="none", help="Who guesses."
+)
+@click.option(
+    "--warm", type=click.IntRange(0), default=None, help="Tokens that are not counted; by default those of the prefill."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object per row instead of the table.")
 @common.one_line_errors
 def main(
@@ -95,13 +128,17 @@ def main(
     windows = [window_us * 1e-6] * recorded.n_layer if predictor != "none" else None
     lanes = Lanes(miss_rate * 1e9, (prefetch_rate or miss_rate) * 1e9, windows)
     common_options = CacheOptions(eviction=evict, top=[top] * recorded.n_layer if top else None, **options)
-    names = [name for name in POLICIES if name != "static" or n_warm] + ["auto"] if "all" in policies else list(policies)
+    names = (
+        [name for name in POLICIES if name != "static" or n_warm] + ["auto"] if "all" in policies else list(policies)
+    )
     rows = []
     for budget in budgets:
         n_bytes = parse_budget(budget, name="--budget", whole_bytes=recorded.total_bytes) or 0
         for name in names:
             chosen, label = _options(name, common_options, recorded, n_bytes, lanes, n_warm)
-            rows.append(Row(label, n_bytes, replay(recorded, n_bytes, chosen, lanes, predictor=predictor, n_warm=n_warm)))
+            rows.append(
+                Row(label, n_bytes, replay(recorded, n_bytes, chosen, lanes, predictor=predictor, n_warm=n_warm))
+            )
     if as_json:
         for row in rows:
             click.echo(json.dumps(row.as_dict()))
@@ -119,7 +156,15 @@ def _options(
         return replace(options, policy=name), name
     # As at run time, only the past may decide: the first half of what is counted.
     past = n_warm + max(1, (trace.n_token - n_warm) // 2)
-    seen = replace(trace, ids=trace.ids[:past], weights=trace.weights[:past], sequence=trace.sequence[:past], phase=trace.phase[:past], predicted=None, outcome=None)
+    seen = replace(
+        trace,
+        ids=trace.ids[:past],
+        weights=trace.weights[:past],
+        sequence=trace.sequence[:past],
+        phase=trace.phase[:past],
+        predicted=None,
+        outcome=None,
+    )
     candidates = [replace(options, policy=policy) for policy in AUTO]
     best, _ = choose(seen, budget_bytes, candidates, lanes, n_warm=n_warm)
     return candidates[best], f"auto: {AUTO[best]}"
@@ -128,7 +173,18 @@ def _options(
 def _table(trace: Trace, rows: list[Row], n_warm: int, lanes: Lanes) -> str:
     console = Console(highlight=False, soft_wrap=True, width=140)
     table = Table(box=None, pad_edge=False)
-    heads = ("budget", "policy", "MB/token", "stall ms/token", "p95", "useful MB", "wasted MB", "hit", "partial", "miss")
+    heads = (
+        "budget",
+        "policy",
+        "MB/token",
+        "stall ms/token",
+        "p95",
+        "useful MB",
+        "wasted MB",
+        "hit",
+        "partial",
+        "miss",
+    )
     for head in heads:
         table.add_column(head, justify="left" if head == "policy" else "right", no_wrap=True)
     for row in rows:

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 
 from moepic_gguf.trace import DECODE, PREFILL, Trace
 
-RECORDED = ["qwen3-30b-a3b-top6.csv", "gpt-oss-120b-top2.csv", "gemma-4-26b-a4b-top6.csv", "qwen3.6-35b-a3b-128steps.json"]
+RECORDED = [
+    "qwen3-30b-a3b-top6.csv",
+    "gpt-oss-120b-top2.csv",
+    "gemma-4-26b-a4b-top6.csv",
+    "qwen3.6-35b-a3b-128steps.json",
+]
 
 
 def recorded_file(name: str) -> Path:
@@ -39,7 +44,14 @@ def make_trace(
 
 
 def random_ids(
-    rng: np.random.Generator, n_token: int, n_layer: int, n_expert: int, n_used: int, *, skew: float = 1.0, stay: float = 0.3
+    rng: np.random.Generator,
+    n_token: int,
+    n_layer: int,
+    n_expert: int,
+    n_used: int,
+    *,
+    skew: float = 1.0,
+    stay: float = 0.3,
 ) -> np.ndarray:
     """Zipf popularity (exponent `skew`, its own order in each layer); with probability `stay` an expert of the last token is used again."""
     ids = np.zeros((n_token, n_layer, n_used), np.int64)
@@ -59,7 +71,15 @@ def traces(draw: st.DrawFn, *, max_granule: int = 4, unequal: bool = False) -> T
     n_layer, n_expert = draw(st.integers(1, 3)), draw(st.integers(2, 9))
     n_used, n_token = draw(st.integers(1, min(3, n_expert))), draw(st.integers(1, 30))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    ids = random_ids(rng, n_token, n_layer, n_expert, n_used, skew=draw(st.sampled_from([0.0, 0.8, 1.5])), stay=draw(st.sampled_from([0, 0.4])))
+    ids = random_ids(
+        rng,
+        n_token,
+        n_layer,
+        n_expert,
+        n_used,
+        skew=draw(st.sampled_from([0.0, 0.8, 1.5])),
+        stay=draw(st.sampled_from([0, 0.4])),
+    )
     if unequal:
         ids[rng.random(ids.shape) < 0.1] = -1
     trace = make_trace(ids, n_expert, n_granule=draw(st.integers(1, max_granule)))

@@ -70,7 +70,9 @@ def some_options(draw: st.DrawFn, trace: Trace) -> CacheOptions:
         omega=draw(st.sampled_from([4.0, 128.0])),
         half_life=draw(st.sampled_from([4.0, 24.0])),
         top=draw(st.sampled_from([None, [1] * trace.n_layer])),
-        profile=profile_of(trace, draw(st.integers(0, trace.n_token))) if policy == "static" or draw(st.booleans()) else None,
+        profile=profile_of(trace, draw(st.integers(0, trace.n_token)))
+        if policy == "static" or draw(st.booleans())
+        else None,
     )
 
 
@@ -115,9 +117,16 @@ def test_loads_minus_evictions_equals_residents_and_bytes_add_up_in_replay(data:
 def test_belady_misses_no_more_than_any_other_policy(data: Any) -> None:
     trace = data.draw(traces(max_granule=1))
     budget = data.draw(st.integers(0, int(trace.expert_bytes[0]) * int(trace.n_expert[0]) * trace.n_layer))
-    other = CacheOptions(policy=data.draw(st.sampled_from(CAUSAL)), eviction="whole", bypass=data.draw(st.booleans()), profile=profile_of(trace))
+    other = CacheOptions(
+        policy=data.draw(st.sampled_from(CAUSAL)),
+        eviction="whole",
+        bypass=data.draw(st.booleans()),
+        profile=profile_of(trace),
+    )
     # The profile fills a warm cache; both start cold.
-    other = other if other.policy == "static" else CacheOptions(policy=other.policy, eviction="whole", bypass=other.bypass)
+    other = (
+        other if other.policy == "static" else CacheOptions(policy=other.policy, eviction="whole", bypass=other.bypass)
+    )
     profile = other.profile
     belady = replay(trace, budget, CacheOptions(policy="belady", eviction="whole", profile=profile))
     assert belady.total("n_miss") <= replay(trace, budget, other).total("n_miss")
@@ -190,7 +199,18 @@ def retell(policy: str, sets: list[list[int]], n_slot: int) -> list[int]:
                 victims = resident - pinned
                 if not victims:
                     continue
-                resident.remove(min(victims, key=lambda v: (round(math.log2(worth(policy, uses[v], now)), 9) if policy != "lru" else worth(policy, uses[v], now), uses[v][-1], v)))
+                resident.remove(
+                    min(
+                        victims,
+                        key=lambda v: (
+                            round(math.log2(worth(policy, uses[v], now)), 9)
+                            if policy != "lru"
+                            else worth(policy, uses[v], now),
+                            uses[v][-1],
+                            v,
+                        ),
+                    )
+                )
             resident.add(e)
             pinned.add(e)
     return misses
@@ -200,7 +220,9 @@ def retell(policy: str, sets: list[list[int]], n_slot: int) -> list[int]:
 def test_a_policy_misses_as_its_definition_does(policy: str) -> None:
     rng = np.random.default_rng(7)
     ids = random_ids(rng, 200, 1, 24, 3)
-    found = replay(make_trace(ids, 24), 9 * 1000, CacheOptions(policy=policy, eviction="whole", bypass=False), Lanes(1000.0))
+    found = replay(
+        make_trace(ids, 24), 9 * 1000, CacheOptions(policy=policy, eviction="whole", bypass=False), Lanes(1000.0)
+    )
     # One miss is one second on this lane. Ties within a rounding error may fall either way, so single tokens may differ, the sum may hardly.
     expected = np.array(retell(policy, ids[:, 0].tolist(), 9))
     differing = int((found.token_stall_s.round().astype(int) != expected).sum())
@@ -233,7 +255,8 @@ def test_bypass_spares_the_hot_set_from_experts_used_once() -> None:
     ids = np.array([[0, 1] if t % 2 == 0 else [2 + t, 3 + t] for t in range(60)])[:, None, :]
     trace = make_trace(ids, 64)
     with_bypass, without = (
-        replay(trace, 2 * 1000, CacheOptions(policy="lfu", eviction="whole", bypass=bypass), n_warm=10) for bypass in (True, False)
+        replay(trace, 2 * 1000, CacheOptions(policy="lfu", eviction="whole", bypass=bypass), n_warm=10)
+        for bypass in (True, False)
     )
     assert with_bypass.share("n_hit") == 0.5
     assert without.share("n_hit") == 0.0
@@ -292,13 +315,21 @@ def test_a_window_hides_right_guesses_and_wrong_ones_cost_bytes() -> None:
     assert narrow.total("useful_bytes") == 40 * 1000
     assert narrow.total("late_bytes") == narrow.total("demand_bytes") == none.total("demand_bytes") - 40 * 1000
     lost = replay(wrong, 0, None, wide, predictor="recorded")
-    clash = sum(len(set(a) & set(b)) for a, b in zip(trace.ids[:, 0].tolist(), wrong.predicted[:, 0].tolist(), strict=True))
+    clash = sum(
+        len(set(a) & set(b)) for a, b in zip(trace.ids[:, 0].tolist(), wrong.predicted[:, 0].tolist(), strict=True)
+    )
     assert lost.total("wasted_bytes") == (trace.ids.size - clash) * 2000
 
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"rho": 1.0}, "rho"), ({"omega": 0.0}, "omega"), ({"half_life": -1.0}, "half-life"), ({"top": [2]}, "top"), ({"policy": "mru"}, "none of")],
+    [
+        ({"rho": 1.0}, "rho"),
+        ({"omega": 0.0}, "omega"),
+        ({"half_life": -1.0}, "half-life"),
+        ({"top": [2]}, "top"),
+        ({"policy": "mru"}, "none of"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], text: str) -> None:
     trace = make_trace(np.zeros((1, 1, 1), int), 2)
@@ -370,7 +401,15 @@ def test_the_hit_curve_is_what_replaying_each_number_of_slots_gives(data: Any) -
     (curve, *_) = hit_curves(trace, concave=False)
     n_used = trace.n_used
     for n in range(n_used, int(trace.n_expert[0])):
-        slots = Trace(**{**trace.__dict__, "ids": trace.ids[:, :1].copy(), "n_expert": trace.n_expert[:1], "n_granule": trace.n_granule[:1], "granule_bytes": trace.granule_bytes[:1]})
+        slots = Trace(
+            **{
+                **trace.__dict__,
+                "ids": trace.ids[:, :1].copy(),
+                "n_expert": trace.n_expert[:1],
+                "n_granule": trace.n_granule[:1],
+                "granule_bytes": trace.granule_bytes[:1],
+            }
+        )
         found = replay(slots, n * 1000, CacheOptions(policy="lru", eviction="whole", bypass=False)).share("n_hit")
         # One token's experts are used at once, so which of them is oldest is a convention: it moves a hit or two per token at the border.
         assert abs(found - curve[n]) <= n_used / (n_used + 1)
@@ -387,7 +426,9 @@ def test_recorded_traces_order_policies_as_published(name: str) -> None:
     n_warm = trace.n_prefill
 
     def demand(policy: str) -> float:
-        return replay(trace, trace.total_bytes // 8, CacheOptions(policy=policy, eviction="whole"), n_warm=n_warm).total("demand_bytes")
+        return replay(
+            trace, trace.total_bytes // 8, CacheOptions(policy=policy, eviction="whole"), n_warm=n_warm
+        ).total("demand_bytes")
 
     belady = demand("belady")
     for policy in ("lru", "lfu", "lcp", "lrfu"):
@@ -404,6 +445,8 @@ def test_a_recorded_trace_hits_as_others_measured() -> None:
     trace = read_trace(recorded_file(RECORDED[3]), expert_bytes=1_769_472)
     published = {"lru": 0.670, "belady": 0.797}
     for policy, rate in published.items():
-        found = replay(trace, trace.total_bytes // 8, CacheOptions(policy=policy, eviction="whole", bypass=policy == "belady"))
+        found = replay(
+            trace, trace.total_bytes // 8, CacheOptions(policy=policy, eviction="whole", bypass=policy == "belady")
+        )
         # The order inside a token is a convention worth about a point.
         assert found.share("n_hit") == pytest.approx(rate, abs=0.01), policy

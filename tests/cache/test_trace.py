@@ -34,9 +34,13 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 
 @given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
 @settings(max_examples=25, deadline=None)
-def test_what_is_written_is_read_again(tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool) -> None:
+def test_what_is_written_is_read_again(
+    tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool
+) -> None:
     rng = np.random.default_rng(seed)
-    trace = make_trace(random_ids(rng, int(rng.integers(0, 9)), int(rng.integers(1, 4)), 9, 2), 9, n_granule=3, n_prefill=2)
+    trace = make_trace(
+        random_ids(rng, int(rng.integers(0, 9)), int(rng.integers(1, 4)), 9, 2), 9, n_granule=3, n_prefill=2
+    )
     trace = replace(trace, info={"model": "Ünï", "model_hash": "ab"})
     trace.ids[rng.random(trace.ids.shape) < 0.2] = -1
     if predicted:
@@ -77,7 +81,9 @@ def test_a_route_trace_is_read_with_its_sizes_layers_and_gaps(tmp_path: Path) ->
 
 
 def test_json_steps_are_read_and_what_they_lack_is_asked_for(tmp_path: Path) -> None:
-    steps = [{"decode_step": t, "layers": [{"layer": 0, "expert_ids": [t, 9], "weights": [0.5, 0.5]}]} for t in range(3)]
+    steps = [
+        {"decode_step": t, "layers": [{"layer": 0, "expert_ids": [t, 9], "weights": [0.5, 0.5]}]} for t in range(3)
+    ]
     path = tmp_path / "t.json"
     path.write_text(json.dumps({"steps": steps}))
     trace = read_trace(path, expert_bytes=4096)
@@ -123,7 +129,9 @@ def test_the_tool_prints_bytes_and_stall_before_hits(tmp_path: Path) -> None:
     assert head.index("MB/token") < head.index("stall") < head.index("hit") < head.index("partial") < head.index("miss")
     assert shown.output.count("belady") == 2
     assert shown.output.count("auto: ") == 2
-    as_json = CliRunner().invoke(bench, ["replay", str(tmp_path / "t.moetrace"), "--budget", "50%", "--policy", "lru", "--json"])
+    as_json = CliRunner().invoke(
+        bench, ["replay", str(tmp_path / "t.moetrace"), "--budget", "50%", "--policy", "lru", "--json"]
+    )
     row = json.loads(as_json.output)
     assert row["tokens"] == 30
     assert row["hit"] + row["partial_hit"] + row["miss"] == pytest.approx(1.0)

@@ -23,7 +23,9 @@ from ..cache.routings import make_trace, random_ids
 MACHINE = Machine(link_bytes_s=1e6, device_bytes_s=1e8)
 
 
-def expected_stall(h: float, theta: float, k: int, expert_bytes: float, q: float, window_s: float, rate: float) -> float:
+def expected_stall(
+    h: float, theta: float, k: int, expert_bytes: float, q: float, window_s: float, rate: float
+) -> float:
     """The cost model of routing-and-split.md section 1.4 in expectation over binomial hits, retold."""
     total = 0.0
     for hits in range(k + 1):
@@ -42,7 +44,13 @@ def brute_paper(trace: Trace, budget: int, machine: Machine, costs: Costs) -> fl
             for n in range(n_expert + 1):
                 used = n * top * size
                 stall = expected_stall(
-                    costs.hits[layer][n], top / g, trace.n_used, g * size, costs.recall[layer], costs.window_s[layer], machine.link_bytes_s
+                    costs.hits[layer][n],
+                    top / g,
+                    trace.n_used,
+                    g * size,
+                    costs.recall[layer],
+                    costs.window_s[layer],
+                    machine.link_bytes_s,
                 )
                 rows[used] = min(rows.get(used, np.inf), stall)
         options.append(list(rows.items()))
@@ -54,7 +62,9 @@ def brute_paper(trace: Trace, budget: int, machine: Machine, costs: Costs) -> fl
 
 
 @st.composite
-def problems(draw: st.DrawFn, *, max_expert: int = 6, max_layer: int = 3, max_granule: int = 4) -> tuple[Trace, Costs, Machine]:
+def problems(
+    draw: st.DrawFn, *, max_expert: int = 6, max_layer: int = 3, max_granule: int = 4
+) -> tuple[Trace, Costs, Machine]:
     n_layer, n_expert = draw(st.integers(1, max_layer)), draw(st.integers(2, max_expert))
     n_used, g = draw(st.integers(1, min(3, n_expert))), draw(st.integers(1, max_granule))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
@@ -68,7 +78,11 @@ def problems(draw: st.DrawFn, *, max_expert: int = 6, max_layer: int = 3, max_gr
         hits=hit_curves(trace, concave=draw(st.booleans())),
     )
     cpu = draw(st.sampled_from([0.0, 0.5e6, 3e6]))
-    return trace, costs, replace(MACHINE, cpu_bytes_s=cpu, together_bytes_s=draw(st.sampled_from([0.0, 3.2e6])) if cpu else 0.0)
+    return (
+        trace,
+        costs,
+        replace(MACHINE, cpu_bytes_s=cpu, together_bytes_s=draw(st.sampled_from([0.0, 3.2e6])) if cpu else 0.0),
+    )
 
 
 @given(problems(max_expert=5, max_layer=2, max_granule=3), st.floats(0, 1))
@@ -100,11 +114,18 @@ def test_plans_are_feasible_and_never_predicted_worse_than_no_cache(problem: Any
     assert plan.objective_s <= nothing.objective_s * (1 + 1e-9)
 
 
-@given(problems(), st.lists(st.floats(0, 1.1), min_size=4, max_size=8), st.sampled_from(["auto", "worth", "paper", "uniform"]))
+@given(
+    problems(),
+    st.lists(st.floats(0, 1.1), min_size=4, max_size=8),
+    st.sampled_from(["auto", "worth", "paper", "uniform"]),
+)
 @settings(max_examples=80, deadline=None)
 def test_a_larger_budget_is_never_predicted_slower(problem: Any, shares: list[float], mode: str) -> None:
     trace, costs, machine = problem
-    times = [make_plan(trace, int(trace.total_bytes * share), machine, costs, mode=mode).objective_s for share in sorted(shares)]
+    times = [
+        make_plan(trace, int(trace.total_bytes * share), machine, costs, mode=mode).objective_s
+        for share in sorted(shares)
+    ]
     for smaller, larger in itertools.pairwise(times):
         assert larger <= smaller * (1 + 3e-6), times
 
@@ -115,7 +136,9 @@ def concave(n_expert: int, power: float) -> np.ndarray:
 
 @given(st.integers(4, 64), st.integers(1, 8), st.floats(0.1, 0.95), st.floats(0.02, 0.98), st.integers(2, 8))
 @settings(max_examples=60, deadline=None)
-def test_without_a_window_and_with_a_concave_hit_curve_experts_stay_whole(n_expert: int, n_used: int, power: float, share: float, g: int) -> None:
+def test_without_a_window_and_with_a_concave_hit_curve_experts_stay_whole(
+    n_expert: int, n_used: int, power: float, share: float, g: int
+) -> None:
     trace = make_trace(np.zeros((0, 2, min(n_used, n_expert)), int), n_expert, n_granule=g)
     costs = replace(Costs.flat(2, recall=0.9), hits=[concave(n_expert, power)] * 2)
     # A budget that whole experts can use up in both layers alike; a remainder below an expert per layer may well hold tops.
@@ -174,7 +197,13 @@ def linear_program(trace: Trace, budget: int, machine: Machine, costs: Costs, wi
     upper = np.concatenate([np.repeat(trace.n_granule, trace.n_expert), np.full(n_layer * n_token, np.inf)])
     cost = np.concatenate([np.zeros(n_expert), np.full(n_layer * n_token, 1.0 / n_token)])
     kind = np.concatenate([np.full(n_expert, int(integer)), np.zeros(n_layer * n_token)])
-    found = milp(cost, integrality=kind, bounds=Bounds(floor, upper), constraints=LinearConstraint(rows.tocsr(), low, np.inf), options={"time_limit": 20})
+    found = milp(
+        cost,
+        integrality=kind,
+        bounds=Bounds(floor, upper),
+        constraints=LinearConstraint(rows.tocsr(), low, np.inf),
+        options={"time_limit": 20},
+    )
     assert found.status == 0, found.message
     return float(found.fun / 1e3 + sum(costs.compute_s))
 
@@ -218,7 +247,9 @@ def test_auto_with_16_granules_is_within_a_percent_of_the_linear_program(skew: f
     machine = replace(MACHINE, device_bytes_s=2e7)
     for share in (0.1, 0.25, 0.5):
         budget = int(trace.total_bytes * share)
-        assert make_plan(trace, budget, machine, costs).objective_s <= 1.01 * linear_program(trace, budget, machine, costs, False, False)
+        assert make_plan(trace, budget, machine, costs).objective_s <= 1.01 * linear_program(
+            trace, budget, machine, costs, False, False
+        )
 
 
 def test_one_sort_by_worth_is_near_the_greedy_plan() -> None:
@@ -265,7 +296,10 @@ def test_a_prediction_compares_modes_by_replaying_their_caches() -> None:
     trace = make_trace(random_ids(np.random.default_rng(5), 120, 3, 32, 3, skew=1.0), 32, n_granule=4, n_prefill=20)
     costs = Costs.flat(3, compute_s=1e-3)
     budget = trace.total_bytes // 4
-    found = {mode: predict(make_plan(trace, budget, MACHINE, costs, mode=mode), trace, MACHINE, costs) for mode in ("auto", "paper", "none")}
+    found = {
+        mode: predict(make_plan(trace, budget, MACHINE, costs, mode=mode), trace, MACHINE, costs)
+        for mode in ("auto", "paper", "none")
+    }
     assert found["auto"].tpot_s < found["none"].tpot_s
     assert found["paper"].tpot_s < found["none"].tpot_s
     assert found["none"].stall_s == pytest.approx(3 * 3 * 4000 / 1e6)

@@ -18,7 +18,9 @@ NONE, PREVIOUS, NEXT = 0, 1, 2
 class Predictor:
     """The native predictor."""
 
-    def __init__(self, n_layer: int, source: int, *, half_life: float = 32.0, trial: int = 16, pause: int = 256) -> None:
+    def __init__(
+        self, n_layer: int, source: int, *, half_life: float = 32.0, trial: int = 16, pause: int = 256
+    ) -> None:
         made = ffi.new("moepic_test_predictor **")
         checked(lib.moepic_test_predictor_new(made, n_layer, source, half_life, trial, pause))
         self.handle = ffi.gc(made[0], lib.moepic_test_predictor_free)
@@ -31,8 +33,22 @@ class Predictor:
         checked(lib.moepic_test_predictor_guess(self.handle, layer, ids, 64, count, act))
         return list(ids[0 : count[0]]), bool(act[0])
 
-    def observe(self, layer: int, used: Sequence[int], *, useful: int = 0, wasted: int = 0, late: int = 0, saved_s: float = 0.0, lost_s: float = 0.0) -> None:
-        checked(lib.moepic_test_predictor_observe(self.handle, layer, ffi.new("int32_t[]", list(used)), len(used), useful, wasted, late, saved_s, lost_s))
+    def observe(
+        self,
+        layer: int,
+        used: Sequence[int],
+        *,
+        useful: int = 0,
+        wasted: int = 0,
+        late: int = 0,
+        saved_s: float = 0.0,
+        lost_s: float = 0.0,
+    ) -> None:
+        checked(
+            lib.moepic_test_predictor_observe(
+                self.handle, layer, ffi.new("int32_t[]", list(used)), len(used), useful, wasted, late, saved_s, lost_s
+            )
+        )
 
     def score(self, layer: int) -> Any:
         score = ffi.new("moepic_test_score *")
@@ -97,7 +113,11 @@ def test_a_layer_that_loses_time_is_switched_off_alone_keeps_scoring_and_tries_a
         predictor.observe(1, [7 if token % 2 else 8])
     assert predictor.score(1).is_on, "after the pause it tries again"
     assert predictor.score(1).n_right == 4 + 5
-    assert (predictor.score(1).useful_bytes, predictor.score(1).wasted_bytes, predictor.score(1).late_bytes) == (40, 20, 4)
+    assert (predictor.score(1).useful_bytes, predictor.score(1).wasted_bytes, predictor.score(1).late_bytes) == (
+        40,
+        20,
+        4,
+    )
 
 
 def test_old_gains_do_not_excuse_present_losses() -> None:

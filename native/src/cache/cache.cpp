@@ -58,7 +58,8 @@ void ExpertCache::list(int layer, int expert) {
 }
 
 void ExpertCache::unlist(int layer, int expert) {
-    if (residency_.n_resident(layer, expert) > 0) leaving_[residency_.pool_of(layer)].erase({listed_[first_[layer] + expert], layer, expert});
+    if (residency_.n_resident(layer, expert) > 0)
+        leaving_[residency_.pool_of(layer)].erase({listed_[first_[layer] + expert], layer, expert});
 }
 
 // Frees `need` slots for something of rank `worth`, or nothing at all: what is pinned stays, and so does what is worth as much.
@@ -112,7 +113,8 @@ void ExpertCache::warm(std::span<const double> weight) {
             for (int j = 0; j < top(il); j += step) {
                 Rank rank = rank_of(il, ie, j);
                 // Recency policies have nothing to say before the first use; the profile decides.
-                if (options_.policy.kind == PolicyKind::lru || options_.policy.kind == PolicyKind::belady) rank.worth = weight[first_[il] + ie];
+                if (options_.policy.kind == PolicyKind::lru || options_.policy.kind == PolicyKind::belady)
+                    rank.worth = weight[first_[il] + ie];
                 order.emplace_back(rank, -il, -ie, -j);
             }
         }
@@ -142,7 +144,8 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
     release();
     routed_.clear();
     for (const int32_t expert : experts) {
-        if (expert >= shape_[layer].n_expert) fail(Code::argument, "cache: expert ", expert, " of ", shape_[layer].n_expert, " in layer ", layer);
+        if (expert >= shape_[layer].n_expert)
+            fail(Code::argument, "cache: expert ", expert, " of ", shape_[layer].n_expert, " in layer ", layer);
         if (expert >= 0) routed_.push_back({expert, residency_.n_resident(layer, expert), 0});
     }
     for (const Routed& r : routed_) {
@@ -158,7 +161,8 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
     }
     std::stable_sort(missing.begin(), missing.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
     for (auto& [rank, r] : missing) {
-        // Under belady an expert of this token may just have lost granules to a better one; elsewhere it is pinned and this is r->n_resident.
+        // Under belady an expert of this token may just have lost granules to a better one; elsewhere it is pinned and this is
+        // r->n_resident.
         r->n_kept = keep(layer, r->expert, residency_.n_resident(layer, r->expert));
         pin(layer, r->expert, {r->n_resident, r->n_kept});
     }

@@ -1,7 +1,8 @@
 // The expert cache: for each routed layer, what is resident, what of the rest is worth keeping, and what has to leave for it.
 // Pure: tokens, ids and slots; no bytes, no clocks, no streams. One thread owns it.
 //
-//   route(layer, ids)     hits are counted against what was resident before; residents are pinned; every routed expert is told to the policy;
+//   route(layer, ids)     hits are counted against what was resident before; residents are pinned; every routed expert is told to the
+//   policy;
 //                         missing granules get slots where they are worth more than what holds them now, the others are to be streamed
 //                         through staging and forgotten (bypass).
 //   release()             the layer is computed: pins end.
@@ -29,9 +30,10 @@ struct CacheOptions {
     PolicyOptions policy;
     Scope scope = Scope::per_layer;
     Eviction eviction = Eviction::granules;
-    bool bypass = false;            // keep only what is worth more than what must leave; lost 0 to 11 % on recorded traces, so off by default
-    double granule_omega = -1.0;    // weight of the cut in a granule's worth; below 0: 4 budget / bytes of all experts (simulation.md, section 9)
-    std::vector<int> top{};         // [layer] granules of an expert that may be cached; empty: all
+    bool bypass = false;  // keep only what is worth more than what must leave; lost 0 to 11 % on recorded traces, so off by default
+    double granule_omega =
+        -1.0;                // weight of the cut in a granule's worth; below 0: 4 budget / bytes of all experts (simulation.md, section 9)
+    std::vector<int> top{};  // [layer] granules of an expert that may be cached; empty: all
     std::vector<int64_t> budget{};  // [layer] bytes, from a plan; empty: the total is divided by `scope`
 };
 
@@ -52,7 +54,8 @@ public:
     void warm(std::span<const double> weight);
     void foresee(const Routing& routing) { policy_.foresee(routing); }
 
-    // The experts token `now` uses in `layer`; -1 is skipped. Valid until the next call. The pins of a layer that was not released end here.
+    // The experts token `now` uses in `layer`; -1 is skipped. Valid until the next call. The pins of a layer that was not released end
+    // here.
     std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts);
     void release();
 

@@ -12,7 +12,8 @@ void validate(const PolicyOptions& options) {
     const int kind = static_cast<int>(options.kind);
     if (kind < 0 || kind > static_cast<int>(PolicyKind::belady)) fail(Code::argument, "policy: ", kind, " is no policy");
     if (!(options.rho > 0.0 && options.rho < 1.0)) fail(Code::argument, "policy lcp: rho is ", options.rho, ", expected between 0 and 1");
-    if (!(options.omega > 0.0) || !std::isfinite(options.omega)) fail(Code::argument, "policy lcp: omega is ", options.omega, " tokens, expected > 0");
+    if (!(options.omega > 0.0) || !std::isfinite(options.omega))
+        fail(Code::argument, "policy lcp: omega is ", options.omega, " tokens, expected > 0");
     if (!(options.half_life > 0.0) || !std::isfinite(options.half_life)) {
         fail(Code::argument, "policy lrfu: the half-life is ", options.half_life, " tokens, expected > 0");
     }
@@ -20,12 +21,18 @@ void validate(const PolicyOptions& options) {
 
 std::string_view name(PolicyKind kind) {
     switch (kind) {
-        case PolicyKind::lru: return "lru";
-        case PolicyKind::lfu: return "lfu";
-        case PolicyKind::lcp: return "lcp";
-        case PolicyKind::lrfu: return "lrfu";
-        case PolicyKind::fixed: return "static";
-        case PolicyKind::belady: return "belady";
+        case PolicyKind::lru:
+            return "lru";
+        case PolicyKind::lfu:
+            return "lfu";
+        case PolicyKind::lcp:
+            return "lcp";
+        case PolicyKind::lrfu:
+            return "lrfu";
+        case PolicyKind::fixed:
+            return "static";
+        case PolicyKind::belady:
+            return "belady";
     }
     return "?";
 }
@@ -43,7 +50,8 @@ Policy::Policy(const Shape& shape, const PolicyOptions& options) : options_(opti
 void Policy::seed(std::span<const double> weight) {
     if (weight.size() != experts_.size()) fail(Code::argument, "profile: ", weight.size(), " weights for ", experts_.size(), " experts");
     for (size_t i = 0; i < weight.size(); ++i) {
-        if (!(weight[i] >= 0.0) || !std::isfinite(weight[i])) fail(Code::argument, "profile: expert ", i, " has weight ", weight[i], ", expected >= 0");
+        if (!(weight[i] >= 0.0) || !std::isfinite(weight[i]))
+            fail(Code::argument, "profile: expert ", i, " has weight ", weight[i], ", expected >= 0");
         experts_[i].uses = weight[i];
     }
 }
@@ -77,11 +85,16 @@ Rank Policy::rank(int layer, int expert) const {
     const double last = static_cast<double>(std::max<int64_t>(e.last, 0));
     const double frequency = std::log2(e.uses);  // -inf for one never used: anything used is worth more
     switch (options_.kind) {
-        case PolicyKind::lru: return {static_cast<double>(e.last), e.last};
-        case PolicyKind::lfu: return {frequency, e.last};
-        case PolicyKind::lcp: return {frequency + last * -std::log2(options_.rho) / options_.omega, e.last};
-        case PolicyKind::lrfu: return {frequency + last / options_.half_life, e.last};
-        case PolicyKind::fixed: return {frequency, 0};
+        case PolicyKind::lru:
+            return {static_cast<double>(e.last), e.last};
+        case PolicyKind::lfu:
+            return {frequency, e.last};
+        case PolicyKind::lcp:
+            return {frequency + last * -std::log2(options_.rho) / options_.omega, e.last};
+        case PolicyKind::lrfu:
+            return {frequency + last / options_.half_life, e.last};
+        case PolicyKind::fixed:
+            return {frequency, 0};
         case PolicyKind::belady:
             return {e.next < e.future.size() ? -static_cast<double>(e.future[e.next]) : -std::numeric_limits<double>::infinity(), 0};
     }

@@ -1,7 +1,7 @@
 // Who is worth keeping: a number per expert. Counts and token numbers in, ranks out; knows no slots, budgets or bytes.
 //
-// Every policy here is written as the logarithm of a worth, leaving out the term that all experts share at one moment. So a rank changes only
-// when its own expert is used, never because time passes, and an ordered set can hold the residents:
+// Every policy here is written as the logarithm of a worth, leaving out the term that all experts share at one moment. So a rank changes
+// only when its own expert is used, never because time passes, and an ordered set can hold the residents:
 //   lru     last
 //   lfu     log2(mu)
 //   lcp     log2(mu) + last log2(1/rho) / omega          MoEpic, arXiv 2509.08342: P = mu rho^(nu / omega), evict the smallest
@@ -53,8 +53,8 @@ public:
     void use(int layer, int expert, int64_t now);
     Rank rank(int layer, int expert) const;
 
-    // What granule j of G adds to its expert's rank. A resident granule is worth f (1 + omega (1 - j/G)): bottoms go first, so a hot expert stays
-    // whole, a warm one keeps its top. Policies that do not count uses let omega break ties only.
+    // What granule j of G adds to its expert's rank. A resident granule is worth f (1 + omega (1 - j/G)): bottoms go first, so a hot expert
+    // stays whole, a warm one keeps its top. Policies that do not count uses let omega break ties only.
     double bonus(int granule, int n_granule, double omega) const;
 
 private:

@@ -11,11 +11,13 @@ namespace {
 void validate(const Lanes& lanes, const Shape& shape) {
     if (!(lanes.miss_bytes_s > 0.0)) fail(Code::argument, "replay: missing bytes arrive at ", lanes.miss_bytes_s, " bytes/s, expected > 0");
     if (lanes.window_s.empty()) return;
-    if (lanes.window_s.size() != shape.size()) fail(Code::argument, "replay: ", lanes.window_s.size(), " windows for ", shape.size(), " layers");
+    if (lanes.window_s.size() != shape.size())
+        fail(Code::argument, "replay: ", lanes.window_s.size(), " windows for ", shape.size(), " layers");
     for (const double window : lanes.window_s) {
         if (!(window >= 0.0)) fail(Code::argument, "replay: a window of ", window, " s, expected >= 0");
     }
-    if (!(lanes.prefetch_bytes_s > 0.0)) fail(Code::argument, "replay: windows need a prefetch rate, found ", lanes.prefetch_bytes_s, " bytes/s");
+    if (!(lanes.prefetch_bytes_s > 0.0))
+        fail(Code::argument, "replay: windows need a prefetch rate, found ", lanes.prefetch_bytes_s, " bytes/s");
 }
 
 }  // namespace

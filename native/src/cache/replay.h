@@ -3,8 +3,9 @@
 // Token-atomic: a layer's experts are looked up together, then told to the policy together, as in the engine; flattening tokens into single
 // accesses inflates misses by a quarter (routing-and-split.md, section 2).
 //
-// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router. Before each layer there
-// is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the window.
+// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router. Before each layer
+// there is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the
+// window.
 #pragma once
 
 #include <cstdint>
@@ -46,8 +47,8 @@ struct Report {
 Report replay(const Routing& routing, const Routing& predicted, const Shape& shape, int64_t budget_bytes, const CacheOptions& options,
               const Lanes& lanes, int n_warm, std::span<const double> profile);
 
-// Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest bytes, then the
-// first. stall_s [candidate] receives the stall of each. This is the policy `auto`; belady is no candidate.
+// Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest
+// bytes, then the first. stall_s [candidate] receives the stall of each. This is the policy `auto`; belady is no candidate.
 size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
               int n_warm, std::span<double> stall_s);
 

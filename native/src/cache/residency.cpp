@@ -72,7 +72,8 @@ SlotRef Residency::place(int layer, int expert, int granule) {
 void Residency::evict(int layer, int expert, int granule) {
     int& at = slot_of_[granule_index(layer, expert, granule)];
     if (at < 0 || slots_[at].pins > 0) {
-        fail(Code::internal, "residency: granule ", granule, " of expert ", expert, " in layer ", layer, at < 0 ? " is not resident" : " is pinned");
+        fail(Code::internal, "residency: granule ", granule, " of expert ", expert, " in layer ", layer,
+             at < 0 ? " is not resident" : " is pinned");
     }
     Slot& slot = slots_[at];
     slot.layer = -1;
@@ -92,7 +93,8 @@ void Residency::pin(SlotRef ref) {
 }
 
 void Residency::unpin(SlotRef ref) {
-    if (!is_current(ref) || slots_[ref.slot].pins == 0) fail(Code::internal, "residency: slot ", ref.slot, " is not pinned by this reference");
+    if (!is_current(ref) || slots_[ref.slot].pins == 0)
+        fail(Code::internal, "residency: slot ", ref.slot, " is not pinned by this reference");
     Slot& slot = slots_[ref.slot];
     --slot.pins;
     --pinned_[expert_index(slot.layer, slot.expert)];
@@ -119,10 +121,12 @@ void Residency::check() const {
         }
     }
     for (size_t pool = 0; pool < pools_.size(); ++pool) {
-        if (used[pool] + n_free(static_cast<int>(pool)) != pools_[pool].n_slot) fail(Code::internal, "residency: pool ", pool, " lost a slot");
+        if (used[pool] + n_free(static_cast<int>(pool)) != pools_[pool].n_slot)
+            fail(Code::internal, "residency: pool ", pool, " lost a slot");
     }
     if (resident != residents() || bytes != resident_bytes_ || bytes > capacity_bytes() || count != count_ || pins != pinned_) {
-        fail(Code::internal, "residency: counted ", resident, " granules, ", bytes, " bytes; expected ", residents(), " and ", resident_bytes_);
+        fail(Code::internal, "residency: counted ", resident, " granules, ", bytes, " bytes; expected ", residents(), " and ",
+             resident_bytes_);
     }
 }
 

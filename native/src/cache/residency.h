@@ -1,9 +1,9 @@
 // Which granules are in fast memory, as data: (layer, expert, granule) -> slot. Knows no bytes and decides nothing; the cache decides.
 //
 // The arena is cut into pools of equal slots, and a slot holds one granule, the shortest run: so there is no fragmentation, any set of
-// granules of an expert can be resident, and an expert can be there in several runs. What does not fit a pool cannot be placed, so residency
-// never exceeds the budget by construction.
-// One thread owns a Residency. A SlotRef held across an eviction is found out by its generation.
+// granules of an expert can be resident, and an expert can be there in several runs. What does not fit a pool cannot be placed, so
+// residency never exceeds the budget by construction. One thread owns a Residency. A SlotRef held across an eviction is found out by its
+// generation.
 #pragma once
 
 #include <cstdint>

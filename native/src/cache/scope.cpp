@@ -58,7 +58,8 @@ Pools divide(const Shape& shape, const std::vector<int64_t>& budget_bytes, const
     }
     Pools made;
     for (size_t il = 0; il < shape.size(); ++il) {
-        if (budget_bytes[il] < 0) fail(Code::budget, "cache: the budget of MoE layer ", il, " is ", budget_bytes[il], " bytes, expected >= 0");
+        if (budget_bytes[il] < 0)
+            fail(Code::budget, "cache: the budget of MoE layer ", il, " is ", budget_bytes[il], " bytes, expected >= 0");
         if (cut.top[il] < 1 || cut.top[il] > shape[il].n_granule) {
             fail(Code::argument, "cache: the top of MoE layer ", il, " is ", cut.top[il], " granules, expected 1 to ", shape[il].n_granule);
         }
@@ -87,8 +88,9 @@ Pools divide(const Shape& shape, int64_t budget_bytes, Scope asked, int n_used, 
         const int64_t given = std::min(share(budget_bytes, bytes, total_bytes(shape)), bytes);
         if (given < demand) {
             Pools safe = divide_per_layer(shape, budget_bytes, cut);
-            safe.note = cat("global pool of ", human_bytes(static_cast<unsigned long long>(given)), " is below one token's demand of ",
-                            human_bytes(static_cast<unsigned long long>(demand)), ": it would never hit, so every layer has a pool of its own");
+            safe.note =
+                cat("global pool of ", human_bytes(static_cast<unsigned long long>(given)), " is below one token's demand of ",
+                    human_bytes(static_cast<unsigned long long>(demand)), ": it would never hit, so every layer has a pool of its own");
             return safe;
         }
         pool_of_size[granule_bytes] = static_cast<int>(made.pools.size());

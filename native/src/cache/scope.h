@@ -26,10 +26,10 @@ struct Cut {
     int step(size_t layer) const { return whole ? top[layer] : 1; }
 };
 
-// Per layer: the budget in proportion to each layer's bytes, in whole steps of the cut, what rounding leaves over given to the layers it robbed
-// most. Global: one pool per granule size, so that no slot is larger than what it holds.
-// A global pool smaller than one token's demand (n_used tops in each layer) returns no hit at all under recency: every expert is
-// evicted before the next token comes round. Then the scope becomes per layer, and `note` says so.
+// Per layer: the budget in proportion to each layer's bytes, in whole steps of the cut, what rounding leaves over given to the layers it
+// robbed most. Global: one pool per granule size, so that no slot is larger than what it holds. A global pool smaller than one token's
+// demand (n_used tops in each layer) returns no hit at all under recency: every expert is evicted before the next token comes round. Then
+// the scope becomes per layer, and `note` says so.
 Pools divide(const Shape& shape, int64_t budget_bytes, Scope asked, int n_used, const Cut& cut);
 
 // The budgets of a plan, one per layer.

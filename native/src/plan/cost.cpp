@@ -15,13 +15,15 @@ void validate(const Problem& problem) {
              " bytes/s; expected link and device above 0 and no rate below 0");
     }
     if (problem.layers.empty() || problem.n_used < 1) {
-        fail(Code::argument, "plan: ", problem.layers.size(), " MoE layers and ", problem.n_used, " experts per token; expected at least 1 of each");
+        fail(Code::argument, "plan: ", problem.layers.size(), " MoE layers and ", problem.n_used,
+             " experts per token; expected at least 1 of each");
     }
     if (problem.budget_bytes < 0) fail(Code::budget, "plan: the budget for experts is ", problem.budget_bytes, " bytes, expected >= 0");
     for (size_t il = 0; il < problem.layers.size(); ++il) {
         const Layer& layer = problem.layers[il];
         const auto wrong = [&](const char* what) { fail(Code::argument, "plan: MoE layer ", il, ": ", what); };
-        if (layer.n_expert < problem.n_used || layer.n_granule < 1 || layer.granule_bytes < 1) wrong("fewer experts than a token uses, or no bytes");
+        if (layer.n_expert < problem.n_used || layer.n_granule < 1 || layer.granule_bytes < 1)
+            wrong("fewer experts than a token uses, or no bytes");
         if (!(layer.compute_s >= 0.0) || !(layer.window_s >= 0.0) || !(layer.recall >= 0.0 && layer.recall <= 1.0)) {
             wrong("times must not be negative, and the recall lies between 0 and 1");
         }
@@ -35,7 +37,8 @@ void validate(const Problem& problem) {
         }
     }
     const size_t expected = static_cast<size_t>(problem.n_token) * problem.layers.size() * problem.n_used;
-    if (problem.n_token < 0 || problem.routing.size() != expected) fail(Code::argument, "plan: ", problem.routing.size(), " ids, expected ", expected);
+    if (problem.n_token < 0 || problem.routing.size() != expected)
+        fail(Code::argument, "plan: ", problem.routing.size(), " ids, expected ", expected);
     for (size_t i = 0; i < problem.routing.size(); ++i) {
         const size_t il = i / problem.n_used % problem.layers.size();
         if (problem.routing[i] < -1 || problem.routing[i] >= problem.layers[il].n_expert) {

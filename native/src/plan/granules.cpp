@@ -80,7 +80,8 @@ private:
     std::vector<std::vector<int>> tokens_;
 };
 
-// The path of plan_granules: residencies of growing size, each no slower than the one before, whatever the budget. A budget is a place on it.
+// The path of plan_granules: residencies of growing size, each no slower than the one before, whatever the budget. A budget is a place on
+// it.
 class Path {
 public:
     // softness: over how much of an expert's load the corners of the objective are rounded when granules are chosen.
@@ -100,8 +101,8 @@ public:
         }
     }
 
-    // Greedy by saving per byte, recomputed only when a granule comes to the top of the heap: an outdated saving is never too small. Granules that
-    // save nothing on the recorded tokens follow in the order of their worth, for the tokens to come.
+    // Greedy by saving per byte, recomputed only when a granule comes to the top of the heap: an outdated saving is never too small.
+    // Granules that save nothing on the recorded tokens follow in the order of their worth, for the tokens to come.
     std::vector<int> walk(int64_t budget_bytes) {
         int64_t used = 0, checked = 0;
         while (!heap_.empty()) {
@@ -147,7 +148,8 @@ private:
     }
     void change(size_t il, size_t expert, int granules) {
         resident_[expert] += granules;
-        for (const int token : samples_.tokens(expert)) misses_[il][token] -= static_cast<double>(granules * problem_.layers[il].granule_bytes);
+        for (const int token : samples_.tokens(expert))
+            misses_[il][token] -= static_cast<double>(granules * problem_.layers[il].granule_bytes);
         is_changed_[il] = true;
     }
 

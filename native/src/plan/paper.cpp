@@ -81,8 +81,8 @@ public:
         return sum;
     }
 
-    // The best a layer can do with a budget, with the ratio given or, for top 0, free. Where ratios are equally good, a layer with a window takes the
-    // smallest (its bottoms are hidden, and more tops mean less variance), one without takes the largest (fewest copies).
+    // The best a layer can do with a budget, with the ratio given or, for top 0, free. Where ratios are equally good, a layer with a window
+    // takes the smallest (its bottoms are hidden, and more tops mean less variance), one without takes the largest (fewest copies).
     Choice best(size_t il, int units, int top) const {
         const Layer& layer = problem_.layers[il];
         const bool smallest_first = layer.window_s > 0.0 && layer.recall > 0.0;

@@ -9,9 +9,12 @@ namespace {
 
 Plan dispatch(const Problem& problem, Mode mode, int top) {
     switch (mode) {
-        case Mode::automatic: return plan_granules(problem);
-        case Mode::paper: return plan_paper(problem);
-        case Mode::uniform: return plan_uniform(problem, 0);
+        case Mode::automatic:
+            return plan_granules(problem);
+        case Mode::paper:
+            return plan_paper(problem);
+        case Mode::uniform:
+            return plan_uniform(problem, 0);
         case Mode::fixed:
             if (top < 1) fail(Code::argument, "plan: fixed values need a top of at least one granule, found ", top);
             return plan_uniform(problem, top);

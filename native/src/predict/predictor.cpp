@@ -10,7 +10,8 @@ namespace moepic::predict {
 
 void validate(const Options& options) {
     const int source = static_cast<int>(options.source);
-    if (source < 0 || source > static_cast<int>(Source::next_layer)) fail(Code::argument, "predictor: ", source, " is no source of guesses");
+    if (source < 0 || source > static_cast<int>(Source::next_layer))
+        fail(Code::argument, "predictor: ", source, " is no source of guesses");
     if (!(options.half_life > 0.0) || options.trial < 1 || options.pause < 1) {
         fail(Code::argument, "predictor: half-life ", options.half_life, ", trial ", options.trial, " and pause ", options.pause,
              " tokens; expected all above 0");

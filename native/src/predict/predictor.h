@@ -1,12 +1,13 @@
 // Which experts a layer will want before its router has spoken, and whether asking pays. A wrong guess may cost time, never output.
 // Pure: ids and times come from the caller; it loads nothing and reads no clock.
 //
-//   next_layer      the router of a later layer, run on this layer's state (the residual stream changes little from layer to layer); the engine runs
+//   next_layer      the router of a later layer, run on this layer's state (the residual stream changes little from layer to layer); the
+//   engine runs
 //                   it and hands the ids over with foretell(), one layer ahead or two.
 //   previous_token  what the layer used for the token before: free, right for 28 to 45 % of ids on recorded traces.
 //
-// Every guess is scored per layer. Published engines lost speed with 70 to 80 % recall where demand copies already fill the link, so a layer
-// that loses time stops prefetching, keeps scoring, and tries again later.
+// Every guess is scored per layer. Published engines lost speed with 70 to 80 % recall where demand copies already fill the link, so a
+// layer that loses time stops prefetching, keeps scoring, and tries again later.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,8 @@ struct Options {
 
 void validate(const Options& options);
 
-// What became of one layer's guess. Seconds are the caller's measurements or model: saved_s is demand time avoided by useful bytes, lost_s the
-// time that demand transfers waited behind wasted ones.
+// What became of one layer's guess. Seconds are the caller's measurements or model: saved_s is demand time avoided by useful bytes, lost_s
+// the time that demand transfers waited behind wasted ones.
 struct Outcome {
     int64_t useful_bytes = 0;
     int64_t wasted_bytes = 0;

@@ -74,17 +74,19 @@ void write_counters(const Residency& residency, int64_t* counters) {
 
 }  // namespace
 
-int32_t moepic_test_cache_replay(moepic_test_tally* layers, double* token_stall_s, moepic_test_totals* totals, const moepic_test_shape* given,
-                                 const moepic_test_trace* trace, const moepic_test_cache_options* options) {
+int32_t moepic_test_cache_replay(moepic_test_tally* layers, double* token_stall_s, moepic_test_totals* totals,
+                                 const moepic_test_shape* given, const moepic_test_trace* trace, const moepic_test_cache_options* options) {
     return guard([&] {
         const Shape shape = make_shape(*given);
         const Routing routing = make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used);
-        const Routing predicted = trace->predicted ? make_routing(trace->predicted, trace->n_token, given->n_layer, trace->n_guess) : Routing{};
+        const Routing predicted =
+            trace->predicted ? make_routing(trace->predicted, trace->n_token, given->n_layer, trace->n_guess) : Routing{};
         const Report report = replay(routing, predicted, shape, options->budget_bytes, make_options(*options, given->n_layer),
                                      make_lanes(*trace, given->n_layer), trace->n_warm, profile_of(*options, shape));
         for (size_t il = 0; il < report.layers.size(); ++il) {
             const Tally& t = report.layers[il];
-            layers[il] = {t.n_hit, t.n_partial, t.n_miss, t.needed_bytes, t.demand_bytes, t.useful_bytes, t.wasted_bytes, t.late_bytes, t.stall_s};
+            layers[il] = {t.n_hit,        t.n_partial,    t.n_miss,     t.needed_bytes, t.demand_bytes,
+                          t.useful_bytes, t.wasted_bytes, t.late_bytes, t.stall_s};
         }
         std::copy(report.token_stall_s.begin(), report.token_stall_s.end(), token_stall_s);
         *totals = {report.loads, report.evictions, report.capacity_bytes, {}};
@@ -99,13 +101,14 @@ int32_t moepic_test_cache_choose(int32_t* best, double* stall_s, const moepic_te
         const Shape shape = make_shape(*given);
         std::vector<CacheOptions> options;
         for (int i = 0; i < n_candidates; ++i) options.push_back(make_options(candidates[i], given->n_layer));
-        *best = static_cast<int32_t>(choose(make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used), shape, candidates[0].budget_bytes,
-                                            options, make_lanes(*trace, given->n_layer), trace->n_warm,
+        *best = static_cast<int32_t>(choose(make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used), shape,
+                                            candidates[0].budget_bytes, options, make_lanes(*trace, given->n_layer), trace->n_warm,
                                             std::span(stall_s, static_cast<size_t>(n_candidates))));
     });
 }
 
-int32_t moepic_test_hit_curve(double* hits, const moepic_test_shape* given, const moepic_test_trace* trace, int32_t layer, int32_t concave) {
+int32_t moepic_test_hit_curve(double* hits, const moepic_test_shape* given, const moepic_test_trace* trace, int32_t layer,
+                              int32_t concave) {
     return guard([&] {
         const Shape shape = make_shape(*given);
         const Routing routing = make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used);
@@ -129,8 +132,8 @@ void moepic_test_cache_free(moepic_test_cache* cache) {
     delete cache;
 }
 
-int32_t moepic_test_cache_route(moepic_test_cache* cache, int64_t now, int32_t layer, const int32_t* ids, int32_t n_ids, int32_t* n_resident,
-                                int32_t* n_kept, int32_t* n_routed) {
+int32_t moepic_test_cache_route(moepic_test_cache* cache, int64_t now, int32_t layer, const int32_t* ids, int32_t n_ids,
+                                int32_t* n_resident, int32_t* n_kept, int32_t* n_routed) {
     return guard([&] {
         const auto routed = cache->cache.route(now, layer, std::span(ids, static_cast<size_t>(n_ids)));
         *n_routed = static_cast<int32_t>(routed.size());
@@ -179,15 +182,18 @@ int32_t moepic_test_residency_evict(moepic_test_residency* residency, int32_t la
 
 int32_t moepic_test_residency_pin(moepic_test_residency* residency, int32_t slot, uint32_t generation, int32_t pinned) {
     return guard([&] {
-        if (pinned) residency->residency.pin({slot, generation});
-        else residency->residency.unpin({slot, generation});
+        if (pinned)
+            residency->residency.pin({slot, generation});
+        else
+            residency->residency.unpin({slot, generation});
     });
 }
 
 int32_t moepic_test_residency_runs(moepic_test_residency* residency, int32_t layer, int32_t expert, int32_t* runs, int32_t* n_run) {
     return guard([&] {
         *n_run = 0;
-        for (const Run run : residency->residency.runs(layer, expert)) runs[2 * *n_run] = run.first, runs[2 * *n_run + 1] = run.count, ++*n_run;
+        for (const Run run : residency->residency.runs(layer, expert))
+            runs[2 * *n_run] = run.first, runs[2 * *n_run + 1] = run.count, ++*n_run;
     });
 }
 

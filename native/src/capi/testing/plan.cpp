@@ -29,8 +29,14 @@ Problem make_problem(const moepic_test_problem& given) {
     const double* hits = given.hits;
     for (int il = 0; il < given.n_layer; ++il) {
         if (given.n_expert[il] < 1 || given.n_cut[il] < 1) fail(Code::argument, "plan: MoE layer ", il, " has no expert or no legal cut");
-        problem.layers.push_back({given.n_expert[il], given.n_granule[il], given.granule_bytes[il], given.compute_s[il], given.window_s[il],
-                                  given.recall[il], {cuts, cuts + given.n_cut[il]}, {hits, hits + given.n_expert[il] + 1}});
+        problem.layers.push_back({given.n_expert[il],
+                                  given.n_granule[il],
+                                  given.granule_bytes[il],
+                                  given.compute_s[il],
+                                  given.window_s[il],
+                                  given.recall[il],
+                                  {cuts, cuts + given.n_cut[il]},
+                                  {hits, hits + given.n_expert[il] + 1}});
         cuts += given.n_cut[il];
         hits += given.n_expert[il] + 1;
     }
@@ -45,8 +51,8 @@ size_t n_experts(const Problem& problem) {
 
 }  // namespace
 
-int32_t moepic_test_plan(moepic_test_layer_plan* layers, int32_t* resident, moepic_test_plan_totals* totals, const moepic_test_problem* given, int32_t mode,
-                         int32_t top) {
+int32_t moepic_test_plan(moepic_test_layer_plan* layers, int32_t* resident, moepic_test_plan_totals* totals,
+                         const moepic_test_problem* given, int32_t mode, int32_t top) {
     return guard([&] {
         const Problem problem = make_problem(*given);
         Plan plan;

@@ -31,8 +31,9 @@ typedef struct {
     int32_t rounds;
 } moepic_test_plan_totals;
 
-/* mode: 0 auto, 1 paper, 2 uniform, 3 fixed (tops of `top` granules), 4 none, 5 auto by one sort of worths, 6: evaluates `resident` as given.
- * resident [all experts] granules: written by modes 0 and 5, read by 6, may be NULL for the others. layers [n_layer] and totals are written. */
-MOEPIC_API int32_t moepic_test_plan(moepic_test_layer_plan* layers, int32_t* resident, moepic_test_plan_totals* totals, const moepic_test_problem* problem,
-                                    int32_t mode, int32_t top);
+/* mode: 0 auto, 1 paper, 2 uniform, 3 fixed (tops of `top` granules), 4 none, 5 auto by one sort of worths, 6: evaluates `resident` as
+ * given. resident [all experts] granules: written by modes 0 and 5, read by 6, may be NULL for the others. layers [n_layer] and totals are
+ * written. */
+MOEPIC_API int32_t moepic_test_plan(moepic_test_layer_plan* layers, int32_t* resident, moepic_test_plan_totals* totals,
+                                    const moepic_test_problem* problem, int32_t mode, int32_t top);
 /* cdef: end */

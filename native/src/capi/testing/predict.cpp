@@ -18,9 +18,11 @@ struct moepic_test_predictor {
     }
 };
 
-int32_t moepic_test_predictor_new(moepic_test_predictor** made, int32_t n_layer, int32_t source, double half_life, int32_t trial, int32_t pause) {
+int32_t moepic_test_predictor_new(moepic_test_predictor** made, int32_t n_layer, int32_t source, double half_life, int32_t trial,
+                                  int32_t pause) {
     return guard([&] {
-        *made = new moepic_test_predictor{predict::Predictor(n_layer, {static_cast<predict::Source>(source), half_life, trial, pause}), n_layer};
+        *made = new moepic_test_predictor{predict::Predictor(n_layer, {static_cast<predict::Source>(source), half_life, trial, pause}),
+                                          n_layer};
     });
 }
 
@@ -47,11 +49,12 @@ int32_t moepic_test_predictor_guess(moepic_test_predictor* predictor, int32_t la
     });
 }
 
-int32_t moepic_test_predictor_observe(moepic_test_predictor* predictor, int32_t layer, const int32_t* used, int32_t n_used, int64_t useful_bytes,
-                                      int64_t wasted_bytes, int64_t late_bytes, double saved_s, double lost_s) {
+int32_t moepic_test_predictor_observe(moepic_test_predictor* predictor, int32_t layer, const int32_t* used, int32_t n_used,
+                                      int64_t useful_bytes, int64_t wasted_bytes, int64_t late_bytes, double saved_s, double lost_s) {
     return guard([&] {
         predictor->check(layer);
-        predictor->predictor.observe(layer, std::span(used, static_cast<size_t>(n_used)), {useful_bytes, wasted_bytes, late_bytes, saved_s, lost_s});
+        predictor->predictor.observe(layer, std::span(used, static_cast<size_t>(n_used)),
+                                     {useful_bytes, wasted_bytes, late_bytes, saved_s, lost_s});
     });
 }
 
@@ -63,7 +66,7 @@ int32_t moepic_test_predictor_score(moepic_test_predictor* predictor, int32_t la
     return guard([&] {
         predictor->check(layer);
         const predict::Score& s = predictor->predictor.score(layer);
-        *score = {s.n_guessed, s.n_used,   s.n_right,  s.useful_bytes, s.wasted_bytes, s.late_bytes,
-                  s.saved_s,   s.lost_s,   s.recall(), s.is_on,        s.n_switched_off};
+        *score = {s.n_guessed, s.n_used, s.n_right,  s.useful_bytes, s.wasted_bytes,  s.late_bytes,
+                  s.saved_s,   s.lost_s, s.recall(), s.is_on,        s.n_switched_off};
     });
 }
