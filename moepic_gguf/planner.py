@@ -159,15 +159,16 @@ def _run(
     costs = costs or Costs.flat(n_layer)
     cuts = costs.cuts or [list(range(1, int(g) + 1)) for g in trace.n_granule]
     hits = costs.hits or hit_curves(trace)
-    for name, values in (
-        ("compute_s", costs.compute_s),
-        ("window_s", costs.window_s),
-        ("recall", costs.recall),
-        ("cuts", cuts),
-        ("hits", hits),
-    ):
-        if len(values) != n_layer:
-            raise ArgumentError(f"costs: {len(values)} values of {name} for {n_layer} layers")
+    sizes = {
+        "compute_s": len(costs.compute_s),
+        "window_s": len(costs.window_s),
+        "recall": len(costs.recall),
+        "cuts": len(cuts),
+        "hits": len(hits),
+    }
+    for name, size in sizes.items():
+        if size != n_layer:
+            raise ArgumentError(f"costs: {size} values of {name} for {n_layer} layers")
     for curve, n_expert in zip(hits, trace.n_expert, strict=True):
         if len(curve) != n_expert + 1:
             raise ArgumentError(f"costs: a hit curve of {len(curve)} values for {n_expert} experts, expected one more")
@@ -186,13 +187,9 @@ def _run(
     problem = ffi.new("moepic_test_problem *")
     problem.link, problem.cpu, problem.together = machine.link_bytes_s, machine.cpu_bytes_s, machine.together_bytes_s
     problem.device, problem.cpu_sync_s = machine.device_bytes_s, machine.cpu_sync_s
-    problem.budget_bytes, problem.n_layer, problem.n_used, problem.n_token = (
-        budget_bytes,
-        n_layer,
-        trace.n_used,
-        trace.n_token,
-    )
-    alive = []
+    problem.budget_bytes, problem.n_layer = budget_bytes, n_layer
+    problem.n_used, problem.n_token = trace.n_used, trace.n_token
+    alive: list[NDArray[Any]] = []
     for name, (values, dtype, kind) in arrays.items():
         alive.append(np.ascontiguousarray(values, dtype))
         setattr(problem, name, ffi.cast(kind, alive[-1].ctypes.data))
