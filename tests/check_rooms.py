@@ -13,8 +13,11 @@ ROOMS: dict[str, set[str]] = {
     "ops": {"base", "quant"},
     "model": {"base", "gguf", "quant", "ops"},
     "expert": {"base", "gguf", "quant", "ops", "model"},
-    "engine": {"base", "gguf", "quant", "ops", "model", "expert"},
-    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "engine"},
+    "cache": {"base"},
+    "predict": {"base"},
+    "plan": {"base"},
+    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "plan"},
+    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "plan", "engine"},
 }
 
 

@@ -25,7 +25,7 @@ from .. import __version__
 from ..errors import ArgumentError, MoepicError
 from ..inspection import inspect_file
 from ..metadata import GgufFile
-from . import bench_record, common
+from . import bench_record, common, replay
 from .bench_worker import Job
 
 
@@ -45,6 +45,9 @@ class DefaultGroup(click.Group):
 @click.version_option(__version__, prog_name="moepic-bench")
 def main() -> None:
     """Measure speed. `moepic-bench FILE` measures a file; `moepic-bench run --help` lists its options."""
+
+
+main.add_command(replay.main)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,285 @@
+"""Plan a budget before anything is loaded: what is cached in which layer, how experts are cut, which lanes serve the rest, and how long a token takes.
+
+Thin over native/src/plan/, which does the arithmetic; inputs are measurements (a machine file) and routing (recorded, or a stated prior).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._ffi import ffi, lib
+from .errors import ArgumentError, IoError, ModelFormatError
+from .metadata import checked
+from .replay import CacheOptions, Lanes, Replay, hit_curves, replay
+from .trace import DECODE, Trace
+
+MODES = {"auto": 0, "paper": 1, "uniform": 2, "fixed": 3, "none": 4, "worth": 5}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates of one machine in bytes per second, each measured; see native/src/plan/problem.h.
+
+    link_bytes_s      the slow tier: PCIe to a device, or the file.
+    cpu_bytes_s       granules computed where they lie; 0: no such lane.
+    together_bytes_s  what link and CPU get between them when both run; 0: their sum.
+    device_bytes_s    resident granules and all other weights.
+    cpu_sync_s        what a layer pays for using the CPU lane at all.
+    layer_s           fixed cost of a layer besides its bytes.
+    """
+
+    link_bytes_s: float
+    device_bytes_s: float
+    cpu_bytes_s: float = 0.0
+    together_bytes_s: float = 0.0
+    cpu_sync_s: float = 0.0
+    layer_s: float = 0.0
+
+    @property
+    def miss_bytes_s(self) -> float:
+        both = self.link_bytes_s + self.cpu_bytes_s
+        return min(both, self.together_bytes_s) if self.cpu_bytes_s and self.together_bytes_s else both
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Machine:
+        """A machine file: a JSON object with the names above; others are ignored. Raises `IoError`, `ModelFormatError`."""
+        try:
+            given = json.loads(Path(path).read_text(encoding="utf-8"))
+            known = {field.name: float(given[field.name]) for field in fields(cls) if field.name in given}
+            return cls(**known)
+        except OSError as error:
+            raise IoError(f"machine file: cannot read '{path}': {error.strerror}") from error
+        except (ValueError, TypeError) as error:
+            raise ModelFormatError(f"machine file '{path}': {error}") from error
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Per-layer inputs of a plan, [n_layer] each: seconds, seconds, share, legal tops in granules (None: every one)."""
+
+    compute_s: Sequence[float]
+    window_s: Sequence[float]
+    recall: Sequence[float]
+    cuts: Sequence[Sequence[int]] | None = None
+    hits: Sequence[NDArray[np.float64]] | None = None  # [n_expert + 1]; None: from the routing, concave
+
+    @classmethod
+    def flat(cls, n_layer: int, *, compute_s: float = 0.0, window_s: float = 0.0, recall: float = 0.0) -> Costs:
+        return cls([compute_s] * n_layer, [window_s] * n_layer, [recall] * n_layer)
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """Bytes reserved, granules per cached expert, experts cached, their mean share, and what a token is expected to miss and wait for."""
+
+    bytes: int
+    top: int
+    slots: int
+    theta: float
+    miss_bytes: float
+    stall_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A plan and what its own model predicts per decoded token.
+
+    resident   auto: granules of every expert of every layer, in order; else empty
+    link_share of missing bytes; the CPU computes the rest in place
+    rounds     paper: rounds until budgets and ratios agreed
+    """
+
+    mode: str
+    budget_bytes: int
+    layers: tuple[LayerPlan, ...]
+    resident: NDArray[np.int32]
+    bytes: int
+    objective_s: float
+    stall_s: float
+    link_share: float
+    link_only_s: float
+    both_s: float
+    rounds: int
+
+    def as_dict(self) -> dict[str, Any]:
+        made = asdict(self)
+        made["resident"] = self.resident.tolist()
+        return made
+
+    def cache_options(self, policy: str = "lrfu") -> CacheOptions:
+        """The cache that runs this plan: budgets per layer; tops and whole eviction for a ratio per layer, granules by worth for auto."""
+        budget = [layer.bytes for layer in self.layers]
+        if self.mode in ("auto", "worth"):
+            return CacheOptions(policy=policy, eviction="granules", layer_budget=budget)
+        return CacheOptions(
+            policy=policy, eviction="whole", layer_budget=budget, top=[max(1, layer.top) for layer in self.layers]
+        )
+
+
+def make_plan(
+    trace: Trace, budget_bytes: int, machine: Machine, costs: Costs | None = None, *, mode: str = "auto", top: int = 0
+) -> Plan:
+    """Divide `budget_bytes` among the experts of the model `trace` was recorded from.
+
+    trace   sizes of the model, and the routing to plan for; `prior_trace` makes one where none was recorded.
+    mode    of MODES; fixed: every layer alike with tops of `top` granules.
+    Raises  `ArgumentError`, `BudgetError`.
+    """
+    if mode not in MODES:
+        raise ArgumentError(f"mode: {mode!r} is none of {', '.join(MODES)}")
+    layers, resident, totals = _run(trace, budget_bytes, machine, costs, MODES[mode], top, None)
+    return _plan(mode, budget_bytes, layers, resident if mode in ("auto", "worth") else resident[:0], totals)
+
+
+def evaluate_residency(trace: Trace, resident: NDArray[np.int32], machine: Machine, costs: Costs | None = None) -> Plan:
+    """What the model of `auto` says about a residency [all experts; granules] that someone else chose."""
+    granules = int((resident * np.repeat(trace.granule_bytes, trace.n_expert)).sum())
+    layers, resident, totals = _run(trace, granules, machine, costs, 6, 0, resident)
+    return _plan("given", granules, layers, resident, totals)
+
+
+def _plan(mode: str, budget_bytes: int, layers: Any, resident: NDArray[np.int32], totals: Any) -> Plan:
+    rows = tuple(LayerPlan(**{name: getattr(row, name) for name in LayerPlan.__dataclass_fields__}) for row in layers)
+    names = ("bytes", "objective_s", "stall_s", "link_share", "link_only_s", "both_s", "rounds")
+    return Plan(mode, budget_bytes, rows, resident, **{name: getattr(totals, name) for name in names})
+
+
+def _run(
+    trace: Trace, budget_bytes: int, machine: Machine, costs: Costs | None, mode: int, top: int, given: Any
+) -> tuple[Any, NDArray[np.int32], Any]:
+    n_layer = trace.n_layer
+    costs = costs or Costs.flat(n_layer)
+    cuts = costs.cuts or [list(range(1, int(g) + 1)) for g in trace.n_granule]
+    hits = costs.hits or hit_curves(trace)
+    sizes = {
+        "compute_s": len(costs.compute_s),
+        "window_s": len(costs.window_s),
+        "recall": len(costs.recall),
+        "cuts": len(cuts),
+        "hits": len(hits),
+    }
+    for name, size in sizes.items():
+        if size != n_layer:
+            raise ArgumentError(f"costs: {size} values of {name} for {n_layer} layers")
+    for curve, n_expert in zip(hits, trace.n_expert, strict=True):
+        if len(curve) != n_expert + 1:
+            raise ArgumentError(f"costs: a hit curve of {len(curve)} values for {n_expert} experts, expected one more")
+    arrays = {
+        "n_expert": (trace.n_expert, "i4", "int32_t *"),
+        "n_granule": (trace.n_granule, "i4", "int32_t *"),
+        "granule_bytes": (trace.granule_bytes, "i8", "int64_t *"),
+        "compute_s": (costs.compute_s, "f8", "double *"),
+        "window_s": (costs.window_s, "f8", "double *"),
+        "recall": (costs.recall, "f8", "double *"),
+        "cuts": (np.concatenate([np.asarray(c) for c in cuts]), "i4", "int32_t *"),
+        "n_cut": ([len(c) for c in cuts], "i4", "int32_t *"),
+        "hits": (np.concatenate(list(hits)), "f8", "double *"),
+        "routing": (trace.ids, "i4", "int32_t *"),
+    }
+    problem = ffi.new("moepic_test_problem *")
+    problem.link, problem.cpu, problem.together = machine.link_bytes_s, machine.cpu_bytes_s, machine.together_bytes_s
+    problem.device, problem.cpu_sync_s = machine.device_bytes_s, machine.cpu_sync_s
+    problem.budget_bytes, problem.n_layer = budget_bytes, n_layer
+    problem.n_used, problem.n_token = trace.n_used, trace.n_token
+    alive: list[NDArray[Any]] = []
+    for name, (values, dtype, kind) in arrays.items():
+        alive.append(np.ascontiguousarray(values, dtype))
+        setattr(problem, name, ffi.cast(kind, alive[-1].ctypes.data))
+    resident = np.zeros(int(trace.n_expert.sum()), np.int32) if given is None else np.ascontiguousarray(given, "i4")
+    if len(resident) != trace.n_expert.sum():
+        raise ArgumentError(f"residency: {len(resident)} experts, expected {trace.n_expert.sum()}")
+    layers, totals = ffi.new("moepic_test_layer_plan[]", n_layer), ffi.new("moepic_test_plan_totals *")
+    checked(lib.moepic_test_plan(layers, ffi.cast("int32_t *", resident.ctypes.data), totals, problem, mode, top))
+    return layers, resident, totals
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds per decoded token of a plan run by its cache over recorded routing, the only prediction that compares modes: each mode's own
+    objective rests on its own model. `low_s` and `high_s` are the 10th and 90th percentile of single tokens.
+    """
+
+    tpot_s: float
+    low_s: float
+    high_s: float
+    stall_s: float
+    found: Replay
+
+
+def predict(
+    plan: Plan, trace: Trace, machine: Machine, costs: Costs, *, predictor: str = "none", policy: str = "lrfu"
+) -> Prediction:
+    """Replay `plan` over `trace`, decode tokens counted, and add what is paid whatever is cached."""
+    rate = machine.miss_bytes_s if plan.link_share < 1.0 else machine.link_bytes_s
+    lanes = Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
+    n_warm = trace.n_prefill if trace.n_prefill < trace.n_token else trace.n_token // 4
+    found = replay(trace, plan.budget_bytes, plan.cache_options(policy), lanes, predictor=predictor, n_warm=n_warm)
+    work = float(sum(costs.compute_s) + (trace.n_used * trace.expert_bytes).sum() / machine.device_bytes_s)
+    stall = found.per_token("stall_s")
+    return Prediction(work + stall, work + found.stall_quantile(0.1), work + found.stall_quantile(0.9), stall, found)
+
+
+def prior_trace(
+    n_layer: int,
+    n_expert: int,
+    n_used: int,
+    expert_bytes: int,
+    n_granule: int,
+    *,
+    n_token: int = 192,
+    skew: float = 0.7,
+    stay: float = 0.35,
+) -> Trace:
+    """Routing to plan for where none was recorded: an assumption, and to be named as one.
+
+    Popularity falls as rank^-skew, in each layer in its own order; an expert of the last token is used again with probability `stay` (recorded models:
+    0.28 to 0.45, routing-and-split.md section 3.1). Seeded, so the same model gives the same plan.
+    """
+    rng = np.random.default_rng(0)
+    popularity = (np.arange(n_expert) + 1.0) ** -skew
+    ids = np.zeros((n_token, n_layer, n_used), np.int32)
+    for layer in range(n_layer):
+        # The n_used largest of log p + Gumbel noise are a draw without replacement; an offset makes last token's experts stick.
+        log_p = np.log(rng.permutation(popularity / popularity.sum()))
+        noise = rng.gumbel(size=(n_token, n_expert))
+        keep = rng.random((n_token, n_used)) < stay
+        for token in range(n_token):
+            score = log_p + noise[token]
+            if token:
+                score[ids[token - 1, layer][keep[token]]] += 1e3
+            ids[token, layer] = np.argpartition(score, -n_used)[-n_used:]
+    granule_bytes = -(-expert_bytes // n_granule)
+    return Trace(
+        ids=ids,
+        weights=np.full(ids.shape, 1.0 / n_used, np.float32),
+        sequence=np.zeros(n_token, np.int32),
+        phase=np.full(n_token, DECODE, np.uint8),
+        n_expert=np.full(n_layer, n_expert, np.int32),
+        n_granule=np.full(n_layer, n_granule, np.int32),
+        granule_bytes=np.full(n_layer, granule_bytes, np.int64),
+        info={"source": f"prior: skew {skew}, stay {stay}", "assumed": ["routing"]},
+    )
+
+
+def recent(trace: Trace, n_token: int = 128) -> Trace:
+    """The last tokens of a trace: what a plan for the next ones looks at."""
+    predicted = None if trace.predicted is None else trace.predicted[-n_token:]
+    outcome = None if trace.outcome is None else trace.outcome[-n_token:]
+    cut = slice(-n_token, None)
+    return replace(
+        trace,
+        ids=trace.ids[cut],
+        weights=trace.weights[cut],
+        sequence=trace.sequence[cut],
+        phase=trace.phase[cut],
+        predicted=predicted,
+        outcome=outcome,
+    )

@@ -1,0 +1,177 @@
+#include "cache/cache.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "base/error.h"
+
+namespace moepic::cache {
+namespace {
+
+std::vector<int> tops(const Shape& shape, const CacheOptions& options) {
+    if (!options.top.empty()) return options.top;
+    std::vector<int> all;
+    for (const LayerShape& layer : shape) all.push_back(layer.n_granule);
+    return all;
+}
+
+Pools make_pools(const Shape& shape, int64_t budget_bytes, int n_used, const CacheOptions& options, const std::vector<int>& top) {
+    const Cut cut{top, options.eviction == Eviction::whole};
+    return options.budget.empty() ? divide(shape, budget_bytes, options.scope, n_used, cut) : divide(shape, options.budget, cut);
+}
+
+}  // namespace
+
+ExpertCache::ExpertCache(const Shape& shape, int64_t budget_bytes, int n_used, const CacheOptions& options)
+    : shape_(shape),
+      options_(options),
+      top_(tops(shape, options)),
+      pools_(make_pools(shape, budget_bytes, n_used, options, top_)),
+      residency_(shape, pools_.pools, pools_.pool_of),
+      policy_(shape, options.policy),
+      leaving_(pools_.pools.size()) {
+    size_t experts = 0;
+    int64_t bytes = 0;
+    for (const LayerShape& layer : shape_) {
+        first_.push_back(experts);
+        experts += layer.n_expert;
+        bytes += layer.bytes();
+    }
+    listed_.resize(experts);
+    omega_ = options_.granule_omega >= 0.0 ? options_.granule_omega
+                                           : 4.0 * static_cast<double>(residency_.capacity_bytes()) / static_cast<double>(bytes);
+}
+
+// Whole segments share their expert's rank; granules are ranked one by one.
+Rank ExpertCache::rank_of(int layer, int expert, int granule) const {
+    Rank rank = policy_.rank(layer, expert);
+    if (options_.eviction == Eviction::granules) rank.worth += policy_.bonus(granule, shape_[layer].n_granule, omega_);
+    return rank;
+}
+
+void ExpertCache::list(int layer, int expert) {
+    const int n = residency_.n_resident(layer, expert);
+    if (n == 0) return;
+    Rank& rank = listed_[first_[layer] + expert];
+    rank = rank_of(layer, expert, n - 1);
+    leaving_[residency_.pool_of(layer)].insert({rank, layer, expert});
+}
+
+void ExpertCache::unlist(int layer, int expert) {
+    if (residency_.n_resident(layer, expert) > 0)
+        leaving_[residency_.pool_of(layer)].erase({listed_[first_[layer] + expert], layer, expert});
+}
+
+// Frees `need` slots for something of rank `worth`, or nothing at all: what is pinned stays, and so does what is worth as much.
+bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth) {
+    const int pool = residency_.pool_of(layer);
+    std::vector<std::pair<int, int>> victims;
+    int found = residency_.n_free(pool);
+    // A static cache never learns, and a bound that had to keep what it used last would be none.
+    const bool bypass = options_.bypass || options_.policy.kind == PolicyKind::fixed || options_.policy.kind == PolicyKind::belady;
+    for (auto it = leaving_[pool].begin(); found < need && it != leaving_[pool].end(); ++it) {
+        const auto& [rank, il, ie] = *it;
+        if (bypass && !(rank < worth)) break;
+        if (residency_.is_pinned(il, ie) || (il == layer && ie == expert)) continue;
+        victims.emplace_back(il, ie);
+        found += options_.eviction == Eviction::whole ? residency_.n_resident(il, ie) : 1;
+    }
+    if (found < need) return false;
+    for (const auto& [il, ie] : victims) {
+        unlist(il, ie);
+        const int n = residency_.n_resident(il, ie);
+        const int stay = options_.eviction == Eviction::whole ? 0 : n - 1;
+        for (int j = n - 1; j >= stay; --j) residency_.evict(il, ie, j);
+        list(il, ie);
+    }
+    return true;
+}
+
+// Gives slots to granules [n_resident, top) of an expert as far as they are worth it; returns how many.
+int ExpertCache::keep(int layer, int expert, int n_resident) {
+    const bool whole = options_.eviction == Eviction::whole;
+    int n_kept = 0;
+    unlist(layer, expert);
+    for (int j = n_resident; j < top(layer);) {
+        const int step = whole ? top(layer) - j : 1;
+        if (!make_room(layer, expert, step, rank_of(layer, expert, j))) break;
+        for (int k = 0; k < step; ++k) residency_.place(layer, expert, j + k);
+        j += step, n_kept += step;
+    }
+    list(layer, expert);
+    return n_kept;
+}
+
+void ExpertCache::warm(std::span<const double> weight) {
+    policy_.seed(weight);
+    // Most worth first; whole segments, or granule by granule across experts.
+    std::vector<std::tuple<Rank, int, int, int>> order;
+    for (int il = 0; il < static_cast<int>(shape_.size()); ++il) {
+        const int step = options_.eviction == Eviction::whole ? top(il) : 1;
+        for (int ie = 0; ie < shape_[il].n_expert; ++ie) {
+            if (!(weight[first_[il] + ie] > 0.0)) continue;
+            for (int j = 0; j < top(il); j += step) {
+                Rank rank = rank_of(il, ie, j);
+                // Recency policies have nothing to say before the first use; the profile decides.
+                if (options_.policy.kind == PolicyKind::lru || options_.policy.kind == PolicyKind::belady)
+                    rank.worth = weight[first_[il] + ie];
+                order.emplace_back(rank, -il, -ie, -j);
+            }
+        }
+    }
+    std::sort(order.rbegin(), order.rend());
+    for (const auto& [rank, il, ie, j] : order) {
+        const int layer = -il, expert = -ie, first = -j;
+        const int step = options_.eviction == Eviction::whole ? top(layer) : 1;
+        if (residency_.n_free(residency_.pool_of(layer)) < step || residency_.n_resident(layer, expert) != first) continue;
+        unlist(layer, expert);
+        for (int k = 0; k < step; ++k) residency_.place(layer, expert, first + k);
+        list(layer, expert);
+    }
+}
+
+// Belady is a bound and never computes: it replaces what it just used, where a real cache has to wait for the layer to end.
+void ExpertCache::pin(int layer, int expert, Run run) {
+    if (options_.policy.kind == PolicyKind::belady) return;
+    for (int j = run.first; j < run.first + run.count; ++j) {
+        pinned_.push_back(residency_.find(layer, expert, j));
+        residency_.pin(pinned_.back());
+    }
+}
+
+std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<const int32_t> experts) {
+    if (layer < 0 || layer >= static_cast<int>(shape_.size())) fail(Code::argument, "cache: layer ", layer, " of ", shape_.size());
+    release();
+    routed_.clear();
+    for (const int32_t expert : experts) {
+        if (expert >= shape_[layer].n_expert)
+            fail(Code::argument, "cache: expert ", expert, " of ", shape_[layer].n_expert, " in layer ", layer);
+        if (expert >= 0) routed_.push_back({expert, residency_.n_resident(layer, expert), 0});
+    }
+    for (const Routed& r : routed_) {
+        unlist(layer, r.expert);
+        policy_.use(layer, r.expert, now);
+        list(layer, r.expert);
+        pin(layer, r.expert, {0, r.n_resident});
+    }
+    // The most worth chooses first: a slot taken now is pinned until the layer ends.
+    std::vector<std::pair<Rank, Routed*>> missing;
+    for (Routed& r : routed_) {
+        if (r.n_resident < top(layer)) missing.emplace_back(policy_.rank(layer, r.expert), &r);
+    }
+    std::stable_sort(missing.begin(), missing.end(), [](const auto& a, const auto& b) { return a.first > b.first; });
+    for (auto& [rank, r] : missing) {
+        // Under belady an expert of this token may just have lost granules to a better one; elsewhere it is pinned and this is
+        // r->n_resident.
+        r->n_kept = keep(layer, r->expert, residency_.n_resident(layer, r->expert));
+        pin(layer, r->expert, {r->n_resident, r->n_kept});
+    }
+    return routed_;
+}
+
+void ExpertCache::release() {
+    for (const SlotRef ref : pinned_) residency_.unpin(ref);
+    pinned_.clear();
+}
+
+}  // namespace moepic::cache

@@ -1,0 +1,93 @@
+// The expert cache: for each routed layer, what is resident, what of the rest is worth keeping, and what has to leave for it.
+// Pure: tokens, ids and slots; no bytes, no clocks, no streams. One thread owns it.
+//
+//   route(layer, ids)     hits are counted against what was resident before; residents are pinned; every routed expert is told to the
+//   policy;
+//                         missing granules get slots where they are worth more than what holds them now, the others are to be streamed
+//                         through staging and forgotten (bypass).
+//   release()             the layer is computed: pins end.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <span>
+#include <tuple>
+#include <vector>
+
+#include "cache/policy.h"
+#include "cache/residency.h"
+#include "cache/scope.h"
+#include "cache/shape.h"
+
+namespace moepic::cache {
+
+enum class Eviction : int {
+    whole = 0,     // an expert's cached part comes and goes at once; with top < G that is MoEpic's cache of tops
+    granules = 1,  // one granule at a time, bottoms first, by worth
+};
+
+struct CacheOptions {
+    PolicyOptions policy;
+    Scope scope = Scope::per_layer;
+    Eviction eviction = Eviction::granules;
+    bool bypass = false;  // keep only what is worth more than what must leave; lost 0 to 11 % on recorded traces, so off by default
+    double granule_omega =
+        -1.0;                // weight of the cut in a granule's worth; below 0: 4 budget / bytes of all experts (simulation.md, section 9)
+    std::vector<int> top{};  // [layer] granules of an expert that may be cached; empty: all
+    std::vector<int64_t> budget{};  // [layer] bytes, from a plan; empty: the total is divided by `scope`
+};
+
+// One routed expert of a layer, as found. Granules [0, n_resident) were resident; of the others, [n_resident, n_resident + n_kept) have got
+// slots to be loaded into, and the rest pass through.
+struct Routed {
+    int expert = 0;
+    int n_resident = 0;
+    int n_kept = 0;
+};
+
+class ExpertCache {
+public:
+    // n_used: experts a token uses per layer, for the guard of a global scope.
+    ExpertCache(const Shape& shape, int64_t budget_bytes, int n_used, const CacheOptions& options);
+
+    // Starts warm: `weight` as Policy::seed; the pools are filled with what is worth most.
+    void warm(std::span<const double> weight);
+    void foresee(const Routing& routing) { policy_.foresee(routing); }
+
+    // The experts token `now` uses in `layer`; -1 is skipped. Valid until the next call. The pins of a layer that was not released end
+    // here.
+    std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts);
+    void release();
+
+    const Residency& residency() const { return residency_; }
+    const Pools& pools() const { return pools_; }
+    const Shape& shape() const { return shape_; }
+    double granule_omega() const { return omega_; }
+
+private:
+    // A resident expert in the order of leaving: by the worth of the part that would leave first.
+    using Entry = std::tuple<Rank, int, int>;  // rank, layer, expert
+
+    int top(int layer) const { return top_[layer]; }
+    Rank rank_of(int layer, int expert, int granule) const;
+    void list(int layer, int expert);
+    void unlist(int layer, int expert);
+    int keep(int layer, int expert, int n_resident);
+    void pin(int layer, int expert, Run run);
+    bool make_room(int layer, int expert, int need, const Rank& worth);
+
+    Shape shape_;
+    CacheOptions options_;
+    std::vector<int> top_;
+    double omega_ = 0.0;
+    Pools pools_;
+    Residency residency_;
+    Policy policy_;
+    std::vector<std::set<Entry>> leaving_;  // [pool] residents, least worth first
+    std::vector<size_t> first_;             // [layer] index of expert 0 in `listed_`
+    std::vector<Rank> listed_;              // rank an expert is listed under
+    std::vector<Routed> routed_;
+    std::vector<SlotRef> pinned_;
+};
+
+}  // namespace moepic::cache

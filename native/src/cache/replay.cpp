@@ -1,0 +1,110 @@
+#include "cache/replay.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "base/error.h"
+
+namespace moepic::cache {
+namespace {
+
+void validate(const Lanes& lanes, const Shape& shape) {
+    if (!(lanes.miss_bytes_s > 0.0)) fail(Code::argument, "replay: missing bytes arrive at ", lanes.miss_bytes_s, " bytes/s, expected > 0");
+    if (lanes.window_s.empty()) return;
+    if (lanes.window_s.size() != shape.size())
+        fail(Code::argument, "replay: ", lanes.window_s.size(), " windows for ", shape.size(), " layers");
+    for (const double window : lanes.window_s) {
+        if (!(window >= 0.0)) fail(Code::argument, "replay: a window of ", window, " s, expected >= 0");
+    }
+    if (!(lanes.prefetch_bytes_s > 0.0))
+        fail(Code::argument, "replay: windows need a prefetch rate, found ", lanes.prefetch_bytes_s, " bytes/s");
+}
+
+}  // namespace
+
+Report replay(const Routing& routing, const Routing& predicted, const Shape& shape, int64_t budget_bytes, const CacheOptions& options,
+              const Lanes& lanes, int n_warm, std::span<const double> profile) {
+    moepic::cache::validate(shape);
+    moepic::cache::validate(routing, shape);
+    validate(lanes, shape);
+    const bool guesses = predicted.n_token > 0 && !lanes.window_s.empty();
+    if (predicted.n_token > 0) moepic::cache::validate(predicted, shape);
+    if (predicted.n_token > 0 && predicted.n_token != routing.n_token) {
+        fail(Code::argument, "replay: ", routing.n_token, " tokens, but predictions for ", predicted.n_token);
+    }
+    ExpertCache cache(shape, budget_bytes, routing.n_used, options);
+    if (options.policy.kind == PolicyKind::belady) cache.foresee(routing);
+    if (!profile.empty()) cache.warm(profile);
+
+    Report report;
+    report.layers.resize(shape.size());
+    report.note = cache.pools().note;
+    report.capacity_bytes = cache.residency().capacity_bytes();
+    std::vector<int64_t> arrived;  // bytes of each guess that came inside the window
+    for (int token = 0; token < routing.n_token; ++token) {
+        double token_stall_s = 0.0;
+        for (int il = 0; il < routing.n_layer; ++il) {
+            const LayerShape& layer = shape[il];
+            Tally tally;
+            // The window: guesses in order, each as far as it is missing.
+            const auto guess = guesses ? predicted.at(token, il) : std::span<const int32_t>{};
+            arrived.assign(guess.size(), 0);
+            int64_t room = guesses ? static_cast<int64_t>(lanes.window_s[il] * lanes.prefetch_bytes_s) : 0;
+            for (size_t i = 0; i < guess.size(); ++i) {
+                if (guess[i] < 0) continue;
+                const int64_t absent = (layer.n_granule - cache.residency().n_resident(il, guess[i])) * layer.granule_bytes;
+                arrived[i] = std::min(room, absent);
+                room -= arrived[i];
+                tally.wasted_bytes += arrived[i];  // until it proves useful
+            }
+            for (const Routed& r : cache.route(token, il, routing.at(token, il))) {
+                ++(r.n_resident == layer.n_granule ? tally.n_hit : r.n_resident > 0 ? tally.n_partial : tally.n_miss);
+                tally.needed_bytes += layer.expert_bytes();
+                int64_t absent = (layer.n_granule - r.n_resident) * layer.granule_bytes;
+                const auto at = std::find(guess.begin(), guess.end(), r.expert);
+                if (at != guess.end()) {
+                    const int64_t came = arrived[at - guess.begin()];
+                    tally.useful_bytes += came;
+                    tally.wasted_bytes -= came;
+                    absent -= came;
+                    tally.late_bytes += absent;
+                }
+                tally.demand_bytes += absent;
+            }
+            cache.release();
+            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s;
+            if (token < n_warm) continue;
+            Tally& sum = report.layers[il];
+            sum.n_hit += tally.n_hit, sum.n_partial += tally.n_partial, sum.n_miss += tally.n_miss;
+            sum.needed_bytes += tally.needed_bytes, sum.demand_bytes += tally.demand_bytes;
+            sum.useful_bytes += tally.useful_bytes, sum.wasted_bytes += tally.wasted_bytes, sum.late_bytes += tally.late_bytes;
+            sum.stall_s += tally.stall_s;
+            token_stall_s += tally.stall_s;
+        }
+        if (token >= n_warm) report.token_stall_s.push_back(token_stall_s);
+    }
+    cache.residency().check();
+    report.loads = cache.residency().loads();
+    report.evictions = cache.residency().evictions();
+    return report;
+}
+
+size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
+              int n_warm, std::span<double> stall_s) {
+    if (candidates.empty() || stall_s.size() != candidates.size()) {
+        fail(Code::argument, "auto: ", candidates.size(), " candidates and room for ", stall_s.size(), " results");
+    }
+    size_t best = 0;
+    int64_t best_bytes = 0;
+    for (size_t i = 0; i < candidates.size(); ++i) {
+        if (candidates[i].policy.kind == PolicyKind::belady) fail(Code::argument, "auto: belady knows the future and cannot be chosen");
+        const Report report = replay(recent, {}, shape, budget_bytes, candidates[i], lanes, n_warm, {});
+        int64_t bytes = 0;
+        stall_s[i] = 0.0;
+        for (const Tally& tally : report.layers) stall_s[i] += tally.stall_s, bytes += tally.demand_bytes;
+        if (i == 0 || stall_s[i] < stall_s[best] || (stall_s[i] == stall_s[best] && bytes < best_bytes)) best = i, best_bytes = bytes;
+    }
+    return best;
+}
+
+}  // namespace moepic::cache

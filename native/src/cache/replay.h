@@ -1,0 +1,55 @@
+// Runs a cache over recorded routing, token by token, without weights: what moved, what waited, and only then what hit.
+//
+// Token-atomic: a layer's experts are looked up together, then told to the policy together, as in the engine; flattening tokens into single
+// accesses inflates misses by a quarter (routing-and-split.md, section 2).
+//
+// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router. Before each layer
+// there is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the
+// window.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cache/cache.h"
+
+namespace moepic::cache {
+
+struct Lanes {
+    double miss_bytes_s = 0.0;       // rate at which missing granules are served after routing, all lanes together
+    double prefetch_bytes_s = 0.0;   // rate at which granules arrive in the window
+    std::vector<double> window_s{};  // [layer]; empty: no window
+};
+
+// Per layer, of counted tokens. A routed expert is a hit (all resident), a partial hit (some), or a miss (none); never merged.
+struct Tally {
+    int64_t n_hit = 0, n_partial = 0, n_miss = 0;
+    int64_t needed_bytes = 0;  // of all routed experts
+    int64_t demand_bytes = 0;  // asked for after routing
+    int64_t useful_bytes = 0;  // prefetched and used
+    int64_t wasted_bytes = 0;  // prefetched in vain
+    int64_t late_bytes = 0;    // predicted rightly, but the window closed first: part of demand_bytes
+    double stall_s = 0.0;
+};
+
+struct Report {
+    std::vector<Tally> layers;
+    std::vector<double> token_stall_s;  // [counted tokens]
+    int64_t loads = 0, evictions = 0;   // granules, all tokens
+    int64_t capacity_bytes = 0;
+    std::string note;  // of the scope
+};
+
+// Replays all tokens; those from n_warm on are counted. predicted: ids known before the router spoke, same layout, or n_token 0 for none.
+// profile: as ExpertCache::warm; empty starts cold. What is prefetched is kept under the same rule as what is streamed.
+Report replay(const Routing& routing, const Routing& predicted, const Shape& shape, int64_t budget_bytes, const CacheOptions& options,
+              const Lanes& lanes, int n_warm, std::span<const double> profile);
+
+// Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest
+// bytes, then the first. stall_s [candidate] receives the stall of each. This is the policy `auto`; belady is no candidate.
+size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
+              int n_warm, std::span<double> stall_s);
+
+}  // namespace moepic::cache
