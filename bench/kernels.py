@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "kernels"))
 
-from matmul_native import ISAS, TYPES, Tiles, aligned, make_tiles, matmul, quantize, random_blocks, row_bytes, sizes  # noqa: E402
+from matmul_native import ISAS, TYPES, Tiles, aligned, make_tiles, matmul, quantize, random_blocks, row_bytes, sizes
 
 
 def cold_copies(tiles: Tiles, cold_bytes: int) -> tuple[Tiles, int]:

@@ -225,9 +225,14 @@ Model::Model(gguf::File file, const LoadOptions& options)
       kernels_(&choose_kernels(options.isa, options.strict)) {}
 
 std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
-    std::unique_ptr<Model> model(new Model(gguf::File::open(path, lookup_type), options));
-    Builder(*model, options).build();
-    return model;
+    gguf::File file = gguf::File::open(path, lookup_type);
+    try {
+        std::unique_ptr<Model> model(new Model(std::move(file), options));
+        Builder(*model, options).build();
+        return model;
+    } catch (const Error& error) {  // the rooms below know keys and tensors, not where they came from
+        fail(error.code(), "'", path, "': ", error.text());
+    }
 }
 
 void Model::embed(int32_t token, float* out) const noexcept {

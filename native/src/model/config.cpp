@@ -98,8 +98,9 @@ Config read_config(const gguf::File& file) {
     Config config;
     config.recipe = find_recipe(*arch);
     if (!config.recipe) {
-        fail(Code::unsupported, "model: architecture '", *arch, "' is not supported; the nearest supported one is '",
-             nearest_recipe(*arch).arch, "' (supported: ", architecture_list(), ")");
+        const Recipe* nearest = nearest_recipe(*arch);
+        fail(Code::unsupported, "model: architecture '", *arch, "' is not supported",
+             nearest ? cat("; the nearest supported one is '", nearest->arch, "'") : "", " (supported: ", architecture_list(), ")");
     }
     const Recipe& recipe = *config.recipe;
     const Keys keys(file, *arch);

@@ -55,8 +55,8 @@ struct Recipe {
 
 std::span<const Recipe> recipes() noexcept;
 const Recipe* find_recipe(std::string_view arch) noexcept;
-// The known id closest in spelling, for error messages.
-const Recipe& nearest_recipe(std::string_view arch) noexcept;
+// The known id closest in spelling, for error messages; null when none is near.
+const Recipe* nearest_recipe(std::string_view arch) noexcept;
 // All ids, separated by spaces; static.
 const char* architecture_list() noexcept;
 

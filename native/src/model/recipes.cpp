@@ -143,10 +143,18 @@ const Recipe* find_recipe(std::string_view arch) noexcept {
     return nullptr;
 }
 
-const Recipe& nearest_recipe(std::string_view arch) noexcept {
+const Recipe* nearest_recipe(std::string_view arch) noexcept {
     arch = arch.substr(0, 64);
-    return *std::min_element(std::begin(kRecipes), std::end(kRecipes),
-                             [&](const Recipe& a, const Recipe& b) { return edit_distance(arch, a.arch) < edit_distance(arch, b.arch); });
+    const Recipe* best = nullptr;
+    size_t least = arch.size() / 2 + 1;  // half of it rewritten is another word
+    for (const Recipe& recipe : kRecipes) {
+        const size_t distance = edit_distance(arch, recipe.arch);
+        if (distance < least) {
+            least = distance;
+            best = &recipe;
+        }
+    }
+    return best;
 }
 
 const char* architecture_list() noexcept {
