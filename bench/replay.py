@@ -95,7 +95,9 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         machine = Machine(LINK, 1e12)
         for mode in ("auto", "paper", "uniform"):
             # Planned on the whole trace: in sample, an upper bound for what a plan can know.
-            found = predict(make_plan(trace, n_bytes, machine, costs, mode=mode), trace, machine, costs).found
+            found = predict(
+                make_plan(trace, n_bytes, machine, costs, mode=mode), trace, machine, costs, n_warm=n_warm
+            ).found
             add("lrfu 24", f"plan {mode}", budget, found)
     return rows
 
