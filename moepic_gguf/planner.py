@@ -215,12 +215,23 @@ class Prediction:
 
 
 def predict(
-    plan: Plan, trace: Trace, machine: Machine, costs: Costs, *, predictor: str = "none", policy: str = "lrfu"
+    plan: Plan,
+    trace: Trace,
+    machine: Machine,
+    costs: Costs,
+    *,
+    predictor: str = "none",
+    policy: str = "lrfu",
+    n_warm: int | None = None,
 ) -> Prediction:
-    """Replay `plan` over `trace`, decode tokens counted, and add what is paid whatever is cached."""
+    """Replay `plan` over `trace` and add what is paid whatever is cached.
+
+    n_warm   tokens not counted; by default those of the prefill, or a quarter where the trace has none.
+    """
     rate = machine.miss_bytes_s if plan.link_share < 1.0 else machine.link_bytes_s
     lanes = Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
-    n_warm = trace.n_prefill if trace.n_prefill < trace.n_token else trace.n_token // 4
+    if n_warm is None:
+        n_warm = trace.n_prefill if 0 < trace.n_prefill < trace.n_token else trace.n_token // 4
     found = replay(trace, plan.budget_bytes, plan.cache_options(policy), lanes, predictor=predictor, n_warm=n_warm)
     work = float(sum(costs.compute_s) + (trace.n_used * trace.expert_bytes).sum() / machine.device_bytes_s)
     stall = found.per_token("stall_s")

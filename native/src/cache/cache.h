@@ -30,7 +30,8 @@ struct CacheOptions {
     PolicyOptions policy;
     Scope scope = Scope::per_layer;
     Eviction eviction = Eviction::granules;
-    bool bypass = false;  // keep only what is worth more than what must leave; lost 0 to 11 % on recorded traces, so off by default
+    bool bypass =
+        false;  // keep only what is worth more than what must leave; moved up to 15 % more bytes on recorded traces, so off by default
     double granule_omega =
         -1.0;                // weight of the cut in a granule's worth; below 0: 4 budget / bytes of all experts (simulation.md, section 9)
     std::vector<int> top{};  // [layer] granules of an expert that may be cached; empty: all
