@@ -45,7 +45,9 @@ def environment(path: Path, *, with_hash: bool) -> dict[str, Any]:
             "bytes": path.stat().st_size,
             "sha256": _sha256(path) if with_hash else None,
         },
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [
+            Path(word).name if "/" in word else word for word in sys.argv
+        ],  # records travel; folders stay private
     }
 
 
