@@ -70,7 +70,7 @@ class FileReport:
     classes: tuple[TensorClass, ...]
     tokenizer: str
     has_chat_template: bool
-    problems: tuple[str, ...]  # why this build cannot run it, as far as architecture and block types tell
+    problems: tuple[str, ...]  # why this build cannot run it; what loading would say
     remarks: tuple[str, ...]
 
     @property
@@ -103,6 +103,7 @@ def inspect_file(file: GgufFile) -> FileReport:
     value_dim = keys.number("attention.value_length") or head_dim
     kv = n_layer * n_head_kv * (head_dim + value_dim) * 2 if n_layer and n_head_kv and head_dim and value_dim else None
     tokenizer, remarks = _tokenizer(meta)
+    problem = file.problem()
     if n_expert and moe_layers and n_layer and moe_layers < n_layer:
         remarks.append(f"{n_layer - moe_layers} of {n_layer} layers are dense")
     return FileReport(
@@ -132,7 +133,7 @@ def inspect_file(file: GgufFile) -> FileReport:
         classes=_classes(tensors),
         tokenizer=tokenizer,
         has_chat_template="tokenizer.chat_template" in meta,
-        problems=tuple(_problems(arch, tensors)),
+        problems=(problem,) if problem else (),
         remarks=tuple(remarks),
     )
 
@@ -215,19 +216,3 @@ def _tokenizer(meta: Metadata) -> tuple[str, list[str]]:
     return label, [] if "tokenizer.chat_template" in meta else [
         "no chat template: moepic-chat needs --chat-template-file"
     ]
-
-
-def _problems(arch: str, tensors: tuple[TensorInfo, ...]) -> list[str]:
-    from ._ffi import ffi, lib
-
-    known = ffi.string(lib.moepic_architectures()).decode("ascii").split()
-    problems = []
-    if not arch:
-        problems.append("the key 'general.architecture' is missing")
-    elif arch not in known:
-        problems.append(f"architecture '{arch}' is not supported (known: {', '.join(known)})")
-    unknown = sorted({t.type for t in tensors if t.type.startswith("?")})
-    for name in unknown:
-        first = next(t for t in tensors if t.type == name)
-        problems.append(f"block type {name[1:]} of '{first.name}' is not known to this build")
-    return problems

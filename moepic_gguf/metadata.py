@@ -231,6 +231,12 @@ class GgufFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def problem(self) -> str | None:
+        """Why this build can't run the file as a model (an architecture, key, tensor or type), or None; no weights are read."""
+        from ._ffi import lib
+
+        return last_error() if lib.moepic_model_check(self._borrow()) else None
+
     @property
     def n_bytes(self) -> int:
         """Bytes of all shards together."""

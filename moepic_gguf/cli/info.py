@@ -109,7 +109,7 @@ def _print(report: FileReport, record: dict[str, object]) -> None:
     for problem in report.problems:
         console.print(f"not supported: {_plain(problem)}")
     if report.is_supported:
-        console.print("architecture and block types are supported by this build")
+        console.print("supported: this build loads every key and tensor of it")
     for title in ("keys", "tensors"):
         rows = record.get(title)
         for item in rows.items() if isinstance(rows, dict) else rows if isinstance(rows, list) else ():

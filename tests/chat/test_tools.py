@@ -34,7 +34,7 @@ def test_info_is_readable(command, tiny):
         "4 in each of 2 layers, 2 used per token",
         "tokens per GiB",
         "routed experts",
-        "supported by this build",
+        "supported: this build loads",
     ):
         assert text in say
 
@@ -48,9 +48,21 @@ def test_info_says_why_a_file_is_not_supported(command, tmp_path):
     writer.close()
     done = command("info", tmp_path / "odd.gguf")
     assert done.returncode == 1
-    assert "architecture 'mamba9' is not supported (known: llama" in done.stdout
+    assert "architecture 'mamba9' is not supported (supported: llama" in done.stdout
     assert "\x1b" not in done.stdout
     assert "[red]name" in done.stdout
+
+
+def test_info_judges_a_file_as_loading_would(command, tmp_path):
+    """A known architecture is not enough: keys and tensors are checked too."""
+    writer = gguf.GGUFWriter(tmp_path / "hollow.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    done = command("info", tmp_path / "hollow.gguf")
+    assert done.returncode == 1
+    assert "not supported: model: key 'llama.block_count' is missing" in done.stdout
 
 
 def test_info_of_something_else_is_one_line_and_code_2(command, tmp_path):

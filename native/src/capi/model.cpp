@@ -1,5 +1,6 @@
 // moepic_model: load and describe.
 #include "capi/handles.h"
+#include "model/binding.h"
 #include "model/recipe.h"
 
 using namespace moepic;
@@ -87,6 +88,13 @@ int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_model* handl
         info.expert_bytes = set.layout.strip_bytes();
         info.device = config.device;
         write_info(out, info, "moepic_layer_info");
+    });
+}
+
+int32_t moepic_model_check(const moepic_file* file) {
+    return guard([&] {
+        need(file, "file");
+        bind_tensors(*file->file, read_config(*file->file));
     });
 }
 
