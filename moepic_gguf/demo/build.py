@@ -13,6 +13,7 @@ matter most to its cluster, so its top segment is the hot one. Upcycling dense c
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable
@@ -116,12 +117,10 @@ def build_demo(source: Path, target: Path, progress: Progress | None = None) -> 
 
 def _split(whole: Path, target: Path) -> None:
     try:
-        from ..convert.plan import Cut
-        from ..convert.to_gguf import convert
-    except ImportError:  # in a source tree the converter is the folder beside the package
-        from convert.plan import Cut
-        from convert.to_gguf import convert
-    convert(whole, target, how=Cut(ratios=[SPLIT_RATIO]), force=True)
+        converter: Any = importlib.import_module("moepic_gguf.convert.to_gguf")
+    except ModuleNotFoundError:  # in a source tree the converter is the folder beside the package
+        converter = importlib.import_module("convert.to_gguf")
+    converter.convert(whole, target, how=converter.Cut(ratios=[SPLIT_RATIO]), force=True)
 
 
 # ---- calibration ------------------------------------------------------------------------------------------------------------------------
