@@ -163,8 +163,8 @@ MOEPIC_API int32_t moepic_model_load(moepic_model** out, const char* path, const
 MOEPIC_API void moepic_model_free(moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_model* model, int32_t layer);
-/* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text that
- * moepic_model_load would. */
+/* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
+ * that moepic_model_load would. */
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);
 /* The file's metadata; borrowed, valid while the model lives. */
 MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
