@@ -31,6 +31,18 @@ Sampler::Sampler(SamplerOptions options) : options_(std::move(options)), state_(
 }
 
 int32_t Sampler::sample(std::span<const float> logits) {
+    if (options_.temperature == 0.0f && options_.bias.empty() && !has_penalties()) {
+        // Plain greedy needs no list of candidates. The comparison is false for NaN, and takes the first of equals.
+        float most = -INFINITY;
+        int32_t best = -1;
+        for (size_t i = 0; i < logits.size(); ++i) {
+            if (logits[i] > most) {
+                most = logits[i];
+                best = static_cast<int32_t>(i);
+            }
+        }
+        if (best >= 0) return best;
+    }
     candidates_.resize(logits.size());
     for (size_t i = 0; i < logits.size(); ++i) candidates_[i] = {logits[i], static_cast<int32_t>(i), 0.0f};
     for (const auto& [id, value] : options_.bias) {
@@ -70,9 +82,13 @@ void Sampler::reset() noexcept {
     state_ = options_.seed;
 }
 
-void Sampler::apply_penalties() {
+bool Sampler::has_penalties() const noexcept {
     const bool none = options_.repeat_penalty == 1.0f && options_.presence_penalty == 0.0f && options_.frequency_penalty == 0.0f;
-    if (none || options_.penalty_last_n == 0) return;
+    return !none && options_.penalty_last_n != 0;
+}
+
+void Sampler::apply_penalties() {
+    if (!has_penalties()) return;
     const size_t back =
         options_.penalty_last_n < 0 ? history_.size() : std::min(history_.size(), static_cast<size_t>(options_.penalty_last_n));
     std::unordered_map<int32_t, int> counts;

@@ -37,6 +37,7 @@ private:
         int32_t id;
         float p;
     };
+    bool has_penalties() const noexcept;
     void apply_penalties();
     void keep_top_k();
     void keep_typical();
