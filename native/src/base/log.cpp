@@ -26,7 +26,7 @@ void set_log_sink(LogSink call, void* user) {
 
 void log_message(LogLevel level, const std::string& text) {
     std::lock_guard lock(sink().mutex);
-    if (sink().call) sink().call(sink().user, static_cast<int>(level), text.c_str());
+    if (sink().call) sink().call(static_cast<int32_t>(level), text.c_str(), sink().user);
 }
 
 }  // namespace moepic

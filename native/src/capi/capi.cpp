@@ -17,21 +17,6 @@ static_assert(MOEPIC_E_ARGUMENT == static_cast<int>(Code::argument) && MOEPIC_E_
 
 namespace {
 
-struct LogTarget {
-    moepic_log_fn sink = nullptr;
-    void* user = nullptr;
-};
-
-LogTarget& log_target() {
-    static LogTarget target;
-    return target;
-}
-
-void forward_log(void* user, int level, const char* text) {
-    const LogTarget* target = static_cast<const LogTarget*>(user);
-    target->sink(level, text, target->user);
-}
-
 const TypeInfo& need_type(uint32_t id) {
     const TypeInfo* info = find_type(id);
     if (!info) fail(Code::unsupported, "type: block type ", id, " is not known to this build");
@@ -62,9 +47,7 @@ const char* moepic_last_error(void) {
 }
 
 void moepic_log_set(moepic_log_fn sink, void* user) {
-    set_log_sink(nullptr, nullptr);  // after this no old call is running
-    log_target() = {sink, user};
-    if (sink) set_log_sink(forward_log, &log_target());
+    set_log_sink(sink, user);
 }
 
 int32_t moepic_type_get(moepic_type* out, uint32_t id) {

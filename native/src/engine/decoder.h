@@ -2,7 +2,6 @@
 // Knows the order of things; the arithmetic is in ops/, the experts in feed_forward.h, the positions in the KV cache.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <functional>
 
