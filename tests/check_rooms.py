@@ -15,9 +15,10 @@ ROOMS: dict[str, set[str]] = {
     "expert": {"base", "gguf", "quant", "ops", "model"},
     "cache": {"base"},
     "predict": {"base"},
+    "transfer": {"base"},
     "plan": {"base"},
-    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "plan"},
-    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "plan", "engine"},
+    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan"},
+    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan", "engine"},
 }
 
 
