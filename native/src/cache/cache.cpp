@@ -63,12 +63,13 @@ void ExpertCache::unlist(int layer, int expert) {
 }
 
 // Frees `need` slots for something of rank `worth`, or nothing at all: what is pinned stays, and so does what is worth as much.
-bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth) {
+bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth, bool bypass) {
     const int pool = residency_.pool_of(layer);
-    std::vector<std::pair<int, int>> victims;
     int found = residency_.n_free(pool);
+    if (found >= need) return true;
+    std::vector<std::pair<int, int>> victims;
     // A static cache never learns, and a bound that had to keep what it used last would be none.
-    const bool bypass = options_.bypass || options_.policy.kind == PolicyKind::fixed || options_.policy.kind == PolicyKind::belady;
+    bypass = bypass || options_.policy.kind == PolicyKind::fixed || options_.policy.kind == PolicyKind::belady;
     for (auto it = leaving_[pool].begin(); found < need && it != leaving_[pool].end(); ++it) {
         const auto& [rank, il, ie] = *it;
         if (bypass && !(rank < worth)) break;
@@ -88,13 +89,13 @@ bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth) 
 }
 
 // Gives slots to granules [n_resident, top) of an expert as far as they are worth it; returns how many.
-int ExpertCache::keep(int layer, int expert, int n_resident) {
+int ExpertCache::keep(int layer, int expert, int n_resident, bool bypass) {
     const bool whole = options_.eviction == Eviction::whole;
     int n_kept = 0;
     unlist(layer, expert);
     for (int j = n_resident; j < top(layer);) {
         const int step = whole ? top(layer) - j : 1;
-        if (!make_room(layer, expert, step, rank_of(layer, expert, j))) break;
+        if (!make_room(layer, expert, step, rank_of(layer, expert, j), bypass)) break;
         for (int k = 0; k < step; ++k) residency_.place(layer, expert, j + k);
         j += step, n_kept += step;
     }
@@ -139,21 +140,27 @@ void ExpertCache::pin(int layer, int expert, Run run) {
     }
 }
 
-std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<const int32_t> experts) {
+std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<const int32_t> experts, int n_used, bool bypass) {
     if (layer < 0 || layer >= static_cast<int>(shape_.size())) fail(Code::argument, "cache: layer ", layer, " of ", shape_.size());
     release();
     routed_.clear();
+    seen_.assign(static_cast<size_t>(shape_[layer].n_expert), 0);
     for (const int32_t expert : experts) {
         if (expert >= shape_[layer].n_expert)
             fail(Code::argument, "cache: expert ", expert, " of ", shape_[layer].n_expert, " in layer ", layer);
-        if (expert >= 0) routed_.push_back({expert, residency_.n_resident(layer, expert), 0});
+        if (expert < 0 || seen_[expert]) continue;
+        seen_[expert] = 1;
+        routed_.push_back({expert, residency_.n_resident(layer, expert), 0});
     }
     for (const Routed& r : routed_) {
         unlist(layer, r.expert);
-        policy_.use(layer, r.expert, now);
-        list(layer, r.expert);
         pin(layer, r.expert, {0, r.n_resident});
     }
+    const int64_t first = now + 1 - static_cast<int64_t>(experts.size()) / std::max(n_used, 1);
+    for (size_t i = 0; i < experts.size(); ++i) {
+        if (experts[i] >= 0) policy_.use(layer, experts[i], first + static_cast<int64_t>(i) / n_used);
+    }
+    for (const Routed& r : routed_) list(layer, r.expert);
     // The most worth chooses first: a slot taken now is pinned until the layer ends.
     std::vector<std::pair<Rank, Routed*>> missing;
     for (Routed& r : routed_) {
@@ -163,15 +170,48 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
     for (auto& [rank, r] : missing) {
         // Under belady an expert of this token may just have lost granules to a better one; elsewhere it is pinned and this is
         // r->n_resident.
-        r->n_kept = keep(layer, r->expert, residency_.n_resident(layer, r->expert));
+        r->n_kept = keep(layer, r->expert, residency_.n_resident(layer, r->expert), bypass);
         pin(layer, r->expert, {r->n_resident, r->n_kept});
     }
     return routed_;
 }
 
+void ExpertCache::discard(int layer, int expert, int from) {
+    const auto is_lost = [&](SlotRef ref) {
+        const Slot& slot = residency_.slot(ref.slot);
+        return slot.layer == layer && slot.expert == expert && slot.granule >= from;
+    };
+    for (const SlotRef ref : pinned_) {
+        if (is_lost(ref)) residency_.unpin(ref);
+    }
+    std::erase_if(pinned_, is_lost);
+    unlist(layer, expert);
+    for (int j = residency_.n_resident(layer, expert) - 1; j >= from; --j) residency_.evict(layer, expert, j);
+    list(layer, expert);
+}
+
 void ExpertCache::release() {
     for (const SlotRef ref : pinned_) residency_.unpin(ref);
     pinned_.clear();
+}
+
+void ExpertCache::change_policy(const PolicyOptions& options, const Routing& recent, int64_t now) {
+    validate(recent, shape_);
+    Policy policy(shape_, options);
+    const int64_t first = now + 1 - recent.n_token;
+    for (int token = 0; token < recent.n_token; ++token) {
+        for (int il = 0; il < recent.n_layer; ++il) {
+            for (const int32_t id : recent.at(token, il)) {
+                if (id >= 0) policy.use(il, id, first + token);
+            }
+        }
+    }
+    policy_ = std::move(policy);
+    options_.policy = options;
+    for (auto& order : leaving_) order.clear();
+    for (int il = 0; il < static_cast<int>(shape_.size()); ++il) {
+        for (int ie = 0; ie < shape_[il].n_expert; ++ie) list(il, ie);
+    }
 }
 
 }  // namespace moepic::cache

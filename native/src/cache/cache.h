@@ -5,6 +5,7 @@
 //   policy;
 //                         missing granules get slots where they are worth more than what holds them now, the others are to be streamed
 //                         through staging and forgotten (bypass).
+//   discard(...)          granules that were given slots did not come: they are resident no more.
 //   release()             the layer is computed: pins end.
 #pragma once
 
@@ -57,8 +58,22 @@ public:
 
     // The experts token `now` uses in `layer`; -1 is skipped. Valid until the next call. The pins of a layer that was not released end
     // here.
-    std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts);
+    std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts) {
+        return route(now, layer, experts, static_cast<int>(experts.size()), options_.bypass);
+    }
+    // The same for a batch: the ids of several tokens one after the other, n_used each, the last of them token `now`; an expert is listed
+    // once, where it came first. With bypass only what is worth more than what must leave is kept, which is how a prompt leaves the
+    // experts of decode alone.
+    std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts, int n_used, bool bypass);
+    // Granules [from, n) of an expert were to be loaded and were not.
+    void discard(int layer, int expert, int from);
     void release();
+
+    // Another policy from here on. It learns from `recent`, whose last token is `now`; residents stay.
+    void change_policy(const PolicyOptions& options, const Routing& recent, int64_t now);
+    const PolicyOptions& policy() const { return options_.policy; }
+    // What the expert is worth now, to order transfers by.
+    Rank worth(int layer, int expert) const { return policy_.rank(layer, expert); }
 
     const Residency& residency() const { return residency_; }
     const Pools& pools() const { return pools_; }
@@ -73,9 +88,9 @@ private:
     Rank rank_of(int layer, int expert, int granule) const;
     void list(int layer, int expert);
     void unlist(int layer, int expert);
-    int keep(int layer, int expert, int n_resident);
+    int keep(int layer, int expert, int n_resident, bool bypass);
     void pin(int layer, int expert, Run run);
-    bool make_room(int layer, int expert, int need, const Rank& worth);
+    bool make_room(int layer, int expert, int need, const Rank& worth, bool bypass);
 
     Shape shape_;
     CacheOptions options_;
@@ -89,6 +104,7 @@ private:
     std::vector<Rank> listed_;              // rank an expert is listed under
     std::vector<Routed> routed_;
     std::vector<SlotRef> pinned_;
+    std::vector<char> seen_;  // [expert] of the layer being routed
 };
 
 }  // namespace moepic::cache

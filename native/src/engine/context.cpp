@@ -33,6 +33,7 @@ Context::Context(const Model& model, const ContextOptions& options)
       kv_(model.config(), options.kv_type, n_ctx_),
       decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_)) {
     tokens_.reserve(static_cast<size_t>(n_ctx_));
+    logits_.reserve(static_cast<size_t>(model.config().n_vocab));
 }
 
 void Context::eval(std::span<const int32_t> tokens, bool all_logits) {

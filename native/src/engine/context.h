@@ -8,16 +8,10 @@
 #include <span>
 #include <vector>
 
+#include "engine/context_options.h"
 #include "engine/decoder.h"
 
 namespace moepic {
-
-struct ContextOptions {
-    int64_t n_ctx = 0;    // 0: min(trained, 4096)
-    int64_t n_batch = 0;  // 0: 512
-    int n_threads = 0;
-    ops::KvType kv_type = ops::KvType::f16;
-};
 
 struct ContextStats {
     int64_t prefill_tokens = 0, decode_tokens = 0, reused_tokens = 0;
@@ -49,7 +43,7 @@ public:
     const ContextStats& stats() const noexcept { return stats_; }
     const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }
     uint64_t kv_bytes() const noexcept { return kv_.bytes(); }
-    uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes(); }
+    uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes() + logits_.capacity() * sizeof(float); }
     void reset_stats() noexcept;
 
 private:

@@ -18,7 +18,7 @@ constexpr int64_t kLatentHeads = 8;
 Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch)
     : model_(model),
       n_batch_(n_batch),
-      workspace_(model.kernels(), n_threads),
+      workspace_(model.kernels(), n_threads, model.n_in_place()),
       feed_forward_(model, workspace_, n_batch),
       rope_(model.config().rope, model.rope_freqs()) {
     for (const LayerConfig& layer : model.config().layers) {
@@ -88,6 +88,9 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     const Config& config = model_.config();
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
+    Timeline& timeline = feed_forward_.timeline();
+    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
+    feed_forward_.trace().begin(n);
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
     if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);
@@ -95,8 +98,11 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     for (int64_t il = 0; il < config.n_layer; ++il) {
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = model_.layer(il);
+        const int64_t start = timeline.is_on() ? now_ns() : 0;
         norm(w.attn_norm, acts_, act_mask(w.wq_a.w.rows ? w.wq_a : w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
         attention(il, kv, n, first_pos);
+        if (timeline.is_on())
+            timeline.record({.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
         // After the last layer's attention only the tokens whose logits are wanted go on.
         const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
         const int64_t rest = n - drop;

@@ -1,6 +1,7 @@
 #include "engine/feed_forward.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "engine/router.h"
@@ -29,7 +30,7 @@ void each_set(const LayerWeights& layer, Visit visit) {
 }  // namespace
 
 FeedForward::FeedForward(const Model& model, Workspace& workspace, int64_t n_batch)
-    : model_(model), workspace_(workspace), n_batch_(n_batch) {
+    : model_(model), workspace_(workspace), n_batch_(n_batch), trace_(model.config()) {
     for (int64_t il = 0; il < model.config().n_layer; ++il) {
         const LayerWeights& layer = model.layer(il);
         ActMask mask = act_mask(layer.router) | act_mask(layer.shared_gate);
@@ -39,7 +40,7 @@ FeedForward::FeedForward(const Model& model, Workspace& workspace, int64_t n_bat
         });
         masks_.push_back(mask);
     }
-    threads_.resize(static_cast<size_t>(workspace.pool().size()));
+    threads_.resize(static_cast<size_t>(workspace.n_threads()));
     Carver size;
     place(size);
     region_ = Region(size.used(), "feed-forward scratch");
@@ -87,18 +88,34 @@ void FeedForward::place(Carver& carver) {
         thread.up = carver.take<float>(block * static_cast<size_t>(max_granule));
         thread.acts = carver.take<std::byte>(static_cast<size_t>(few) * act_row);
     }
+    ActMask routers = 0;
+    for (int64_t il = 0; il < model_.config().n_layer; ++il) routers |= act_mask(model_.layer(il).router);
+    guess_acts_.reserve(carver, routers, model_.config().n_embd, 1);
+    guess_x_.resize(static_cast<size_t>(model_.config().n_embd));
+    guess_logits_.resize(static_cast<size_t>(max_expert));
+    guess_weights_.resize(static_cast<size_t>(max_k));
+    guess_ids_.resize(static_cast<size_t>(max_k));
 }
 
 void FeedForward::run(int64_t il, const ActSet& acts, float* x, int64_t n, int64_t first_position, const Probe& probe) {
     probe_ = probe ? &probe : nullptr;
     probe_layer_ = il;
     probe_position_ = first_position;
+    const int64_t start = timeline_.is_on() ? now_ns() : 0;
     route(il, acts, n);
     make_groups(il, n);
-    if (n <= kFewTokens) {
+    const int64_t routed = timeline_.is_on() ? now_ns() : 0;
+    if (model_.streamer() && model_.layer(il).routed) {
+        stream(il, acts, x, n);
+    } else if (n <= kFewTokens) {
         run_few(il, acts, x, n);
     } else {
         run_many(il, acts, x, n);
+    }
+    if (timeline_.is_on()) {
+        const auto layer = static_cast<int32_t>(il);
+        timeline_.record({.start_ns = start, .end_ns = routed, .position = first_position, .kind = Span::router, .layer = layer});
+        timeline_.record({.start_ns = routed, .end_ns = now_ns(), .position = first_position, .kind = Span::experts, .layer = layer});
     }
 }
 
@@ -147,7 +164,7 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
         for (int64_t e = 0; e < n_expert; ++e) {
             Group& group = groups_[static_cast<size_t>(e)];
             const int64_t count = group.n_entries;
-            group = {&*layer.routed, e, entry, 0, partial, 0, true};
+            group = {&*layer.routed, e, entry, 0, partial, 0, true, nullptr};
             entry += count;
             partial += count * layer.routed->layout.n_granules;
         }
@@ -162,7 +179,7 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
         std::erase_if(groups_, [](const Group& group) { return group.n_entries == 0; });
     }
     if (layer.shared) {
-        groups_.push_back({&*layer.shared, 0, entry, n, partial, 0, false});
+        groups_.push_back({&*layer.shared, 0, entry, n, partial, 0, false, nullptr});
         for (int64_t t = 0; t < n; ++t) {
             entry_token_[entry + t] = static_cast<int32_t>(t);
             token_entry_[t * (k + 1) + k] = static_cast<int32_t>(entry + t);
@@ -175,11 +192,10 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
     }
 }
 
-void FeedForward::intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out,
-                               size_t stride, int thread) {
+void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count,
+                               const ActSet& acts, std::byte* out, size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
-    const std::byte* data = group.set->granule(group.expert, granule);
     const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
     const auto multiply = [&](const ops::TiledMatrix& w, const float* bias, float* y) {
         const ops::ActKind kind = ops::act_kind(w.type);
@@ -209,8 +225,25 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
         kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
 }
 
-void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::compute_few(const Group& group, int64_t granule, const std::byte* data, const ActSet& acts, int thread) {
     const int64_t n_embd = model_.config().n_embd;
+    const StripLayout& layout = group.set->layout;
+    std::byte* row = threads_[static_cast<size_t>(thread)].acts;
+    const size_t stride = intermediate_row_bytes(layout);
+    intermediate(group, granule, data, 0, group.n_entries, acts, row, stride, thread);
+    ops::MatmulJob job;
+    job.w = layout.down(data);
+    job.acts = row;
+    job.act_stride = stride;
+    job.n_tokens = group.n_entries;
+    job.y = partials_ + (group.first_partial + granule) * n_embd;
+    job.y_stride = layout.n_granules * n_embd;
+    job.tile_end = job.w.n_tiles();
+    job.scratch = workspace_.scratch(thread);
+    workspace_.kernels().matmul(job);
+}
+
+void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
     tasks_.clear();
     for (size_t i = 0; i < groups_.size(); ++i) {
         for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) {
@@ -221,38 +254,29 @@ void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
     workspace_.pool().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
         const Task& task = tasks_[static_cast<size_t>(index)];
         const Group& group = groups_[static_cast<size_t>(task.group)];
-        const StripLayout& layout = group.set->layout;
-        std::byte* row = threads_[static_cast<size_t>(thread)].acts;
-        const size_t stride = intermediate_row_bytes(layout);
-        intermediate(group, task.granule, 0, group.n_entries, acts, row, stride, thread);
-        ops::MatmulJob job;
-        job.w = layout.down(group.set->granule(group.expert, task.granule));
-        job.acts = row;
-        job.act_stride = stride;
-        job.n_tokens = group.n_entries;
-        job.y = partials_ + (group.first_partial + task.granule) * n_embd;
-        job.y_stride = layout.n_granules * n_embd;
-        job.tile_end = job.w.n_tiles();
-        job.scratch = workspace_.scratch(thread);
-        workspace_.kernels().matmul(job);
+        compute_few(group, task.granule, group.granule(task.granule), acts, thread);
     });
-    const int64_t chunks = (n_embd + kReduceColumns - 1) / kReduceColumns;
-    workspace_.pool().run(n * chunks, [&](int64_t task, int) {
-        const int64_t begin = task % chunks * kReduceColumns;
-        reduce_row(il, task / chunks, begin, std::min(begin + kReduceColumns, n_embd), true, x);
-    });
+    reduce(il, x, n, true);
 }
 
 void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) {
+    parts_.clear();
+    for (size_t i = 0; i < groups_.size(); ++i)
+        parts_.push_back({static_cast<int32_t>(i), 0, static_cast<int32_t>(groups_[i].set->layout.n_granules)});
+    compute_many(acts);
+    reduce(il, x, n, false);
+}
+
+// The parts of parts_: intermediates, then down. Parts of one group ascend from call to call.
+void FeedForward::compute_many(const ActSet& acts) {
     const int64_t n_embd = model_.config().n_embd;
     const int64_t block = std::min(n_batch_, kEntryBlock);
     tasks_.clear();
-    for (size_t i = 0; i < groups_.size(); ++i) {
-        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) {
-            for (int64_t first = 0; first < groups_[i].n_entries; first += block) {
-                tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), static_cast<int32_t>(first),
-                                  static_cast<int32_t>(std::min(block, groups_[i].n_entries - first))});
-            }
+    for (const Part& part : parts_) {
+        const int64_t n_entries = groups_[static_cast<size_t>(part.group)].n_entries;
+        for (int32_t g = part.first; g < part.first + part.count; ++g) {
+            for (int64_t first = 0; first < n_entries; first += block)
+                tasks_.push_back({part.group, g, static_cast<int32_t>(first), static_cast<int32_t>(std::min(block, n_entries - first))});
         }
     }
     workspace_.pool().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
@@ -261,13 +285,14 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
         const StripLayout& layout = group.set->layout;
         const size_t row = intermediate_row_bytes(layout);
         std::byte* out = intermediate_ + group.intermediate_at + static_cast<size_t>(task.first * layout.n_granules + task.granule) * row;
-        intermediate(group, task.granule, task.first, task.count, acts, out, row * static_cast<size_t>(layout.n_granules), thread);
+        intermediate(group, task.granule, group.granule(task.granule), task.first, task.count, acts, out,
+                     row * static_cast<size_t>(layout.n_granules), thread);
     });
 
     const int64_t tiles = (n_embd + ops::kTileRows - 1) / ops::kTileRows;
     const int64_t chunk = std::max<int64_t>(4, tiles / (workspace_.pool().size() * int64_t{4}) / 4 * 4);
     tasks_.clear();
-    for (size_t i = 0; i < groups_.size(); ++i) {
+    for (size_t i = 0; i < parts_.size(); ++i) {
         for (int64_t first = 0; first < tiles; first += chunk) {
             tasks_.push_back(
                 {static_cast<int32_t>(i), 0, static_cast<int32_t>(first), static_cast<int32_t>(std::min(chunk, tiles - first))});
@@ -275,12 +300,13 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
     }
     workspace_.pool().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
         const Task& task = tasks_[static_cast<size_t>(index)];
-        const Group& group = groups_[static_cast<size_t>(task.group)];
+        const Part& part = parts_[static_cast<size_t>(task.group)];
+        const Group& group = groups_[static_cast<size_t>(part.group)];
         const StripLayout& layout = group.set->layout;
         const size_t row = intermediate_row_bytes(layout);
-        for (int64_t g = 0; g < layout.n_granules; ++g) {
+        for (int64_t g = part.first; g < part.first + part.count; ++g) {
             ops::MatmulJob job;
-            job.w = layout.down(group.set->granule(group.expert, g));
+            job.w = layout.down(group.granule(g));
             job.acts = intermediate_ + group.intermediate_at + static_cast<size_t>(g) * row;
             job.act_stride = row * static_cast<size_t>(layout.n_granules);
             job.n_tokens = group.n_entries;
@@ -293,7 +319,125 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
             workspace_.kernels().matmul(job);
         }
     });
-    workspace_.pool().run(n, [&](int64_t t, int) { reduce_row(il, t, 0, n_embd, false, x); });
+}
+
+void FeedForward::stream(int64_t il, const ActSet& acts, float* x, int64_t n) {
+    const LayerWeights& layer = model_.layer(il);
+    const auto n_granules = static_cast<size_t>(layer.routed->layout.n_granules);
+    const size_t n_routed = n_routed_groups();
+    granules_.assign(n_routed * n_granules, nullptr);
+    wants_.clear();
+    for (size_t i = 0; i < n_routed; ++i) {
+        groups_[i].data = granules_.data() + i * n_granules;
+        wants_.push_back({static_cast<int32_t>(groups_[i].expert), groups_[i].data});
+    }
+    const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
+    Streamer::Pass pass(*model_.streamer(), layer.moe_layer, {ids_, static_cast<size_t>(n * k)}, static_cast<int>(n), wants_, &timeline_,
+                        probe_position_);
+    fetch_ahead(pass, layer.moe_layer, x, n);
+    if (n <= kFewTokens) {
+        stream_few(pass, acts);
+    } else {
+        stream_many(pass, acts);
+    }
+    report_ = pass.finish();
+    reduce(il, x, n, n <= kFewTokens);
+}
+
+void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
+    tasks_.clear();  // of the shared expert, which is always there
+    for (size_t i = n_routed_groups(); i < groups_.size(); ++i) {
+        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
+    }
+    const auto compute = [&](const Streamer::Item& item, int thread) {
+        const int64_t start = timeline_.is_on() ? now_ns() : 0;
+        const Group& group = groups_[static_cast<size_t>(item.want)];
+        compute_few(group, item.granule, item.data, acts, thread);
+        if (!timeline_.is_on()) return;
+        timeline_.record({.start_ns = start,
+                          .end_ns = now_ns(),
+                          .bytes = group.set->layout.granule_bytes,
+                          .position = probe_position_,
+                          .kind = Span::granule,
+                          .lane = thread,
+                          .layer = static_cast<int32_t>(probe_layer_),
+                          .expert = static_cast<int32_t>(group.expert),
+                          .granule = item.granule});
+    };
+    if (model_.streamer()->has_cpu_lane()) pass.start_in_place(compute, workspace_.pool().size());
+    std::atomic<size_t> next{0}, done{0};
+    // One task a thread, that ends when nothing is left: a thread that lost its core holds nobody up.
+    workspace_.pool().run(workspace_.pool().size(), [&](int64_t, int thread) {
+        for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks_.size();) {
+            const Group& group = groups_[static_cast<size_t>(tasks_[i].group)];
+            compute_few(group, tasks_[i].granule, group.granule(tasks_[i].granule), acts, thread);
+        }
+        size_t mine = 0;
+        while (const Streamer::Item item = pass.take(thread)) {
+            compute(item, thread);
+            pass.done(item);
+            ++mine;
+        }
+        done.fetch_add(mine, std::memory_order_relaxed);
+    });
+    tasks_run_ += static_cast<int64_t>(done.load() + tasks_.size());
+}
+
+void FeedForward::stream_many(Streamer::Pass& pass, const ActSet& acts) {
+    const auto run_tasks = [&](int64_t n, const std::function<void(int64_t, int)>& task) { workspace_.pool().run(n, task); };
+    const size_t n_routed = n_routed_groups();
+    bool shared_done = n_routed == groups_.size();
+    while (pass.next_wave(wave_, run_tasks)) {
+        parts_.clear();
+        for (const Streamer::WaveRun& run : wave_) parts_.push_back({run.want, run.first, run.count});
+        if (!shared_done)
+            parts_.push_back({static_cast<int32_t>(n_routed), 0, static_cast<int32_t>(groups_.back().set->layout.n_granules)});
+        shared_done = true;
+        compute_many(acts);
+    }
+}
+
+// What the next layers will probably want goes behind this layer's own transfers.
+void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* x, int64_t n) {
+    Streamer& streamer = *model_.streamer();
+    if (n >= Streamer::kManyTokens) {
+        if (moe_layer + 1 < streamer.n_layer()) pass.prefetch_all(moe_layer + 1);
+        return;
+    }
+    if (n > 1) return;
+    const int after = (moe_layer + 1) % streamer.n_layer();
+    if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
+        pass.prefetch(after, guess);
+        return;
+    }
+    const ops::Kernels& kernels = workspace_.kernels();
+    for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
+        const int target = moe_layer + ahead;
+        if (!streamer.wants_guess(target)) return;
+        const int64_t il = streamer.il(target), n_embd = model_.config().n_embd;
+        const LayerWeights& w = model_.layer(il);
+        const LayerConfig& config = model_.config().layers[static_cast<size_t>(il)];
+        kernels.rms_norm(x, w.ffn_norm, model_.config().norm_eps, guess_x_.data(), n_embd);
+        guess_acts_.quantize(kernels, act_mask(w.router), guess_x_.data(), n_embd, 0);
+        const Projection router{&w.router, guess_logits_.data()};
+        workspace_.project({&router, 1}, guess_acts_, 1);
+        route_token(model_.config(), config, kernels, w.selection_bias, guess_logits_.data(), guess_ids_.data(), guess_weights_.data());
+        pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(config.n_expert_used)});
+    }
+}
+
+void FeedForward::reduce(int64_t il, float* x, int64_t n, bool few) {
+    const int64_t n_embd = model_.config().n_embd;
+    const int64_t chunks = few ? (n_embd + kReduceColumns - 1) / kReduceColumns : 1, width = few ? kReduceColumns : n_embd;
+    workspace_.pool().run(n * chunks, [&](int64_t task, int) {
+        const int64_t begin = task % chunks * width;
+        reduce_row(il, task / chunks, begin, std::min(begin + width, n_embd), few, x);
+    });
+    if (trace_.is_on() && model_.layer(il).routed) {
+        const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
+        trace_.note(model_.layer(il).moe_layer, n, k, ids_, weights_, report_);
+    }
+    report_ = {};
 }
 
 // x[t] += sum of the token's experts, columns [begin, end). The order of additions is the contract; both schedules come here.

@@ -6,6 +6,8 @@
 // Two schedules with the same arithmetic, so a token's result does not depend on its neighbours:
 //   few tokens   one job over (expert, granule): each task leaves its partials in scratch; one barrier, then the reduction.
 //   many tokens  tokens grouped by expert; one job over (expert, granule) for the intermediate, one over (expert, output tiles) for down.
+// Where experts are streamed the same tasks run as their granules become ready: few tokens one by one, many in waves of runs that ascend
+// inside each expert, so that partials still add in order.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +15,7 @@
 #include <vector>
 
 #include "engine/probe.h"
+#include "engine/routing_trace.h"
 #include "engine/workspace.h"
 
 namespace moepic {
@@ -30,6 +33,8 @@ public:
     int64_t tasks_run() const noexcept { return tasks_run_; }
     int64_t experts_used() const noexcept { return experts_used_; }
     void reset_counts() noexcept { tasks_run_ = experts_used_ = 0; }
+    RoutingTrace& trace() noexcept { return trace_; }
+    Timeline& timeline() noexcept { return timeline_; }
 
 private:
     // Tokens that share one expert. Entries are (token, expert) pairs in group order; entry i of the batch has its own partials.
@@ -40,15 +45,31 @@ private:
         int64_t first_partial;   // few tokens: partials of the group's first entry
         size_t intermediate_at;  // many tokens: bytes into intermediate_
         bool routed;
+        const std::byte** data;  // [n_granules] where streamed granules lie once they are ready; null: in the set's strips
+        const std::byte* granule(int64_t g) const noexcept { return data ? data[g] : set->granule(expert, g); }
+    };
+    // Granules [first, first + count) of a group.
+    struct Part {
+        int32_t group, first, count;
     };
     void place(Carver& carver);
     void route(int64_t il, const ActSet& acts, int64_t n);
     void make_groups(int64_t il, int64_t n);
     // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
-    void intermediate(const Group& group, int64_t granule, int64_t first, int64_t count, const ActSet& acts, std::byte* out, size_t stride,
-                      int thread);
+    void intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const ActSet& acts,
+                      std::byte* out, size_t stride, int thread);
+    // One granule of one group for few tokens: all of it, down to its partials.
+    void compute_few(const Group& group, int64_t granule, const std::byte* data, const ActSet& acts, int thread);
     void run_few(int64_t il, const ActSet& acts, float* x, int64_t n);
+    void compute_many(const ActSet& acts);
     void run_many(int64_t il, const ActSet& acts, float* x, int64_t n);
+    // The routed groups of a layer through the streamer, and whatever else the layer has besides.
+    void stream(int64_t il, const ActSet& acts, float* x, int64_t n);
+    void stream_few(Streamer::Pass& pass, const ActSet& acts);
+    void stream_many(Streamer::Pass& pass, const ActSet& acts);
+    void fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* x, int64_t n);
+    void reduce(int64_t il, float* x, int64_t n, bool few);
+    size_t n_routed_groups() const noexcept { return groups_.size() - (groups_.empty() || groups_.back().routed ? 0 : 1); }
     void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x);
 
     const Model& model_;
@@ -78,6 +99,18 @@ private:
         int32_t first, count;  // entries inside the group, or output tiles
     };
     std::vector<Task> tasks_;
+    std::vector<Part> parts_;
+
+    // Of streamed layers.
+    std::vector<const std::byte*> granules_;  // [group][granule] where it lies
+    std::vector<Streamer::Want> wants_;
+    std::vector<Streamer::WaveRun> wave_;
+    std::vector<float> guess_x_, guess_logits_, guess_weights_;
+    std::vector<int32_t> guess_ids_;
+    ActSet guess_acts_;
+    PassReport report_;
+    RoutingTrace trace_;
+    Timeline timeline_;
 
     const Probe* probe_ = nullptr;
     std::mutex probe_mutex_;

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/thread_pool.h"
+#include "engine/context.h"
 #include "expert/granule.h"
 #include "model/type_lookup.h"
 
@@ -46,14 +47,12 @@ public:
 
     void build() {
         place(nullptr);
-        const size_t total = carver_.used();
-        if (options_.ram_bytes && total > options_.ram_bytes) {
-            fail(Code::budget, "ram: this model needs ", human_bytes(total), " (", total, " bytes) of weights in memory, the budget is ",
-                 human_bytes(options_.ram_bytes), "; this build keeps every expert resident");
-        }
-        model_.arena_ = Region(total, "weights");
-        place(model_.arena_.data());
+        decide();
+        place(nullptr);
+        model_.weights_ = Region(carver_.used(), "weights");
+        place(model_.weights_.data());
         fill();
+        if (streams_) start_streamer();
     }
 
 private:
@@ -79,8 +78,81 @@ private:
         std::vector<Strips> strips;
     };
 
+    // Whether experts are resident or streamed, and what the budget leaves for which part. Everything is known before a weight is read.
+    void decide() {
+        const uint64_t total = carver_.used(), experts = model_.expert_bytes();
+        const StreamOptions& s = options_.streaming;
+        links_ = s.link_bytes_s > 0.0;
+        model_.n_in_place_ = links_ && s.cpu_bytes_s > 0.0 ? 1 : 0;
+        const uint64_t context = options_.ram_bytes ? context_bytes() : 0;
+        const bool fits = !options_.ram_bytes || total + context <= options_.ram_bytes;
+        if (experts == 0 || (fits && !options_.stream && !links_)) {
+            if (!fits) refuse(total + context, total, context, 0);
+            if (experts == 0 && (options_.stream || links_))
+                fail(Code::unsupported, "this model has no routed experts, so there is nothing to stream");
+            return;
+        }
+        streams_ = true;
+        std::vector<StreamLayer> layers = stream_layers();
+        needs_ = Streamer::measure(layers, s, n_threads(), false);
+        const uint64_t dense = total - (links_ ? 0 : experts);  // what has to be in memory anyway
+        uint64_t cache = s.cache_bytes >= 0 ? static_cast<uint64_t>(s.cache_bytes) : experts;
+        if (options_.ram_bytes) {
+            const uint64_t least = dense + context + needs_.least_bytes;
+            if (least > options_.ram_bytes) refuse(least, dense, context, needs_.least_bytes);
+            // Large buffers only where they do not take half of what could hold experts.
+            const uint64_t room = options_.ram_bytes - dense - context;
+            smallest_ = needs_.bytes() > room / 2;
+            if (smallest_) needs_ = Streamer::measure(layers, s, n_threads(), true);
+            const uint64_t left = room - needs_.bytes();
+            if (s.cache_bytes >= 0 && cache > left) refuse(dense + context + needs_.bytes() + cache, dense, context, needs_.bytes() + cache);
+            cache = std::min(cache, left);
+        }
+        model_.cache_bytes_ = std::min(cache, experts);
+        model_.staging_bytes_ = needs_.bytes();
+        log_message(LogLevel::info, cat("experts: ", human_bytes(experts), " ", links_ ? "in RAM behind an emulated link" : "in the file", ", cache ",
+                                        human_bytes(model_.cache_bytes_), ", staging ", human_bytes(needs_.bytes())));
+    }
+
+    [[noreturn]] void refuse(uint64_t need, uint64_t weights, uint64_t context, uint64_t staging) const {
+        fail(Code::budget, "ram: needs ", human_bytes(need), " (", need, " bytes: weights ", human_bytes(weights), ", keys, values and scratch ",
+             human_bytes(context), staging ? ", staging and expert cache " : "", staging ? human_bytes(staging) : "", "), the budget is ",
+             human_bytes(options_.ram_bytes), " (", options_.ram_bytes, " bytes); the smallest budget that works with these options is ", need,
+             " bytes. Lower n_ctx or n_batch, use Q8_0 keys and values, or raise ram");
+    }
+
+    // A context reserves address space only: its pages cost nothing until they are touched.
+    uint64_t context_bytes() const {
+        const Context context(model_, options_.context);
+        return context.kv_bytes() + context.scratch_bytes();
+    }
+
+    int n_threads() const { return options_.context.n_threads ? options_.context.n_threads : ThreadPool::usable_cores(); }
+
+    std::vector<StreamLayer> stream_layers() const {
+        std::vector<StreamLayer> layers;
+        for (size_t il = 0; il < model_.layers_.size(); ++il) {
+            const LayerWeights& w = model_.layers_[il];
+            if (!w.routed) continue;
+            layers.push_back({static_cast<int32_t>(il), static_cast<int>(w.routed->n_expert),
+                              static_cast<int>(model_.config_.layers[il].n_expert_used),
+                              {&*model_.binding_.layers[il].routed, w.routed->layout, w.routed->strips}});
+        }
+        return layers;
+    }
+
+    void start_streamer() {
+        std::vector<std::string> paths;
+        for (uint32_t i = 0; i < model_.file_.shard_count(); ++i) paths.push_back(model_.file_.shard_path(i));
+        model_.streamer_ =
+            std::make_unique<Streamer>(*model_.kernels_, stream_layers(), std::move(paths), static_cast<int64_t>(model_.cache_bytes_), n_threads(),
+                                       smallest_, options_.streaming);
+        model_.streamer_->warm_up(options_.n_threads, options_.progress);
+    }
+
     void place(std::byte* base) {
         carver_ = Carver(base);
+        n_moe_ = 0;
         batches_.assign(static_cast<size_t>(model_.config_.n_layer) + 1, {});
         const ModelBinding& b = model_.binding_;
         batch_ = &batches_.back();
@@ -114,7 +186,10 @@ private:
         if (b.router) w.router = linear(b.router, b.router_bias);
         w.selection_bias = floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
-        if (b.routed) place_experts(*b.routed, w.routed, true);
+        if (b.routed) {
+            w.moe_layer = n_moe_++;
+            place_experts(*b.routed, w.routed, true);
+        }
         if (b.shared) place_experts(*b.shared, w.shared, false);
     }
 
@@ -128,11 +203,12 @@ private:
         set.layout = make_strip_layout(b, granule);
         set.n_expert = b.n_expert;
         set.top_granules = b.top / granule;
-        std::byte* strips = carver_.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert));
-        set.strips = strips;
         set.down_bias = floats(b.down_bias);
+        const bool is_resident = !routed || !streams_ || links_;
+        std::byte* strips = is_resident ? carver_.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert)) : nullptr;
+        set.strips = strips;
         out = set;
-        batch_->strips.push_back({&b, &out->layout, strips});
+        if (is_resident) batch_->strips.push_back({&b, &out->layout, strips});
     }
 
     const float* floats(const gguf::Tensor* tensor) {
@@ -157,9 +233,9 @@ private:
         for (const Batch& batch : batches_) {
             fill_batch(batch, pool);
             done += batch_bytes(batch);
-            report(std::min<uint64_t>(done, model_.arena_.size()));
+            report(std::min<uint64_t>(done, model_.weights_.size()));
         }
-        report(model_.arena_.size());
+        report(model_.weights_.size());
     }
 
     static uint64_t batch_bytes(const Batch& batch) {
@@ -171,7 +247,7 @@ private:
     }
 
     void report(uint64_t done) {
-        if (options_.progress && !options_.progress(done, model_.arena_.size())) fail(Code::cancelled, "load: cancelled");
+        if (options_.progress && !options_.progress(done, model_.weights_.size())) fail(Code::cancelled, "load: cancelled");
     }
 
     void fill_batch(const Batch& batch, ThreadPool& pool) {
@@ -199,10 +275,10 @@ private:
         }
         for (const Strips& s : batch.strips) {
             std::vector<StripFiller> fillers;
-            for (int i = 0; i < pool.size(); ++i) fillers.emplace_back(kernels, *s.binding, *s.layout);
+            for (int i = 0; i < pool.size(); ++i) fillers.emplace_back(kernels).reserve(*s.binding, *s.layout);
             const int64_t n_granules = s.layout->n_granules;
             pool.run(s.binding->n_expert * n_granules, [&](int64_t task, int thread) {
-                fillers[static_cast<size_t>(thread)].fill(task / n_granules, task % n_granules,
+                fillers[static_cast<size_t>(thread)].fill(*s.binding, *s.layout, MappedSource(), task / n_granules, task % n_granules,
                                                           s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
             });
             for (const RowSegment& r : s.binding->gate) model_.file_.dont_need(*r.tensor);
@@ -216,6 +292,9 @@ private:
     Carver carver_;
     std::vector<Batch> batches_;
     Batch* batch_ = nullptr;
+    int n_moe_ = 0;
+    bool streams_ = false, links_ = false, smallest_ = false;
+    StreamNeeds needs_;
 };
 
 Model::Model(gguf::File file, const LoadOptions& options)
@@ -249,7 +328,10 @@ uint64_t Model::expert_bytes() const noexcept {
 }
 
 uint64_t Model::active_bytes() const noexcept {
-    uint64_t bytes = weight_bytes() - expert_bytes();
+    uint64_t bytes = weights_.size();
+    for (const LayerWeights& layer : layers_) {
+        if (layer.routed && layer.routed->strips) bytes -= layer.routed->layout.strip_bytes() * static_cast<uint64_t>(layer.routed->n_expert);
+    }
     bytes -= binding_.token_embd->n_bytes;
     bytes += row_bytes(embedding_type_, config_.n_embd);
     for (size_t il = 0; il < layers_.size(); ++il) {

@@ -1,4 +1,5 @@
-// A loaded model: configuration, and every weight re-tiled in memory. Immutable after load; shared by contexts and threads.
+// A loaded model: configuration, and weights re-tiled in memory: all of them, or all but the routed experts, which a streamer then brings.
+// Immutable after load, but for the streamer, which takes care of itself; shared by contexts and threads.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +10,8 @@
 #include <vector>
 
 #include "base/region.h"
+#include "engine/context_options.h"
+#include "engine/streamer.h"
 #include "expert/strip.h"
 #include "gguf/file.h"
 #include "model/binding.h"
@@ -22,12 +25,12 @@ struct Linear {
     const float* bias = nullptr;  // [rows] or null
 };
 
-// Experts of one layer, resident. Strip e starts at strips + e * layout.strip_bytes().
+// Experts of one layer. Where they are resident, strip e starts at strips + e * layout.strip_bytes().
 struct ExpertSet {
     StripLayout layout;
     int64_t n_expert = 0;
     int64_t top_granules = 0;  // as the file was cut
-    const std::byte* strips = nullptr;
+    const std::byte* strips = nullptr;  // null: the model's streamer has them
     const float* down_bias = nullptr;  // [n_expert][n_embd] or null; belongs to no granule
     const std::byte* granule(int64_t expert, int64_t g) const noexcept {
         return strips + static_cast<size_t>(expert) * layout.strip_bytes() + static_cast<size_t>(g) * layout.granule_bytes;
@@ -44,6 +47,7 @@ struct LayerWeights {
     Linear router;                          // rows = n_expert; rows 0: no routed experts
     const float* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertSet> routed;
+    int moe_layer = -1;               // number among the layers with routed experts
     std::optional<ExpertSet> shared;  // a shared expert, or the dense feed-forward
     Linear shared_gate;               // one row; rows 0: not gated
 };
@@ -53,7 +57,10 @@ struct LoadOptions {
     int isa = -1;                                                 // -1: best
     int64_t granule = 0;                                          // 0: default_granule()
     bool strict = false;                                          // a downgrade is an error
-    uint64_t ram_bytes = 0;                                       // refuse to load more weights than this; 0: no limit
+    uint64_t ram_bytes = 0;  // for weights, one context, staging and the expert cache together; 0: no limit
+    ContextOptions context;  // the context that ram_bytes has to leave room for
+    bool stream = false;     // experts through the streamer even where all fit
+    StreamOptions streaming;
     std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
 };
 
@@ -72,8 +79,17 @@ public:
     // One row of the embedding as floats, [n_embd].
     void embed(int32_t token, float* out) const noexcept;
 
-    uint64_t weight_bytes() const noexcept { return arena_.size(); }
-    uint64_t expert_bytes() const noexcept;
+    // Null where every expert is resident.
+    Streamer* streamer() const noexcept { return streamer_.get(); }
+
+    // Threads of the CPU lane, which compute beside a context's own.
+    int n_in_place() const noexcept { return n_in_place_; }
+
+    // In memory: resident weights and the expert cache.
+    uint64_t weight_bytes() const noexcept { return weights_.size() + cache_bytes_; }
+    uint64_t cache_bytes() const noexcept { return cache_bytes_; }
+    uint64_t staging_bytes() const noexcept { return staging_bytes_; }
+    uint64_t expert_bytes() const noexcept;  // of all routed experts, wherever they are
     // Weights read for one decoded token: all dense ones, the used experts, one embedding row.
     uint64_t active_bytes() const noexcept;
     uint64_t n_params() const noexcept;
@@ -92,7 +108,10 @@ private:
     Linear output_;
     Type embedding_type_{};
     const std::byte* embedding_ = nullptr;  // GGUF rows
-    Region arena_;
+    Region weights_;
+    uint64_t cache_bytes_ = 0, staging_bytes_ = 0;
+    int n_in_place_ = 0;
+    std::unique_ptr<Streamer> streamer_;
 };
 
 }  // namespace moepic

@@ -52,13 +52,15 @@ struct Projection {
 
 class Workspace {
 public:
-    Workspace(const ops::Kernels& kernels, int n_threads) : kernels_(kernels), pool_(n_threads) {
+    // n_more: threads beside the pool that compute too, numbered after its own.
+    Workspace(const ops::Kernels& kernels, int n_threads, int n_more) : kernels_(kernels), pool_(n_threads), n_threads_(pool_.size() + n_more) {
         const size_t per_thread = std::max(ops::kMatmulScratchBytes, ops::kAttentionScratchBytes);
-        scratch_ = Region(per_thread * static_cast<size_t>(pool_.size()), "per-thread scratch");
+        scratch_ = Region(per_thread * static_cast<size_t>(n_threads_), "per-thread scratch");
         per_thread_ = per_thread;
     }
     const ops::Kernels& kernels() const noexcept { return kernels_; }
     ThreadPool& pool() noexcept { return pool_; }
+    int n_threads() const noexcept { return n_threads_; }
     std::byte* scratch(int thread) const noexcept { return scratch_.data() + per_thread_ * static_cast<size_t>(thread); }
     uint64_t bytes() const noexcept { return scratch_.size(); }
 
@@ -98,6 +100,7 @@ public:
 private:
     const ops::Kernels& kernels_;
     ThreadPool pool_;
+    int n_threads_;
     Region scratch_;
     size_t per_thread_ = 0;
 };

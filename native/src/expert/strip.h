@@ -40,21 +40,64 @@ private:
 
 StripLayout make_strip_layout(const ExpertBinding& set, int64_t granule);
 
-// Re-tiles granules from a file into strips. One per thread: it owns the buffer that joins pieces when a granule of the runtime
+// Consecutive granules [first, first + count) of one expert.
+struct GranuleRun {
+    int64_t first = 0;
+    int64_t count = 0;
+    bool operator==(const GranuleRun&) const = default;
+};
+
+// Bytes [at, at + bytes) of a tensor's data.
+struct Extent {
+    const gguf::Tensor* tensor = nullptr;
+    uint64_t at = 0;
+    uint64_t bytes = 0;
+};
+
+// Where a filler finds the bytes of an extent: in the mapped file, or in buffers they were read into.
+class ExtentSource {
+public:
+    virtual const std::byte* find(const Extent& extent) const noexcept = 0;
+
+protected:
+    ~ExtentSource() = default;
+};
+
+class MappedSource final : public ExtentSource {
+public:
+    const std::byte* find(const Extent& extent) const noexcept override { return extent.tensor->data + extent.at; }
+};
+
+// What a run of granules needs from the file, as few extents as the file's layout allows. Rows of gate and up are exactly the run's; down
+// comes in whole matrices of the file's granules, so a run that ends inside one reads all of it.
+void list_extents(const ExpertBinding& set, const StripLayout& layout, int64_t expert, GranuleRun run, std::vector<Extent>& out);
+
+// The granules that had better be read together with `granule`, because cutting between them would read a matrix of down twice: one granule
+// where the file stores down by granules, the whole expert of an ordinary file.
+GranuleRun read_unit(const ExpertBinding& set, const StripLayout& layout, int64_t granule);
+
+// Re-tiles granules from a file's bytes into strips. One per thread: it owns the buffer that joins pieces when a granule of the runtime
 // straddles segments or granules of the file.
 class StripFiller {
 public:
-    StripFiller(const ops::Kernels& kernels, const ExpertBinding& set, const StripLayout& layout);
+    explicit StripFiller(const ops::Kernels& kernels) : kernels_(kernels) {}
+    // Makes room for granules of such a set; fill() then allocates nothing.
+    void reserve(const ExpertBinding& set, const StripLayout& layout);
     // dst: granule_bytes, 64-byte aligned.
-    void fill(int64_t expert, int64_t granule, std::byte* dst);
+    void fill(const ExpertBinding& set, const StripLayout& layout, const ExtentSource& source, int64_t expert, int64_t granule,
+              std::byte* dst);
 
 private:
-    void fill_rows(Type type, const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst);
-    void fill_biases(const std::vector<RowSegment>& segments, int64_t expert, int64_t first, std::byte* dst);
-    void fill_columns(int64_t expert, int64_t first, std::byte* dst);
+    struct Job {
+        const ExpertBinding& set;
+        const StripLayout& layout;
+        const ExtentSource& source;
+        int64_t expert, first;  // first neuron
+    };
+    void fill_rows(const Job& job, Type type, const std::vector<RowSegment>& segments, std::byte* dst);
+    void fill_biases(const Job& job, const std::vector<RowSegment>& segments, std::byte* dst);
+    void fill_columns(const Job& job, std::byte* dst);
     const ops::Kernels& kernels_;
-    const ExpertBinding& set_;
-    const StripLayout& layout_;
     std::vector<std::byte> joined_;
 };
 
