@@ -28,6 +28,6 @@ struct FileLaneOptions {
 uint64_t file_frame_bytes(uint64_t bytes, int max_pieces);
 
 // Opens every path (Error(io) names it). A read error, a short read (the file was truncated) or a file that shrank fails that transfer alone.
-std::unique_ptr<Lane> open_file_lane(const FileLaneOptions& options);
+std::unique_ptr<Lane> open_file_lane(const FileLaneOptions& options, Lane::OnReady on_ready);
 
 }  // namespace moepic::transfer

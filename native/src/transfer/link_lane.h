@@ -18,6 +18,6 @@ struct LinkLaneOptions {
     double latency_s = 0.0;  // from the start of a transfer to its first byte; >= 0
 };
 
-std::unique_ptr<Lane> open_link_lane(const LinkLaneOptions& options);
+std::unique_ptr<Lane> open_link_lane(const LinkLaneOptions& options, Lane::OnReady on_ready);
 
 }  // namespace moepic::transfer
