@@ -48,8 +48,8 @@ struct Delivery {
     std::shared_ptr<const Error> error;
 };
 
-// Counted since the start, or since reset. busy_s: wall time during which at least one transfer was moving; bytes / busy_s is the lane's
-// rate while it ran.
+// Counted since the start, or since reset. busy_s: wall time during which at least one transfer was moving, the lane's time to wake up for
+// it included; bytes / busy_s is the lane's rate while it ran.
 struct LaneStats {
     uint64_t bytes = 0;          // asked for and delivered, without what alignment added
     uint64_t raw_bytes = 0;      // moved, with it, cancelled transfers included
@@ -71,9 +71,8 @@ public:
     virtual Ticket submit(std::span<const Piece> pieces, Urgency urgency) = 0;
     // A prefetch that turned out to be wanted: it goes before other prefetches, behind demand submitted earlier. Anything else: no effect.
     virtual void promote(Ticket ticket) = 0;
-    // True: the transfer will not be delivered (on_ready is not called after cancel() returns true) and needs no release(). False: it was
-    // delivered, or is being delivered, and is the caller's to release. True also for a ticket that was cancelled or released before:
-    // nothing comes, nothing is due.
+    // True: this call dropped the transfer; it will not be delivered (on_ready is not called after cancel() returned true) and needs no
+    // release(). False: it was delivered, or is being delivered, and is the caller's to release; or it was cancelled before.
     virtual bool cancel(Ticket ticket) = 0;
     // Gives the frame of a delivered transfer back.
     virtual void release(Ticket ticket) = 0;

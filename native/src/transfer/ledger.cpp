@@ -81,10 +81,9 @@ bool Ledger::cancel(Ticket ticket) {
     {
         std::lock_guard lock(mutex_);
         const auto found = transfers_.find(ticket);
-        if (found == transfers_.end()) return true;
+        if (found == transfers_.end()) return false;
         Transfer& transfer = found->second;
-        if (transfer.cancelled) return true;
-        if (transfer.state == State::ready) return false;
+        if (transfer.cancelled || transfer.state == State::ready) return false;
         ++stats_.n_cancelled;
         if (transfer.state == State::queued) {
             queued_.erase(&transfer);
@@ -230,7 +229,8 @@ void Ledger::start(Line::iterator queued) {
     if (transfer.urgency == Urgency::prefetch) ++n_prefetch_held_;
     transfer.since = std::max(transfer.submitted, freed_[static_cast<size_t>(transfer.frame)]);
     moving_.insert(std::move(node));
-    if (n_moving_++ == 0) busy_since_ = Clock::now();
+    // Not from now on: how long a mover took to wake up is part of what the lane costs.
+    if (n_moving_++ == 0) busy_since_ = std::max(transfer.since, busy_until_);
 }
 
 void Ledger::give_frame_back(Transfer& transfer) {
@@ -242,7 +242,10 @@ void Ledger::give_frame_back(Transfer& transfer) {
 }
 
 void Ledger::end_moving(Transfer& transfer) {
-    if (--n_moving_ == 0) busy_before_ += seconds(Clock::now() - busy_since_);
+    if (--n_moving_ == 0) {
+        busy_until_ = Clock::now();
+        busy_before_ += seconds(busy_until_ - busy_since_);
+    }
     transfer.state = State::ready;
     if (transfer.cancelled || transfer.failed) give_frame_back(transfer);
     if (transfer.cancelled) {

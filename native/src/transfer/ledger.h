@@ -133,10 +133,10 @@ private:
     std::vector<int> free_frames_;
     std::vector<Clock::time_point> freed_;  // of each frame: when it was given back last
     int n_prefetch_held_ = 0;
-    int n_moving_ = 0;                // transfers in State::moving
-    LaneStats stats_;                 // busy_s of it unused: busy_s() - busy_at_reset_ is
-    double busy_before_ = 0.0;        // of ended busy spells
-    Clock::time_point busy_since_{};  // of the present one, if n_moving_ > 0
+    int n_moving_ = 0;                               // transfers in State::moving
+    LaneStats stats_;                                // busy_s of it unused: busy_s() - busy_at_reset_ is
+    double busy_before_ = 0.0;                       // of ended busy spells
+    Clock::time_point busy_since_{}, busy_until_{};  // of the present one, if n_moving_ > 0; end of the last one
     double busy_at_reset_ = 0.0;
     // Payload bytes and busy seconds of late: both halve with every kRateHalfLife of busy time, so their quotient has no start-up bias.
     double late_bytes_ = 0.0, late_s_ = 0.0, late_until_ = 0.0;
