@@ -5,12 +5,14 @@
 //   submit -> queued -> moving -> ready -> released            cancel(): queued goes at once, moving is dropped when it lands, and a
 //                          \---> failed                        cancelled transfer is never delivered
 //
-// Order: demand before prefetch, and within a class as submitted; pieces of two transfers may move at the same time, so they may become ready
-// out of order. Frames bound what is under way: a queued transfer waits for a frame, which prefetches may not all take (one in four, at
-// least one, is kept for demand).
+// Order: demand before prefetch, and within a class as submitted; pieces of two transfers may move at the same time, so they may become
+// ready out of order. Frames bound what is under way: a queued transfer waits for a frame, which prefetches may not all take (one in four,
+// at least one, is kept for demand).
 //
-// Threads: every function may be called from any thread. `on_ready` is called on a thread of the lane, without its locks, once for every
-// transfer that was not cancelled before; it must not call back into the lane's destructor. After the destructor nothing is called.
+// Threads: every function may be called from any thread. `on_ready`, given when the lane is opened, is called on a thread of the lane,
+// without its locks, once for every transfer that was not cancelled before; with several threads, by several at once. It may call the lane,
+// but not its destructor; it must not throw; and while it runs that thread moves nothing. The destructor cancels what is left and waits for
+// what the kernel still writes; after it nothing is called.
 #pragma once
 
 #include <cstddef>
@@ -46,11 +48,11 @@ struct Delivery {
     std::shared_ptr<const Error> error;
 };
 
-// Counted since the start, or since reset. busy_s: wall time during which at least one transfer was moving; bytes / busy_s is the lane's
-// rate while it ran.
+// Counted since the start, or since reset. busy_s: wall time during which at least one transfer was moving, the lane's time to wake up for
+// it included; bytes / busy_s is the lane's rate while it ran.
 struct LaneStats {
-    uint64_t bytes = 0;      // asked for and delivered, without what alignment added
-    uint64_t raw_bytes = 0;  // moved, with it, cancelled transfers included
+    uint64_t bytes = 0;          // asked for and delivered, without what alignment added
+    uint64_t raw_bytes = 0;      // moved, with it, cancelled transfers included
     uint64_t dropped_bytes = 0;  // moved for transfers that were cancelled under way
     int64_t n_transfers = 0, n_cancelled = 0, n_failed = 0;
     double busy_s = 0.0;
@@ -69,16 +71,16 @@ public:
     virtual Ticket submit(std::span<const Piece> pieces, Urgency urgency) = 0;
     // A prefetch that turned out to be wanted: it goes before other prefetches, behind demand submitted earlier. Anything else: no effect.
     virtual void promote(Ticket ticket) = 0;
-    // True: the transfer will not be delivered (on_ready is not called after cancel() returns true) and needs no release(). False: it was
-    // delivered, or is being delivered, and is the caller's to release.
+    // True: this call dropped the transfer; it will not be delivered (on_ready is not called after cancel() returned true) and needs no
+    // release(). False: it was delivered, or is being delivered, and is the caller's to release; or it was cancelled before.
     virtual bool cancel(Ticket ticket) = 0;
     // Gives the frame of a delivered transfer back.
     virtual void release(Ticket ticket) = 0;
 
-    // Bytes of the longest transfer, all pieces with their alignment together.
+    // Memory of one frame: the longest transfer, all pieces with their alignment together.
     virtual uint64_t frame_bytes() const = 0;
     virtual int n_frames() const = 0;
-    // Bytes per second of late, measured while transfers were moving; 0 before the first.
+    // Bytes asked for per second of late, over the time in which transfers were moving; 0 before the first.
     virtual double rate() const = 0;
     virtual LaneStats stats() const = 0;
     virtual void reset_stats() = 0;
