@@ -1,5 +1,4 @@
-"""What a caller may choose, as plain data with a pure `validate()`. Knows no library and reads no environment; see
-docs/architecture.md.
+"""What a caller may choose, as plain data with a pure `validate()`. Reads no environment; see docs/architecture.md.
 
 Each group prints itself (`str(options)`), and `Model.config` prints what is in force.
 """
@@ -10,6 +9,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 from .budgets import Budget, parse_budget, physical_ram_bytes
 from .errors import ArgumentError, DeviceError
@@ -43,8 +43,8 @@ def need_number(name: str, value: object, low: float, high: float) -> None:
 
 @dataclass(frozen=True)
 class LoadOptions(_Printable):
-    """How weights are brought in. Budgets are totals for this process: `ram` covers weights, keys and values, and
-    scratch.
+    """How weights are brought in. Budgets are totals: `ram` covers weights, keys and values, scratch, staging and the
+    expert cache. The interpreter and its libraries come on top (docs/streaming.md).
     """
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N
@@ -97,6 +97,16 @@ class ContextOptions(_Printable):
         need_int("n_batch", self.n_batch, 0, 2**20)
         need_int("n_threads", self.n_threads, 0, 4096)
         need(self.kv_type in KV_TYPES, f"kv_type: expected {' or '.join(KV_TYPES)}, found {self.kv_type!r}")
+
+    def to_native(self) -> Any:
+        """The C struct."""
+        from ._ffi import ffi, lib
+
+        native = ffi.new("moepic_context_options*")
+        lib.moepic_context_options_init(native)
+        native.n_ctx, native.n_batch, native.n_threads = self.n_ctx, self.n_batch, self.n_threads
+        native.kv_type = KV_TYPES[self.kv_type]
+        return native
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from .errors import BudgetError
 from .generation import Generation
 from .metadata import Metadata
 from .progress import Progress
+from .streaming import StreamingOptions, StreamStats
 from .weights import ModelInfo, Weights
 
 if TYPE_CHECKING:
@@ -51,14 +52,22 @@ class Model:
         isa: str = "auto",
         granule: int = 0,
         strict: bool = False,
+        policy: str | None = None,
+        predictor: str | None = None,
+        profile: str | os.PathLike[str] | Sequence[float] | None = None,
+        streaming: StreamingOptions | None = None,
         chat_template: str | None = None,
         progress: Progress | None = None,
     ) -> Model:
         """Load a GGUF file (or all shards when `path` is one of them).
 
         device         'auto', 'cpu', 'cuda'. This build drives the CPU only and says so.
-        ram            most RAM to use: bytes, '8GiB', '50%'. Everything stays resident in this build, so a smaller
-                       budget is refused.
+        ram            most RAM to use: bytes, '8GiB', '50%'. Where the experts do not fit, they are streamed from the
+                       file through a cache that takes what the budget leaves.
+        policy         which experts stay in the cache: lrfu, lru, lfu, lcp, static, auto.
+        predictor      which are fetched before the router has spoken: next_layer, previous_token, none.
+        profile        uses of experts for a warm start (`Model.save_profile`).
+        streaming      everything else about it: `StreamingOptions`. The tokens never depend on any of these.
         vram           video memory to use; needs a CUDA backend.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
         n_threads      0: all cores this process may use. The result does not depend on it.
@@ -72,7 +81,10 @@ class Model:
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type)
         options.validate()
         need(progress is None or callable(progress), f"progress: expected a function, found {progress!r}")
-        weights = Weights(path, load, progress)
+        streaming = streaming or StreamingOptions()
+        given = {"policy": policy, "predictor": predictor, "profile": profile}
+        streaming = replace(streaming, **{name: value for name, value in given.items() if value is not None})
+        weights = Weights(path, load, progress, context=options, streaming=streaming)
         try:
             if chat_template is not None:
                 weights.chat_template(chat_template)  # a wrong name is told now
@@ -112,12 +124,13 @@ class Model:
         weights = self.info.weight_bytes
         stats = [context.stats for context in (self.context, *self._more) if not context.is_closed]
         kv, scratch = sum(s.kv_bytes for s in stats), sum(s.scratch_bytes for s in stats)
-        need = weights + kv + scratch
+        staging = self.info.staging_bytes
+        need = weights + kv + scratch + staging
         if need > budget:
             raise BudgetError(
                 f"ram: '{self._weights.path.name}' needs {show_bytes(need)} ({need} bytes: weights "
                 f"{show_bytes(weights)}, keys and values "
-                f"{show_bytes(kv)}, scratch {show_bytes(scratch)}), the budget is {show_bytes(budget)} ({budget} "
+                f"{show_bytes(kv)}, scratch {show_bytes(scratch)}, staging {show_bytes(staging)}), the budget is {show_bytes(budget)} ({budget} "
                 f"bytes); lower n_ctx or "
                 f"n_batch, use kv_type='q8_0', or raise ram"
             )
@@ -190,6 +203,12 @@ class Model:
     def stats(self) -> Stats:
         return self.context.stats
 
+    @property
+    def stream_stats(self) -> StreamStats | None:
+        """What was streamed since load or `reset_stats()`, all contexts together; None where every expert is
+        resident."""
+        return self._weights.stream_stats
+
     # ---- the model's own context -------------------------------------------------------------------------------------
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
@@ -221,6 +240,7 @@ class Model:
 
     def reset_stats(self) -> None:
         self.context.reset_stats()
+        self._weights.reset_stream_stats()
 
 
 def _share_documentation() -> None:

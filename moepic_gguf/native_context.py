@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .config import KV_TYPES, ContextOptions, SamplingOptions
+from .config import ContextOptions, SamplingOptions
 from .errors import ArgumentError, CancelledError, InternalError, MoepicError, check
 from .metadata import checked, last_error
 from .progress import NativeProgress
@@ -31,18 +31,14 @@ class NativeContext:
     """Owns a `moepic_context`. Raises `MoepicError` when used after `close()`."""
 
     def __init__(self, weights: Weights, options: ContextOptions) -> None:
-        from ._ffi import ffi, lib
+        from ._ffi import lib
 
         options.validate()
         self._weights = weights
         self._pointer: Any = None
         self._lock = threading.Lock()
         self._last_call_s = 0.0
-        native = ffi.new("moepic_context_options*")
-        lib.moepic_context_options_init(native)
-        native.n_ctx, native.n_batch, native.n_threads = options.n_ctx, options.n_batch, options.n_threads
-        native.kv_type = KV_TYPES[options.kv_type]
-        self._pointer = weights.create_context(native)
+        self._pointer = weights.create_context(options.to_native())
         self.n_ctx = int(lib.moepic_context_n_ctx(self._pointer))
         self.n_batch = options.n_batch or 512
 

@@ -8,16 +8,17 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
-from .config import ISA_NAMES, LoadOptions, choose_device
-from .errors import BudgetError, MoepicError, TemplateError, UnsupportedModelError
-from .metadata import GgufFile, Metadata, checked, resolve_path, text_of, type_name
+from .config import ISA_NAMES, ContextOptions, LoadOptions, choose_device
+from .errors import MoepicError, TemplateError, UnsupportedModelError
+from .metadata import Metadata, checked, resolve_path, text_of, type_name
 from .progress import NativeProgress, Progress
+from .streaming import StreamingOptions, StreamStats, read_stream_stats
 
 if TYPE_CHECKING:
     from .template import ChatTemplate
@@ -68,6 +69,10 @@ class ModelInfo:
     active_bytes: int
     kv_bytes_per_token_f16: int
     isa: str
+    streams: bool  # experts are streamed through an expert cache
+    n_moe_layer: int
+    cache_bytes: int
+    staging_bytes: int
     layers: tuple[LayerInfo, ...]
 
     def as_dict(self) -> dict[str, Any]:
@@ -82,13 +87,26 @@ class ModelInfo:
             f"token "
             f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, "
             f"kernels {self.isa}"
+            + (
+                f"\nstreamed: expert cache {show_bytes(self.cache_bytes)}, staging {show_bytes(self.staging_bytes)}"
+                if self.streams
+                else ""
+            )
         )
 
 
 class Weights:
     """Owns the `moepic_model` and frees its contexts before it, whatever the order in which Python lets go of them."""
 
-    def __init__(self, path: str | os.PathLike[str], options: LoadOptions, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        options: LoadOptions,
+        progress: Progress | None = None,
+        *,
+        context: ContextOptions | None = None,
+        streaming: StreamingOptions | None = None,
+    ) -> None:
         from ._ffi import lib
 
         self._lib = lib  # kept, because nothing can be imported any more when the interpreter ends
@@ -98,15 +116,17 @@ class Weights:
         # holds it.
         self._lock = threading.RLock()
         options.validate()
+        streaming = streaming or StreamingOptions()
+        streaming.validate()
         self.options = options
+        self.streaming = streaming
         self.path = resolve_path(path)
         self.device = choose_device(options)
-        _check_file_fits(self.path, options)
         _log_to_python()
         if options.device == "auto":
             log.info("device: took the CPU: %s", self.device.reason)
         start = time.perf_counter()
-        self._pointer = _load(self.path, options, progress)
+        self._pointer = _load(self.path, options, context or ContextOptions(), streaming, progress)
         self.load_s = time.perf_counter() - start
         self.metadata = Metadata(_file_of(weakref.ref(self)))
         self._tokenizer: Any = None
@@ -171,13 +191,14 @@ class Weights:
         numbers = {
             name: getattr(raw, name)
             for name, _ in ffi.typeof("moepic_model_info").fields
-            if name not in ("size", "architecture", "isa")
+            if name not in ("size", "architecture", "isa", "streams")
         }
         return ModelInfo(
             path=str(self.path),
             name=str(self.metadata.get("general.name", "")),
             architecture=text_of(raw.architecture),
             isa=ffi.string(raw.isa).decode("ascii"),
+            streams=bool(raw.streams),
             layers=tuple(self._layer(il) for il in range(raw.n_layer)),
             **numbers,
         )
@@ -193,6 +214,25 @@ class Weights:
         }
         row.update({name: type_name(value) for name, value in row.items() if name.endswith("_type")})
         return LayerInfo(**row)
+
+    @property
+    def stream_stats(self) -> StreamStats | None:
+        """What was streamed so far; None where every expert is resident."""
+        info = self.info
+        return read_stream_stats(self._pointer, info.n_moe_layer) if info.streams else None
+
+    def reset_stream_stats(self) -> None:
+        self.require_open()
+        self._lib.moepic_model_reset_stream_stats(self._pointer)
+
+    def expert_uses(self) -> list[float]:
+        """Uses of every expert since load, all MoE layers in order; a model that streams only."""
+        from ._ffi import ffi, lib
+
+        n = sum(layer.n_expert for layer in self.info.layers)
+        out = ffi.new("double[]", max(n, 1))
+        checked(lib.moepic_model_expert_uses(out, n, self._pointer))
+        return list(out)[:n]
 
     @property
     def n_vocab(self) -> int:
@@ -256,22 +296,13 @@ def _file_of(weights: weakref.ReferenceType[Weights]) -> Callable[[], Any]:
     return borrow
 
 
-def _check_file_fits(path: Path, options: LoadOptions) -> None:
-    """Refuse a RAM budget that cannot hold the tensors, before anything is read."""
-    budget = options.ram_bytes
-    if budget is None:
-        return
-    with GgufFile(path) as file:
-        need = sum(tensor.n_bytes for tensor in file.tensors)
-    if need > budget:
-        raise BudgetError(
-            f"ram: '{path.name}' needs {show_bytes(need)} ({need} bytes) for its weights alone, the budget is "
-            f"{show_bytes(budget)} "
-            f"({budget} bytes); this build keeps all weights in memory"
-        )
-
-
-def _load(path: Path, options: LoadOptions, progress: Progress | None) -> Any:
+def _load(
+    path: Path,
+    options: LoadOptions,
+    context: ContextOptions,
+    streaming: StreamingOptions,
+    progress: Progress | None,
+) -> Any:
     from ._ffi import ffi, lib
 
     # Present even when nobody listens: entering Python is what lets Ctrl-C stop a long load.
@@ -280,12 +311,24 @@ def _load(path: Path, options: LoadOptions, progress: Progress | None) -> Any:
     lib.moepic_model_options_init(native)
     native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
     native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
+    native.ram_bytes = options.ram_bytes or 0
     native.progress = report.callback
+    native.context = native_context = context.to_native()
+    native.streaming, kept = streaming.to_native(_read_profile(path, streaming))
     out = ffi.new("moepic_model**")
     code = lib.moepic_model_load(out, os.fsencode(path), native)
+    del native_context, kept  # they had to live until here
     report.reraise()
     checked(code)
     return out[0]
+
+
+def _read_profile(path: Path, streaming: StreamingOptions) -> Sequence[float] | None:
+    if streaming.profile is None or not isinstance(streaming.profile, (str, os.PathLike)):
+        return streaming.profile
+    from .profile import Profile
+
+    return [float(value) for value in Profile.load(streaming.profile, model=path).weights]
 
 
 _sink: list[Any] = []  # keeps the callback alive; filled once, under _sink_lock

@@ -116,6 +116,43 @@ typedef struct moepic_model moepic_model;
 /* Called on the calling thread. `stage` is static text ("load", "prefill"); done and total are bytes or tokens. */
 typedef int32_t (*moepic_progress_fn)(const char* stage, uint64_t done, uint64_t total, void* user);
 
+/* How experts that are not all in memory are kept and brought. They are streamed when ram_bytes is too small for all of them, or when
+ * `always` or link_bytes_s ask for it; otherwise these options do nothing. Names and defaults: docs/streaming.md. */
+typedef struct moepic_stream_options {
+    uint32_t size;
+    int32_t always;          /* non-zero: through the expert cache even where every expert would fit */
+    int64_t cache_bytes;     /* of the expert cache; -1: what ram_bytes leaves, or all experts */
+    uint64_t staging_bytes;  /* of transfers under way; 0: 32 MiB, and never less than two transfers */
+    int32_t policy;          /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
+    int32_t eviction;        /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
+    int32_t scope;           /* 0 a pool per layer, 1 global */
+    int32_t bypass;          /* non-zero: keep only what is worth more than what must leave */
+    double rho, omega;       /* lcp */
+    double half_life;        /* lrfu, tokens */
+    double granule_omega;    /* weight of the cut in a granule's worth; below 0: from the budget */
+    int32_t predictor;       /* 0 none, 1 previous_token, 2 next_layer (default) */
+    int32_t lookahead;       /* next_layer: 1 or 2 layers */
+    int32_t io;              /* 0: the best the kernel allows, 1 io_uring, 2 threads */
+    int32_t direct;          /* non-zero (default): past the page cache */
+    double link_bytes_s;     /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
+    double link_latency_s;   /* per transfer of the emulated link */
+    double cpu_bytes_s;      /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    int32_t n_moe_layer;     /* of the two arrays */
+    const int32_t* top;      /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
+    const int64_t* budget;   /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
+    int64_t n_profile;       /* experts of all MoE layers */
+    const double* profile;   /* [n_profile] uses, for a warm start; NULL: starts cold */
+} moepic_stream_options;
+MOEPIC_API void moepic_stream_options_init(moepic_stream_options* options);
+
+typedef struct moepic_context_options {
+    uint32_t size;
+    int32_t n_ctx;     /* positions; 0: what the model was trained for, at most 4096 */
+    int32_t n_batch;   /* tokens computed together in prefill; 0: 512 */
+    int32_t n_threads; /* 0: all cores this process may use */
+    int32_t kv_type;   /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
+} moepic_context_options;
+
 typedef struct moepic_model_options {
     uint32_t size;
     int32_t n_threads;  /* for loading; 0: all cores this process may use */
@@ -123,9 +160,12 @@ typedef struct moepic_model_options {
     int32_t granule;    /* neurons per granule; 0: the rule of docs/architecture.md. Results depend on it in the last bits, so it is an
                            explicit choice */
     int32_t strict;     /* non-zero: any downgrade is an error instead of a warning */
-    uint64_t ram_bytes; /* refuse, with E_BUDGET, to hold more weights than this in memory; 0: no limit */
+    uint64_t ram_bytes; /* for weights, one context, staging and the expert cache together; 0: no limit. Experts that do not fit are
+                           streamed from the file; E_BUDGET (need, have, the smallest that works) when not even the rest fits */
     moepic_progress_fn progress;
     void* user;
+    const moepic_context_options* context;  /* what ram_bytes has to leave room for; NULL: the defaults */
+    const moepic_stream_options* streaming; /* NULL: the defaults */
 } moepic_model_options;
 
 typedef struct moepic_model_info {
@@ -136,11 +176,15 @@ typedef struct moepic_model_info {
     int32_t n_expert, n_expert_used;                   /* 0: dense */
     uint64_t n_params;
     uint64_t file_bytes;
-    uint64_t weight_bytes; /* in memory */
-    uint64_t expert_bytes; /* the routed experts' part of weight_bytes */
+    uint64_t weight_bytes; /* in memory: resident weights and the expert cache */
+    uint64_t expert_bytes; /* of all routed experts, wherever they are */
     uint64_t active_bytes; /* weights read for one decoded token */
     uint64_t kv_bytes_per_token_f16;
     const char* isa; /* kernels in use, static */
+    int32_t streams; /* non-zero: experts are streamed */
+    int32_t n_moe_layer;
+    uint64_t cache_bytes;   /* of the expert cache; 0: every expert is resident */
+    uint64_t staging_bytes; /* buffers of transfers, besides weight_bytes */
 } moepic_model_info;
 
 typedef struct moepic_layer_info {
@@ -168,6 +212,37 @@ MOEPIC_API int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_m
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);
 /* The file's metadata; borrowed, valid while the model lives. */
 MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
+
+/* Served so far, all contexts together, since load or moepic_model_reset_stream_stats. E_ARGUMENT for a model that does not stream. */
+typedef struct moepic_stream_stats {
+    uint32_t size;
+    int64_t cache_bytes, resident_bytes; /* of the expert cache: its size, and what is in it now */
+    int64_t loads, evictions;            /* granules since load; loads - evictions are resident */
+    uint64_t lane_bytes, lane_raw_bytes, lane_dropped_bytes; /* delivered; moved with what alignment added; moved and not wanted any more */
+    int64_t n_transfers, n_cancelled, n_failed;
+    double lane_busy_s;               /* wall time during which something moved */
+    double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
+    int32_t n_policy_changes;
+    moepic_text lane, policy, note;   /* for people; valid until the next call on this thread */
+} moepic_stream_stats;
+/* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
+typedef struct moepic_stream_layer {
+    uint32_t size;
+    int32_t layer; /* number in the model */
+    int64_t n_hit, n_partial, n_miss;
+    int64_t n_resident, n_link, n_in_place, n_prefetched; /* granules, by how they were served */
+    int64_t demand_bytes, useful_bytes, wasted_bytes, late_bytes;
+    double stall_s; /* wall time in which every compute thread waited for bytes */
+    int64_t n_guessed, n_right, n_used; /* predicted ids, those that were right, ids the router chose where there was a guess */
+    int32_t prefetches;     /* non-zero: prefetch is on in this layer */
+    int32_t n_switched_off; /* how often it lost time and was */
+} moepic_stream_layer;
+MOEPIC_API int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* model);
+MOEPIC_API int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* model, int32_t moe_layer, int32_t prefill);
+MOEPIC_API void moepic_model_reset_stream_stats(const moepic_model* model);
+/* Uses of every expert since load, all MoE layers in order: [n], n as in n_profile. E_ARGUMENT when n is another. */
+MOEPIC_API int32_t moepic_model_expert_uses(double* out, int64_t n, const moepic_model* model);
+
 /* Ids of the architectures this build runs, separated by spaces; static. */
 MOEPIC_API const char* moepic_architectures(void);
 
@@ -175,14 +250,6 @@ MOEPIC_API const char* moepic_architectures(void);
  */
 
 typedef struct moepic_context moepic_context;
-
-typedef struct moepic_context_options {
-    uint32_t size;
-    int32_t n_ctx;     /* positions; 0: what the model was trained for, at most 4096 */
-    int32_t n_batch;   /* tokens computed together in prefill; 0: 512 */
-    int32_t n_threads; /* 0: all cores this process may use */
-    int32_t kv_type;   /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
-} moepic_context_options;
 
 typedef struct moepic_stats {
     uint32_t size;
@@ -233,6 +300,20 @@ MOEPIC_API void moepic_context_cancel(moepic_context* context);
 MOEPIC_API void moepic_context_clear_cancel(moepic_context* context);
 MOEPIC_API void moepic_context_set_progress(moepic_context* context, moepic_progress_fn progress, void* user);
 MOEPIC_API void moepic_context_set_probe(moepic_context* context, moepic_probe_fn probe, void* user);
+/* Record routing, in records of docs/trace-format.md, and spans of time, until switched off. What was recorded since the last call is valid
+ * until the next one on this context. */
+MOEPIC_API void moepic_context_set_trace(moepic_context* context, int32_t on);
+MOEPIC_API int64_t moepic_context_trace(const void** out, int64_t* record_bytes, moepic_context* context);
+/* kind: 0 attention, 1 router, 2 feed-forward of a layer, 3 a thread waits for bytes, 4 a granule is computed, 5 transfer, 6 transfer asked
+ * for before the router spoke (both from asked for to there), 7 re-tiling. lane: the thread. Numbers that do not apply are -1. */
+typedef struct moepic_event {
+    int64_t start_ns, end_ns; /* a steady clock */
+    uint64_t bytes;
+    int64_t position;
+    int32_t kind, lane, layer, expert, granule, reserved;
+} moepic_event;
+MOEPIC_API void moepic_context_set_timeline(moepic_context* context, int32_t on);
+MOEPIC_API int64_t moepic_context_timeline(const moepic_event** out, moepic_context* context);
 MOEPIC_API int32_t moepic_context_stats(moepic_stats* out, const moepic_context* context);
 MOEPIC_API void moepic_context_reset_stats(moepic_context* context);
 /* log softmax of one row of the last logits: of `token`, and of the top_n most likely (ids and values, descending; ties by lower id). */

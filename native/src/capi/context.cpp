@@ -1,4 +1,6 @@
 // moepic_context: evaluate tokens, read logits.
+#include <cstddef>
+
 #include "capi/handles.h"
 
 using namespace moepic;
@@ -20,6 +22,13 @@ std::span<const int32_t> token_span(const int32_t* tokens, int64_t n) {
 
 }  // namespace
 
+ContextOptions moepic::read_context_options(const moepic_context_options* given) {
+    const moepic_context_options o = read_options(given, moepic_context_options_init, "moepic_context_options");
+    if (o.kv_type != kTypeF16 && o.kv_type != kTypeQ8_0)
+        fail(Code::argument, "context: kv_type is ", o.kv_type, ", expected ", kTypeF16, " (F16) or ", kTypeQ8_0, " (Q8_0)");
+    return {o.n_ctx, o.n_batch, o.n_threads, o.kv_type == kTypeQ8_0 ? ops::KvType::q8_0 : ops::KvType::f16};
+}
+
 void moepic_context_options_init(moepic_context_options* options) {
     if (options) *options = {sizeof(moepic_context_options), 0, 0, 0, kTypeF16};
 }
@@ -28,15 +37,7 @@ int32_t moepic_context_create(moepic_context** out, const moepic_model* model, c
     return guard([&] {
         need(out, "out");
         need(model, "model");
-        const moepic_context_options o = read_options(given, moepic_context_options_init, "moepic_context_options");
-        if (o.kv_type != kTypeF16 && o.kv_type != kTypeQ8_0) {
-            fail(Code::argument, "context: kv_type is ", o.kv_type, ", expected ", kTypeF16, " (F16) or ", kTypeQ8_0, " (Q8_0)");
-        }
-        ContextOptions options;
-        options.n_ctx = o.n_ctx;
-        options.n_batch = o.n_batch;
-        options.n_threads = o.n_threads;
-        options.kv_type = o.kv_type == kTypeQ8_0 ? ops::KvType::q8_0 : ops::KvType::f16;
+        const ContextOptions options = read_context_options(given);
         auto handle = std::make_unique<moepic_context>();
         handle->context = std::make_unique<Context>(*model->model, options);
         *out = handle.release();
@@ -118,6 +119,32 @@ void moepic_context_set_probe(moepic_context* handle, moepic_probe_fn probe, voi
             if (probe(&seen, user) != 0) context->cancel();
         };
     }
+}
+
+void moepic_context_set_trace(moepic_context* context, int32_t on) {
+    if (context) context->context->trace().turn(on != 0);
+}
+
+int64_t moepic_context_trace(const void** out, int64_t* record_bytes, moepic_context* handle) {
+    if (!handle) return 0;
+    RoutingTrace& trace = handle->context->trace();
+    handle->trace = trace.take();
+    if (out) *out = handle->trace.data();
+    if (record_bytes) *record_bytes = static_cast<int64_t>(trace.record_bytes());
+    return static_cast<int64_t>(handle->trace.size() / trace.record_bytes());
+}
+
+static_assert(sizeof(moepic_event) == sizeof(Event) && offsetof(moepic_event, kind) == offsetof(Event, kind));
+
+void moepic_context_set_timeline(moepic_context* context, int32_t on) {
+    if (context) context->context->timeline().turn(on != 0);
+}
+
+int64_t moepic_context_timeline(const moepic_event** out, moepic_context* handle) {
+    if (!handle) return 0;
+    handle->timeline = handle->context->timeline().take();
+    if (out) *out = reinterpret_cast<const moepic_event*>(handle->timeline.data());
+    return static_cast<int64_t>(handle->timeline.size());
 }
 
 int32_t moepic_context_stats(moepic_stats* out, const moepic_context* handle) {

@@ -3,6 +3,7 @@
 
 #include <cstring>
 #include <memory>
+#include <vector>
 
 #include "capi/guard.h"
 #include "engine/context.h"
@@ -23,6 +24,8 @@ struct moepic_model {
 
 struct moepic_context {
     std::unique_ptr<moepic::Context> context;
+    std::vector<std::byte> trace;         // handed out by moepic_context_trace
+    std::vector<moepic::Event> timeline;  // handed out by moepic_context_timeline
 };
 
 struct moepic_sampler {
@@ -57,6 +60,8 @@ void write_info(Info* out, Info info, const char* name) {
     std::memcpy(out, &info, size < sizeof(Info) ? size : sizeof(Info));
     out->size = size;
 }
+
+ContextOptions read_context_options(const moepic_context_options* given);
 
 inline moepic_text text_of(std::string_view text) noexcept {
     return {text.data(), text.size()};

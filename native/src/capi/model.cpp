@@ -1,12 +1,15 @@
 // moepic_model: load and describe.
+#include <algorithm>
+
 #include "capi/handles.h"
+#include "capi/stream_options.h"
 #include "model/binding.h"
 #include "model/recipe.h"
 
 using namespace moepic;
 
 void moepic_model_options_init(moepic_model_options* options) {
-    if (options) *options = {sizeof(moepic_model_options), 0, -1, 0, 0, 0, nullptr, nullptr};
+    if (options) *options = {sizeof(moepic_model_options), 0, -1, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
 }
 
 int32_t moepic_model_load(moepic_model** out, const char* path, const moepic_model_options* given) {
@@ -20,6 +23,8 @@ int32_t moepic_model_load(moepic_model** out, const char* path, const moepic_mod
         options.granule = o.granule;
         options.strict = o.strict != 0;
         options.ram_bytes = o.ram_bytes;
+        options.context = read_context_options(o.context);
+        read_stream_options(options, o.streaming);
         if (o.progress) {
             options.progress = [&o](uint64_t done, uint64_t total) { return o.progress("load", done, total, o.user) == 0; };
         }
@@ -61,6 +66,10 @@ int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* handle
         info.expert_bytes = model.expert_bytes();
         info.active_bytes = model.active_bytes();
         info.isa = model.kernels().name;
+        info.streams = model.streamer() != nullptr;
+        info.n_moe_layer = static_cast<int32_t>(std::count_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return l.n_expert > 0; }));
+        info.cache_bytes = model.cache_bytes();
+        info.staging_bytes = model.staging_bytes();
         write_info(out, info, "moepic_model_info");
     });
 }

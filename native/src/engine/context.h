@@ -41,6 +41,8 @@ public:
     const Model& model() const noexcept { return model_; }
     int64_t n_ctx() const noexcept { return n_ctx_; }
     const ContextStats& stats() const noexcept { return stats_; }
+    RoutingTrace& trace() noexcept { return decoder_.feed_forward().trace(); }
+    Timeline& timeline() noexcept { return decoder_.feed_forward().timeline(); }
     const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }
     uint64_t kv_bytes() const noexcept { return kv_.bytes(); }
     uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes() + logits_.capacity() * sizeof(float); }

@@ -93,7 +93,8 @@ private:
             return;
         }
         streams_ = true;
-        std::vector<StreamLayer> layers = stream_layers();
+        const std::vector<StreamLayer> layers = stream_layers();
+        check_lengths(layers);
         needs_ = Streamer::measure(layers, s, n_threads(), false);
         const uint64_t dense = total - (links_ ? 0 : experts);  // what has to be in memory anyway
         uint64_t cache = s.cache_bytes >= 0 ? static_cast<uint64_t>(s.cache_bytes) : experts;
@@ -112,6 +113,17 @@ private:
         model_.staging_bytes_ = needs_.bytes();
         log_message(LogLevel::info, cat("experts: ", human_bytes(experts), " ", links_ ? "in RAM behind an emulated link" : "in the file", ", cache ",
                                         human_bytes(model_.cache_bytes_), ", staging ", human_bytes(needs_.bytes())));
+    }
+
+    void check_lengths(const std::vector<StreamLayer>& layers) const {
+        const StreamOptions& s = options_.streaming;
+        size_t n_experts = 0;
+        for (const StreamLayer& layer : layers) n_experts += static_cast<size_t>(layer.n_expert);
+        for (const size_t n : {s.cache.top.size(), s.cache.budget.size()}) {
+            if (n && n != layers.size()) fail(Code::argument, "stream: a plan for ", n, " MoE layers, the model has ", layers.size());
+        }
+        if (!s.profile.empty() && s.profile.size() != n_experts)
+            fail(Code::argument, "stream: a profile of ", s.profile.size(), " experts, the model has ", n_experts);
     }
 
     [[noreturn]] void refuse(uint64_t need, uint64_t weights, uint64_t context, uint64_t staging) const {
