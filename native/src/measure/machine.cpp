@@ -1,9 +1,7 @@
 #include "measure/machine.h"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
-#include <optional>
 #include <thread>
 #include <vector>
 

@@ -27,13 +27,12 @@ uint64_t round_up(uint64_t bytes, uint64_t step) {
     return (bytes + step - 1) / step * step;
 }
 
-const FileLaneOptions& checked(const FileLaneOptions& options) {
+void check(const FileLaneOptions& options) {
     check_frames("file lane", options.frame_bytes, options.max_pieces, options.n_frames);
     if (options.paths.empty()) fail(Code::argument, "file lane: no paths");
     if (options.n_threads < 1 || options.n_threads > 256) {
         fail(Code::argument, "file lane: n_threads is ", options.n_threads, ", expected 1 to 256");
     }
-    return options;
 }
 
 std::vector<SourceFile> open_files(const FileLaneOptions& options) {
@@ -252,7 +251,7 @@ uint64_t file_frame_bytes(uint64_t bytes, int max_pieces) {
 }
 
 std::unique_ptr<Lane> open_file_lane(const FileLaneOptions& options, Lane::OnReady on_ready) {
-    checked(options);
+    check(options);
     if (auto ring = open_ring(options)) return std::make_unique<UringFileLane>(options, std::move(ring), std::move(on_ready));
     return std::make_unique<ThreadsFileLane>(options, std::move(on_ready));
 }

@@ -72,7 +72,7 @@ void Ledger::promote(Ticket ticket) {
         transfer.urgency = Urgency::demand;
         transfer.order = ++last_order_;
         if (node) line.insert(std::move(node));
-        if (transfer.frame >= 0) --n_prefetch_held_;
+        if (transfer.frame >= 0) leave_prefetch_frame();
     }
     wake();
 }
@@ -228,6 +228,7 @@ void Ledger::start(Line::iterator queued) {
     free_frames_.pop_back();
     if (transfer.urgency == Urgency::prefetch) ++n_prefetch_held_;
     transfer.since = std::max(transfer.submitted, freed_[static_cast<size_t>(transfer.frame)]);
+    if (transfer.urgency == Urgency::prefetch) transfer.since = std::max(transfer.since, prefetch_freed_);
     moving_.insert(std::move(node));
     // Not from now on: how long a mover took to wake up is part of what the lane costs.
     if (n_moving_++ == 0) busy_since_ = std::max(transfer.since, busy_until_);
@@ -237,8 +238,13 @@ void Ledger::give_frame_back(Transfer& transfer) {
     if (transfer.frame < 0) return;
     freed_[static_cast<size_t>(transfer.frame)] = Clock::now();
     free_frames_.push_back(transfer.frame);  // the frame used last goes first: its pages are there
-    if (transfer.urgency == Urgency::prefetch) --n_prefetch_held_;
+    if (transfer.urgency == Urgency::prefetch) leave_prefetch_frame();
     transfer.frame = -1;
+}
+
+void Ledger::leave_prefetch_frame() {
+    --n_prefetch_held_;
+    prefetch_freed_ = Clock::now();
 }
 
 void Ledger::end_moving(Transfer& transfer) {

@@ -109,6 +109,7 @@ private:
     bool has_frame_for(Urgency urgency) const;
     void start(Line::iterator queued);
     void give_frame_back(Transfer& transfer);
+    void leave_prefetch_frame();
     void end_moving(Transfer& transfer);  // its last step has landed, or it had none under way and was cancelled
     double busy_s(Clock::time_point now) const;
     // Wants it not held.
@@ -133,6 +134,7 @@ private:
     std::vector<int> free_frames_;
     std::vector<Clock::time_point> freed_;  // of each frame: when it was given back last
     int n_prefetch_held_ = 0;
+    Clock::time_point prefetch_freed_{};             // when that went down last
     int n_moving_ = 0;                               // transfers in State::moving
     LaneStats stats_;                                // busy_s of it unused: busy_s() - busy_at_reset_ is
     double busy_before_ = 0.0;                       // of ended busy spells
