@@ -19,7 +19,20 @@ ROOMS: dict[str, set[str]] = {
     "plan": {"base"},
     "measure": {"base", "quant", "ops", "transfer"},
     "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan"},
-    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan", "measure", "engine"},
+    "capi": {
+        "base",
+        "gguf",
+        "quant",
+        "ops",
+        "model",
+        "expert",
+        "cache",
+        "predict",
+        "transfer",
+        "plan",
+        "measure",
+        "engine",
+    },
 }
 
 
