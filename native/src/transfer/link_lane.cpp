@@ -44,7 +44,7 @@ uint64_t frame_bytes_of(const LinkLaneOptions& options) {
 class LinkLane final : public LedgerLane {
 public:
     LinkLane(const LinkLaneOptions& options, OnReady on_ready)
-        : LedgerLane("link lane", options.sources.size(), options.max_pieces, options.n_frames, frame_bytes_of(options),
+        : LedgerLane("link lane", options.sources.size(), options.max_pieces, options.n_frames, frame_bytes_of(options), 1,
                      std::move(on_ready)),
           options_(options),
           thread_([this] { move_steps(); }) {}
