@@ -17,8 +17,22 @@ ROOMS: dict[str, set[str]] = {
     "predict": {"base"},
     "transfer": {"base"},
     "plan": {"base"},
+    "measure": {"base", "quant", "ops", "transfer"},
     "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan"},
-    "capi": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan", "engine"},
+    "capi": {
+        "base",
+        "gguf",
+        "quant",
+        "ops",
+        "model",
+        "expert",
+        "cache",
+        "predict",
+        "transfer",
+        "plan",
+        "measure",
+        "engine",
+    },
 }
 
 

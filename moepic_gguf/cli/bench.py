@@ -25,7 +25,7 @@ from .. import __version__
 from ..errors import ArgumentError, MoepicError
 from ..inspection import inspect_file
 from ..metadata import GgufFile
-from . import bench_record, common, replay
+from . import bench_record, common, machine, replay
 from .bench_worker import Job
 
 
@@ -47,6 +47,7 @@ def main() -> None:
     """Measure speed. `moepic-bench FILE` measures a file; `moepic-bench run --help` lists its options."""
 
 
+main.add_command(machine.main)
 main.add_command(replay.main)
 
 

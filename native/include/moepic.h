@@ -355,5 +355,42 @@ MOEPIC_API int32_t moepic_sampler_sample_logits(int32_t* token, moepic_sampler* 
 MOEPIC_API int32_t moepic_sampler_accept(moepic_sampler* sampler, const int32_t* tokens, int64_t n);
 MOEPIC_API void moepic_sampler_reset(moepic_sampler* sampler);
 
+/* ---- machines: what a plan is made from ------------------------------------------------------------------------------------------------
+ */
+
+/* Bytes per second, over windows of one measurement. */
+typedef struct moepic_spread {
+    double median, min, max;
+    int64_t repeats;
+} moepic_spread;
+
+typedef struct moepic_machine_options {
+    uint32_t size;
+    int32_t n_threads;     /* 0: all cores this process may use */
+    int32_t isa;           /* -1: best of this machine; as in moepic_model_options */
+    int32_t strict;        /* non-zero: E_IO when the file can't be read past the page cache; otherwise file_lane and the log say so */
+    uint64_t memory_bytes; /* read, and computed from: well above the last-level cache. 0: 1 GiB */
+    double seconds;        /* of each of five measurements. 0: 3 */
+    moepic_progress_fn progress; /* done and total are windows; called on the calling thread between them */
+    void* user;
+} moepic_machine_options;
+
+typedef struct moepic_machine {
+    uint32_t size;
+    int32_t n_threads;
+    const char* isa;                               /* static */
+    moepic_spread memory;                          /* read by all threads */
+    moepic_spread compute;                         /* weights of Q4_K granules computed from memory, as in decode, by all threads */
+    moepic_spread file_small, file_large;          /* of the file, at random places: pieces of small_bytes and of large_bytes */
+    moepic_spread file_together, compute_together; /* small pieces read while granules are computed: what each gets */
+    uint64_t small_bytes, large_bytes;
+    char file_lane[96]; /* how the file was read, NUL-terminated: "file: io_uring, direct" */
+} moepic_machine;
+
+MOEPIC_API void moepic_machine_options_init(moepic_machine_options* options);
+/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes five times `seconds` and what
+ * filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
+MOEPIC_API int32_t moepic_machine_measure(moepic_machine* out, const char* path, const moepic_machine_options* options);
+
 /* cdef: end */
 #endif

@@ -102,6 +102,16 @@ class Lane:
     def reset_stats(self) -> None:
         lib.moepic_test_lane_reset_stats(self.handle)
 
+    def claim(self) -> tuple[int, int, bool, int] | None:
+        """Of a manual lane: number, ticket, whether it is the first of its transfer, offset of the step that goes now."""
+        claim, first = ffi.new("int32_t *"), ffi.new("int32_t *")
+        ticket, offset = ffi.new("uint64_t *"), ffi.new("uint64_t *")
+        lib.moepic_test_lane_claim(claim, ticket, first, offset, self.handle)
+        return None if claim[0] < 0 else (claim[0], ticket[0], bool(first[0]), offset[0])
+
+    def finish(self, claim: int, moved_bytes: int, *, fails: bool = False) -> None:
+        lib.moepic_test_lane_finish(self.handle, claim, moved_bytes, fails)
+
     def stress(self, n_threads: int, n_transfers: int, n_pages: int) -> None:
         checked(lib.moepic_test_lane_stress(self.handle, n_threads, n_transfers, n_pages))
 
@@ -157,6 +167,12 @@ def open_link(
         )
     )
     return Lane(made[0], sources)
+
+
+def open_manual(*, frame_bytes: int = 1 << 20, max_pieces: int = 4, n_frames: int = 4, depth: int = 8) -> Lane:
+    made = ffi.new("moepic_test_lane **")
+    checked(lib.moepic_test_lane_open_manual(made, frame_bytes, max_pieces, n_frames, depth))
+    return Lane(made[0])
 
 
 def numbered_pages(n_pages: int) -> np.ndarray:

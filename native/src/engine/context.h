@@ -41,6 +41,9 @@ public:
     const Model& model() const noexcept { return model_; }
     int64_t n_ctx() const noexcept { return n_ctx_; }
     const ContextStats& stats() const noexcept { return stats_; }
+    void force_routing(std::vector<int32_t> ids, std::vector<int32_t> guesses, int64_t n_token) {
+        decoder_.feed_forward().force_routing(std::move(ids), std::move(guesses), n_token);
+    }
     RoutingTrace& trace() noexcept { return decoder_.feed_forward().trace(); }
     Timeline& timeline() noexcept { return decoder_.feed_forward().timeline(); }
     const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }

@@ -137,6 +137,11 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
         } else {
             workspace_.pool().run(n, one);
         }
+        for (int64_t t = 0; n_forced_ > 0 && t < n; ++t) {
+            const int64_t k = config.n_expert_used;
+            std::copy_n(forced(forced_ids_, layer.moe_layer, probe_position_ + t, k), k, ids_ + t * k);
+            std::fill_n(weights_ + t * k, k, 1.0f / static_cast<float>(k));
+        }
         experts_used_ += n * config.n_expert_used;
         if (probe_) {
             (*probe_)({ProbeKind::routing, il, -1, -1, probe_position_, n, config.n_expert_used, weights_, ids_});
@@ -147,6 +152,16 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
     } else {
         std::fill(shared_weight_, shared_weight_ + n, 1.0f);
     }
+}
+
+void FeedForward::force_routing(std::vector<int32_t> ids, std::vector<int32_t> guesses, int64_t n_token) {
+    forced_ids_ = std::move(ids);
+    forced_guesses_ = std::move(guesses);
+    n_forced_ = forced_ids_.empty() ? 0 : n_token;
+}
+
+const int32_t* FeedForward::forced(const std::vector<int32_t>& ids, int moe_layer, int64_t position, int64_t k) const noexcept {
+    return ids.data() + (position % n_forced_ * trace_.n_layer() + moe_layer) * k;
 }
 
 void FeedForward::make_groups(int64_t il, int64_t n) {
@@ -408,6 +423,13 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
     const int after = (moe_layer + 1) % streamer.n_layer();
     if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
         pass.prefetch(after, guess);
+        return;
+    }
+    if (n_forced_ > 0) {
+        const int target = moe_layer + 1;
+        if (forced_guesses_.empty() || !streamer.wants_guess(target)) return;
+        const int64_t k = model_.config().layers[static_cast<size_t>(streamer.il(target))].n_expert_used;
+        pass.prefetch(target, {forced(forced_guesses_, target, probe_position_, k), static_cast<size_t>(k)});
         return;
     }
     const ops::Kernels& kernels = workspace_.kernels();

@@ -33,6 +33,9 @@ public:
     int64_t tasks_run() const noexcept { return tasks_run_; }
     int64_t experts_used() const noexcept { return experts_used_; }
     void reset_counts() noexcept { tasks_run_ = experts_used_ = 0; }
+    // For benchmarks with weights whose router means nothing: experts come from a recording, [n_token][n_moe_layer][k] ids (and guesses for
+    // the next layer's prefetch, or none), round and round; the router still runs, and all weights are 1 / k. Empty ids end it.
+    void force_routing(std::vector<int32_t> ids, std::vector<int32_t> guesses, int64_t n_token);
     RoutingTrace& trace() noexcept { return trace_; }
     Timeline& timeline() noexcept { return timeline_; }
 
@@ -109,6 +112,9 @@ private:
     std::vector<int32_t> guess_ids_;
     ActSet guess_acts_;
     PassReport report_;
+    std::vector<int32_t> forced_ids_, forced_guesses_;
+    int64_t n_forced_ = 0;
+    const int32_t* forced(const std::vector<int32_t>& ids, int moe_layer, int64_t position, int64_t k) const noexcept;
     RoutingTrace trace_;
     Timeline timeline_;
 

@@ -198,6 +198,7 @@ void Streamer::arrive(transfer::Ticket ticket, const Fetch& fetch) {
 void Streamer::on_ready(const transfer::Delivery& delivery) {
     {
         const std::lock_guard lock(state_);
+        if (is_stopping_) return;  // the lane is going away and must not be called
         const auto it = fetches_.find(delivery.ticket);
         if (it == fetches_.end()) return;
         Fetch& fetch = it->second;

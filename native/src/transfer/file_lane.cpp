@@ -19,21 +19,20 @@ namespace {
 
 // Of one read. Large enough that a disk runs at its best, small enough that a big piece makes several reads in flight.
 constexpr uint64_t kReadBytes = uint64_t{1} << 20;
-// Reads in flight of the ring. Disks measured so far are at their best with 2 to 4 of these; a demand waits behind what is in flight, so no
-// more than a fast disk needs.
+// Reads in flight of the ring. Disks measured so far are at their best with 2 to 4 of these; prefetches have half of them, and a demand
+// waits behind what is in flight, so no more than a fast disk needs.
 constexpr unsigned kDepth = 8;
 
 uint64_t round_up(uint64_t bytes, uint64_t step) {
     return (bytes + step - 1) / step * step;
 }
 
-const FileLaneOptions& checked(const FileLaneOptions& options) {
+void check(const FileLaneOptions& options) {
     check_frames("file lane", options.frame_bytes, options.max_pieces, options.n_frames);
     if (options.paths.empty()) fail(Code::argument, "file lane: no paths");
     if (options.n_threads < 1 || options.n_threads > 256) {
         fail(Code::argument, "file lane: n_threads is ", options.n_threads, ", expected 1 to 256");
     }
-    return options;
 }
 
 std::vector<SourceFile> open_files(const FileLaneOptions& options) {
@@ -44,9 +43,9 @@ std::vector<SourceFile> open_files(const FileLaneOptions& options) {
 
 class FileLane : public LedgerLane {
 public:
-    FileLane(const FileLaneOptions& options, OnReady on_ready)
+    FileLane(const FileLaneOptions& options, int depth, OnReady on_ready)
         : LedgerLane("file lane", options.paths.size(), options.max_pieces, options.n_frames,
-                     file_frame_bytes(options.frame_bytes, options.max_pieces), std::move(on_ready)),
+                     file_frame_bytes(options.frame_bytes, options.max_pieces), depth, std::move(on_ready)),
           files_(open_files(options)) {}
 
 protected:
@@ -96,7 +95,7 @@ protected:
 
 class ThreadsFileLane final : public FileLane {
 public:
-    ThreadsFileLane(const FileLaneOptions& options, OnReady on_ready) : FileLane(options, std::move(on_ready)) {
+    ThreadsFileLane(const FileLaneOptions& options, OnReady on_ready) : FileLane(options, options.n_threads, std::move(on_ready)) {
         try {
             for (int i = 0; i < options.n_threads; ++i) threads_.emplace_back([this] { move_steps(); });
         } catch (...) {
@@ -159,7 +158,7 @@ struct Ring {
 class UringFileLane final : public FileLane {
 public:
     UringFileLane(const FileLaneOptions& options, std::unique_ptr<Ring> ring, OnReady on_ready)
-        : FileLane(options, std::move(on_ready)), ring_(std::move(ring)) {
+        : FileLane(options, kDepth, std::move(on_ready)), ring_(std::move(ring)) {
         ledger_.set_wake([this] { ring_->bell.ring(); });
         for (unsigned slot = 0; slot < kDepth; ++slot) free_slots_[n_free_++] = slot;
         thread_ = std::thread([this] { move_steps(); });
@@ -252,7 +251,7 @@ uint64_t file_frame_bytes(uint64_t bytes, int max_pieces) {
 }
 
 std::unique_ptr<Lane> open_file_lane(const FileLaneOptions& options, Lane::OnReady on_ready) {
-    checked(options);
+    check(options);
     if (auto ring = open_ring(options)) return std::make_unique<UringFileLane>(options, std::move(ring), std::move(on_ready));
     return std::make_unique<ThreadsFileLane>(options, std::move(on_ready));
 }

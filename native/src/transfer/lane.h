@@ -9,10 +9,14 @@
 // ready out of order. Frames bound what is under way: a queued transfer waits for a frame, which prefetches may not all take (one in four,
 // at least one, is kept for demand).
 //
+// Prefetches move at most half of what a lane moves at once, so a demand never waits behind a lane full of them.
+//
 // Threads: every function may be called from any thread. `on_ready`, given when the lane is opened, is called on a thread of the lane,
 // without its locks, once for every transfer that was not cancelled before; with several threads, by several at once. It may call the lane,
-// but not its destructor; it must not throw; and while it runs that thread moves nothing. The destructor cancels what is left and waits for
-// what the kernel still writes; after it nothing is called.
+// but not its destructor; it must not throw; and while it runs that thread moves nothing.
+// End: the destructor cancels what is left and waits for what the kernel still writes and for a running on_ready; after it nothing is
+// called. From when it begins nobody may call the lane, on_ready included: an owner whose on_ready does makes it stop first (a flag under a
+// mutex).
 #pragma once
 
 #include <cstddef>

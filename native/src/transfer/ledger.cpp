@@ -25,10 +25,11 @@ void check_frames(const char* what, uint64_t frame_bytes, int max_pieces, int n_
     }
 }
 
-Ledger::Ledger(const char* what, int n_frames, uint64_t frame_bytes, Lane::OnReady on_ready)
+Ledger::Ledger(const char* what, int n_frames, uint64_t frame_bytes, int depth, Lane::OnReady on_ready)
     : what_(what),
       n_frames_(n_frames),
       n_prefetch_frames_(n_frames - std::max(1, n_frames / 4)),
+      n_prefetch_steps_(std::max(1, depth / 2)),
       frame_bytes_(frame_bytes),
       on_ready_(std::move(on_ready)),
       frames_(frame_bytes * static_cast<uint64_t>(n_frames), what),
@@ -72,7 +73,8 @@ void Ledger::promote(Ticket ticket) {
         transfer.urgency = Urgency::demand;
         transfer.order = ++last_order_;
         if (node) line.insert(std::move(node));
-        if (transfer.frame >= 0) --n_prefetch_held_;
+        n_prefetch_under_way_ -= transfer.under_way;
+        if (transfer.frame >= 0) leave_prefetch_frame();
     }
     wake();
 }
@@ -148,6 +150,7 @@ void Ledger::finish(const Claim& claim, uint64_t moved_bytes, std::shared_ptr<co
         std::lock_guard lock(mutex_);
         Transfer& transfer = transfers_.find(claim.ticket)->second;
         --transfer.under_way;
+        if (transfer.urgency == Urgency::prefetch) --n_prefetch_under_way_;
         transfer.moved_bytes += moved_bytes;
         stats_.raw_bytes += moved_bytes;
         const double busy = busy_s(Clock::now());
@@ -161,6 +164,7 @@ void Ledger::finish(const Claim& claim, uint64_t moved_bytes, std::shared_ptr<co
             moving_.erase(&transfer);
             transfer.next_step = transfer.cut.steps.size();
         }
+        work_.notify_one();  // a step fewer is under way, and on_ready may keep this mover from claiming the next
         if (transfer.under_way > 0 || !transfer.is_all_claimed()) return;
         if (!transfer.cancelled) {
             // From here on cancel() says false. After stop() nobody is told, and the destructor takes the rest.
@@ -197,13 +201,18 @@ bool Ledger::is_stopped() const {
 
 std::optional<Claim> Ledger::pick() {
     if (stopped_) return {};
-    // Demand sorts first, so when the first of the queue finds no frame, nobody behind it does.
+    // Demand sorts first, so when the first of a line may not go, nobody behind it may.
+    const auto may_go = [&](const Transfer& transfer) {
+        return transfer.urgency == Urgency::demand || n_prefetch_under_way_ < n_prefetch_steps_;
+    };
     const auto queued = queued_.begin();
-    if (queued != queued_.end() && has_frame_for((*queued)->urgency) && (moving_.empty() || GoesBefore{}(*queued, *moving_.begin()))) {
+    if (queued != queued_.end() && may_go(**queued) && has_frame_for((*queued)->urgency) &&
+        (moving_.empty() || GoesBefore{}(*queued, *moving_.begin()))) {
         start(queued);
     }
-    if (moving_.empty()) return {};
+    if (moving_.empty() || !may_go(**moving_.begin())) return {};
     Transfer& transfer = **moving_.begin();
+    if (transfer.urgency == Urgency::prefetch) ++n_prefetch_under_way_;
     Claim claim;
     claim.ticket = transfer.ticket;
     claim.step = transfer.cut.steps[transfer.next_step];
@@ -228,6 +237,7 @@ void Ledger::start(Line::iterator queued) {
     free_frames_.pop_back();
     if (transfer.urgency == Urgency::prefetch) ++n_prefetch_held_;
     transfer.since = std::max(transfer.submitted, freed_[static_cast<size_t>(transfer.frame)]);
+    if (transfer.urgency == Urgency::prefetch) transfer.since = std::max(transfer.since, prefetch_freed_);
     moving_.insert(std::move(node));
     // Not from now on: how long a mover took to wake up is part of what the lane costs.
     if (n_moving_++ == 0) busy_since_ = std::max(transfer.since, busy_until_);
@@ -237,8 +247,13 @@ void Ledger::give_frame_back(Transfer& transfer) {
     if (transfer.frame < 0) return;
     freed_[static_cast<size_t>(transfer.frame)] = Clock::now();
     free_frames_.push_back(transfer.frame);  // the frame used last goes first: its pages are there
-    if (transfer.urgency == Urgency::prefetch) --n_prefetch_held_;
+    if (transfer.urgency == Urgency::prefetch) leave_prefetch_frame();
     transfer.frame = -1;
+}
+
+void Ledger::leave_prefetch_frame() {
+    --n_prefetch_held_;
+    prefetch_freed_ = Clock::now();
 }
 
 void Ledger::end_moving(Transfer& transfer) {

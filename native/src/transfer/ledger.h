@@ -52,8 +52,9 @@ struct Claim {
 
 class Ledger {
 public:
-    // `what` names the lane in errors. on_ready must not throw.
-    Ledger(const char* what, int n_frames, uint64_t frame_bytes, Lane::OnReady on_ready);
+    // `what` names the lane in errors. depth: steps that are under way at once, at most; prefetches may have half of them, so that a demand
+    // finds room at once and little in front of it. on_ready must not throw.
+    Ledger(const char* what, int n_frames, uint64_t frame_bytes, int depth, Lane::OnReady on_ready);
 
     // For movers that sleep elsewhere than in claim(): called without the mutex when there may be a step to claim, and by stop(). Set
     // before the first submit().
@@ -109,6 +110,7 @@ private:
     bool has_frame_for(Urgency urgency) const;
     void start(Line::iterator queued);
     void give_frame_back(Transfer& transfer);
+    void leave_prefetch_frame();
     void end_moving(Transfer& transfer);  // its last step has landed, or it had none under way and was cancelled
     double busy_s(Clock::time_point now) const;
     // Wants it not held.
@@ -117,6 +119,7 @@ private:
     const char* const what_;
     const int n_frames_;
     const int n_prefetch_frames_;  // which prefetches may hold; the rest is kept for demand
+    const int n_prefetch_steps_;   // of theirs, under way at once
     const uint64_t frame_bytes_;
     const Lane::OnReady on_ready_;
     std::function<void()> wake_;  // written before the first submit(), read by any thread
@@ -133,6 +136,8 @@ private:
     std::vector<int> free_frames_;
     std::vector<Clock::time_point> freed_;  // of each frame: when it was given back last
     int n_prefetch_held_ = 0;
+    Clock::time_point prefetch_freed_{};             // when that went down last
+    int n_prefetch_under_way_ = 0;                   // steps
     int n_moving_ = 0;                               // transfers in State::moving
     LaneStats stats_;                                // busy_s of it unused: busy_s() - busy_at_reset_ is
     double busy_before_ = 0.0;                       // of ended busy spells
@@ -157,8 +162,8 @@ public:
     void reset_stats() final { ledger_.reset_stats(); }
 
 protected:
-    LedgerLane(const char* what, size_t n_sources, int max_pieces, int n_frames, uint64_t frame_bytes, OnReady on_ready)
-        : what_(what), n_sources_(n_sources), max_pieces_(max_pieces), ledger_(what, n_frames, frame_bytes, std::move(on_ready)) {}
+    LedgerLane(const char* what, size_t n_sources, int max_pieces, int n_frames, uint64_t frame_bytes, int depth, OnReady on_ready)
+        : what_(what), n_sources_(n_sources), max_pieces_(max_pieces), ledger_(what, n_frames, frame_bytes, depth, std::move(on_ready)) {}
 
     // Steps in the order to move them. Pieces are known to be 1 .. max_pieces, not empty, of known sources and below 2^63.
     virtual Cut cut(std::span<const Piece> pieces) const = 0;

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <cstring>
 #include <thread>
 
@@ -21,7 +22,7 @@ constexpr uint64_t kLine = 64;  // pieces start at cache lines, as an allocator 
 // link.
 constexpr auto kSpin = std::chrono::microseconds(150);
 
-const LinkLaneOptions& checked(const LinkLaneOptions& options) {
+void check(const LinkLaneOptions& options) {
     check_frames("link lane", options.frame_bytes, options.max_pieces, options.n_frames);
     if (options.sources.empty()) fail(Code::argument, "link lane: no sources");
     if (!(options.bytes_s >= 1.0 && std::isfinite(options.bytes_s))) {
@@ -30,17 +31,20 @@ const LinkLaneOptions& checked(const LinkLaneOptions& options) {
     if (!(options.latency_s >= 0.0 && options.latency_s <= 60.0)) {
         fail(Code::argument, "link lane: latency_s is ", options.latency_s, ", expected 0 to 60");
     }
-    return options;
+}
+
+uint64_t round_up_to_line(uint64_t bytes) {
+    return (bytes + kLine - 1) / kLine * kLine;
 }
 
 uint64_t frame_bytes_of(const LinkLaneOptions& options) {
-    return options.frame_bytes + static_cast<uint64_t>(options.max_pieces) * (kLine - 1) + kLine;
+    return round_up_to_line(options.frame_bytes + static_cast<uint64_t>(options.max_pieces) * (kLine - 1));
 }
 
 class LinkLane final : public LedgerLane {
 public:
     LinkLane(const LinkLaneOptions& options, OnReady on_ready)
-        : LedgerLane("link lane", options.sources.size(), options.max_pieces, options.n_frames, frame_bytes_of(options) / kLine * kLine,
+        : LedgerLane("link lane", options.sources.size(), options.max_pieces, options.n_frames, frame_bytes_of(options), 1,
                      std::move(on_ready)),
           options_(options),
           thread_([this] { move_steps(); }) {}
@@ -66,7 +70,7 @@ protected:
             }
             cut.places.push_back(cut.frame_bytes);
             cut.steps.push_back({piece.source, piece.offset, piece.bytes, 0, piece.bytes, cut.frame_bytes});
-            cut.frame_bytes += (piece.bytes + kLine - 1) / kLine * kLine;
+            cut.frame_bytes += round_up_to_line(piece.bytes);
         }
         return cut;
     }
@@ -103,7 +107,8 @@ private:
 }  // namespace
 
 std::unique_ptr<Lane> open_link_lane(const LinkLaneOptions& options, Lane::OnReady on_ready) {
-    return std::make_unique<LinkLane>(checked(options), std::move(on_ready));
+    check(options);
+    return std::make_unique<LinkLane>(options, std::move(on_ready));
 }
 
 }  // namespace moepic::transfer

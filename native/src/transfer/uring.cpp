@@ -21,7 +21,7 @@ T* at(std::byte* base, uint32_t offset) {
     return reinterpret_cast<T*>(base + offset);
 }
 
-// The kernel has run every operation below `count` since 5.1, says so since 5.6, and may have been told to refuse some.
+// Kernels say which operations they run since 5.6, the first that has IORING_OP_READ.
 bool knows(int fd, std::initializer_list<unsigned> operations) {
     constexpr unsigned kMost = 64;
     alignas(io_uring_probe) std::byte memory[sizeof(io_uring_probe) + kMost * sizeof(io_uring_probe_op)] = {};

@@ -15,6 +15,7 @@
 #include "base/error.h"
 #include "capi/guard.h"
 #include "transfer/file_lane.h"
+#include "transfer/ledger.h"
 #include "transfer/link_lane.h"
 
 using namespace moepic;
@@ -31,6 +32,37 @@ struct Arrived {
     Clock::time_point at;
 };
 
+class ManualLane final : public transfer::LedgerLane {
+public:
+    ManualLane(uint64_t frame_bytes, int max_pieces, int n_frames, int depth, OnReady on_ready)
+        : LedgerLane("manual lane", 1, max_pieces, n_frames, frame_bytes, depth, std::move(on_ready)) {}
+    ~ManualLane() override { ledger_.stop(); }
+    std::string describe() const override { return "manual"; }
+
+    // Number of the claim, or -1.
+    int32_t claim() {
+        const auto claimed = ledger_.try_claim();
+        if (!claimed) return -1;
+        claims.push_back(*claimed);
+        return static_cast<int32_t>(claims.size() - 1);
+    }
+    void finish(size_t claim, uint64_t moved_bytes, bool fails) {
+        ledger_.finish(claims[claim], moved_bytes, fails ? std::make_shared<const Error>(Code::io, "made to fail") : nullptr);
+    }
+    std::vector<transfer::Claim> claims;  // since the start
+
+protected:
+    transfer::Cut cut(std::span<const transfer::Piece> pieces) const override {
+        transfer::Cut cut;
+        for (const transfer::Piece& piece : pieces) {
+            cut.places.push_back(cut.frame_bytes);
+            cut.steps.push_back({0, piece.offset, piece.bytes, 0, piece.bytes, cut.frame_bytes});
+            cut.frame_bytes += piece.bytes;
+        }
+        return cut;
+    }
+};
+
 }  // namespace
 
 struct moepic_test_lane {
@@ -39,7 +71,8 @@ struct moepic_test_lane {
     std::deque<Arrived> arrived;  // guarded by mutex; addresses are stable while only the back grows
     size_t n_taken = 0;           // guarded by mutex
     const Clock::time_point opened = Clock::now();
-    std::unique_ptr<Lane> lane;  // last: its threads use what is above
+    ManualLane* manual = nullptr;  // lane, if it is one
+    std::unique_ptr<Lane> lane;    // last: its threads use what is above
 
     Lane::OnReady keep() {
         return [this](const Delivery& delivery) {
@@ -84,6 +117,29 @@ int32_t moepic_test_lane_open_link(moepic_test_lane** made, const uint8_t* const
         handle->lane = transfer::open_link_lane(options, handle->keep());
         *made = handle.release();
     });
+}
+
+int32_t moepic_test_lane_open_manual(moepic_test_lane** made, uint64_t frame_bytes, int32_t max_pieces, int32_t n_frames, int32_t depth) {
+    return guard([&] {
+        auto handle = std::make_unique<moepic_test_lane>();
+        auto manual = std::make_unique<ManualLane>(frame_bytes, max_pieces, n_frames, depth, handle->keep());
+        handle->manual = manual.get();
+        handle->lane = std::move(manual);
+        *made = handle.release();
+    });
+}
+
+void moepic_test_lane_claim(int32_t* claim, uint64_t* ticket, int32_t* first, uint64_t* offset, moepic_test_lane* lane) {
+    *claim = lane->manual->claim();
+    if (*claim < 0) return;
+    const transfer::Claim& claimed = lane->manual->claims.back();
+    *ticket = claimed.ticket;
+    *first = claimed.first;
+    *offset = claimed.step.offset;
+}
+
+void moepic_test_lane_finish(moepic_test_lane* lane, int32_t claim, uint64_t moved_bytes, int32_t fails) {
+    lane->manual->finish(static_cast<size_t>(claim), moved_bytes, fails != 0);
 }
 
 void moepic_test_lane_free(moepic_test_lane* lane) {

@@ -37,6 +37,12 @@ MOEPIC_API int32_t moepic_test_lane_open_files(moepic_test_lane** made, const ch
 MOEPIC_API int32_t moepic_test_lane_open_link(moepic_test_lane** made, const uint8_t* const* sources, const uint64_t* source_bytes,
                                               int32_t n_sources, uint64_t frame_bytes, int32_t max_pieces, int32_t n_frames, double bytes_s,
                                               double latency_s);
+/* A lane that moves nothing by itself: every piece is a step, and the test claims and finishes steps. */
+MOEPIC_API int32_t moepic_test_lane_open_manual(moepic_test_lane** made, uint64_t frame_bytes, int32_t max_pieces, int32_t n_frames,
+                                                int32_t depth);
+/* Takes the step that goes first: *claim is a number for finish, or -1 when none may go now. */
+MOEPIC_API void moepic_test_lane_claim(int32_t* claim, uint64_t* ticket, int32_t* first, uint64_t* offset, moepic_test_lane* lane);
+MOEPIC_API void moepic_test_lane_finish(moepic_test_lane* lane, int32_t claim, uint64_t moved_bytes, int32_t fails);
 MOEPIC_API void moepic_test_lane_free(moepic_test_lane* lane);
 MOEPIC_API int32_t moepic_test_lane_submit(uint64_t* ticket, moepic_test_lane* lane, const moepic_test_piece* pieces, int32_t n_pieces,
                                            int32_t urgency);
