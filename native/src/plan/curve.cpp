@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <compare>
 #include <limits>
 #include <queue>
 #include <tuple>
@@ -12,11 +11,18 @@
 namespace moepic::plan {
 namespace {
 
-constexpr double kSoftness = 0.3;        // of an expert's load: over how much corners are rounded
-constexpr int64_t kSmall = 512;          // granules of a layer up to which it is walked four times; larger ones lose 0.1 to 0.2 % by one
-constexpr int64_t kLookedAt = 1 << 14;   // experts looked at for swaps in one walk
-constexpr int64_t kBeamSteps = 1 << 12;  // granules times experts of a layer up to which a beam is affordable
+constexpr double kSoftness = 0.3;       // of an expert's load: over how much corners are rounded
+constexpr int64_t kLookedAt = 1 << 14;  // experts looked at for swaps in one walk
+// Granules of the model times uses of its recorded tokens, up to which a layer is walked four times (one walk loses 0.1 to 0.2 %), and up
+// to which a beam is affordable: either takes some tens of milliseconds.
+constexpr int64_t kFourWalks = 1 << 22, kBeam = 1 << 18;
 constexpr size_t kBeamWidth = 16;
+
+int64_t granules_of(const Problem& problem) {
+    int64_t sum = 0;
+    for (const Layer& layer : problem.layers) sum += int64_t{layer.n_expert} * layer.n_granule;
+    return sum;
+}
 
 // A residency of one layer on its walk. Granules are added and taken by lazy queues: savings only fall while granules are added (the time
 // is convex in what is missed), so an outdated one is never too small, and the same holds the other way for losses.
@@ -90,11 +96,13 @@ private:
         queue_ = std::priority_queue<Step>(std::less<Step>(), std::move(steps));
     }
 
-    // Rounding of equal savings must not decide: less than least_s_ apart they are equal, and the worth to later tokens does.
+    // Rounding of equal savings must not decide: less than least_s_ apart they are equal. Then the worth to later tokens does, which
+    // spreads granules over experts; without a window nothing is gained by that, and an expert that was begun is made whole.
     Step step(int expert) const {
         const double saved_s = saving_s(expert, direction_, soft_s_);
         const int granule = resident_[expert] - (direction_ < 0);
-        return {std::round(saved_s / least_s_), direction_ * samples_.worth(first_ + expert, granule, layer_.n_granule), expert};
+        const int rank = time_.hidden_bytes > 0.0 ? granule : layer_.n_granule - granule;
+        return {std::round(saved_s / least_s_), direction_ * samples_.worth(first_ + expert, rank, layer_.n_granule), expert};
     }
 
     // Seconds over all tokens that `granules` more (or fewer, then it is negative) of an expert save.
@@ -150,44 +158,46 @@ private:
     std::priority_queue<Step> queue_;
 };
 
-// The kBeamWidth best residencies of each size, each made from those one granule smaller. For small layers, where two experts may have to
-// change places with two others at once and no single swap gets there.
+// The kBeamWidth best residencies of each size, each made from those one granule smaller; visit(n, residency) gets the best. For small
+// models, where two experts may have to change places with two others at once and no single swap gets there.
 template <class Visit>
 void beam(const Problem& problem, const Samples& samples, size_t il, bool with_cpu, Visit&& visit) {
     struct State {
-        double time_s, soft_s;
         std::vector<int32_t> resident;
-        auto operator<=>(const State&) const = default;
+        std::vector<double> misses;  // [token] bytes
     };
     const Layer& layer = problem.layers[il];
     const LayerTime time(problem, il, with_cpu);
     const double soft_s = kSoftness * static_cast<double>(layer.expert_bytes()) / time.rate;
-    const std::vector<double> none = samples.misses(problem, il);
-    std::vector<State> states{{0.0, 0.0, std::vector<int32_t>(layer.n_expert, 0)}}, next;
+    std::vector<State> states{{std::vector<int32_t>(layer.n_expert, 0), samples.misses(problem, il)}}, next;
+    std::vector<std::tuple<double, double, size_t, int>> steps;  // time, rounded time, state, expert
     for (int64_t n = 1; n <= int64_t{layer.n_expert} * layer.n_granule; ++n) {
-        next.clear();
-        for (State& state : states) {
-            std::vector<double> misses = none;
+        steps.clear();
+        for (size_t from = 0; from < states.size(); ++from) {
+            double time_s = 0.0, rounded_s = 0.0;
+            for (const double bytes : states[from].misses) time_s += time.of(bytes), rounded_s += time.of(bytes, soft_s);
             for (int e = 0; e < layer.n_expert; ++e) {
-                for (const int token : samples.tokens(samples.first(il) + e))
-                    misses[token] -= static_cast<double>(state.resident[e] * layer.granule_bytes);
-            }
-            for (int e = 0; e < layer.n_expert; ++e) {
-                if (state.resident[e] == layer.n_granule) continue;
-                State made{state.time_s, state.soft_s, state.resident};
-                ++made.resident[e];
+                if (states[from].resident[e] == layer.n_granule) continue;
+                double saved_s = 0.0, rounded = 0.0;
                 for (const int token : samples.tokens(samples.first(il) + e)) {
-                    const double before = misses[token], after = before - static_cast<double>(layer.granule_bytes);
-                    made.time_s += time.of(after) - time.of(before);
-                    made.soft_s += time.of(after, soft_s) - time.of(before, soft_s);
+                    const double before = states[from].misses[token], after = before - static_cast<double>(layer.granule_bytes);
+                    saved_s += time.of(before) - time.of(after);
+                    rounded += time.of(before, soft_s) - time.of(after, soft_s);
                 }
-                next.push_back(std::move(made));
+                steps.emplace_back(time_s - saved_s, rounded_s - rounded, from, e);
             }
         }
-        std::sort(next.begin(), next.end());
-        next.erase(std::unique(next.begin(), next.end(), [](const State& a, const State& b) { return a.resident == b.resident; }),
-                   next.end());
-        next.resize(std::min(next.size(), kBeamWidth));
+        std::sort(steps.begin(), steps.end());
+        next.clear();
+        for (const auto& [time_s, rounded_s, from, expert] : steps) {
+            std::vector<int32_t> resident = states[from].resident;
+            ++resident[expert];
+            if (std::any_of(next.begin(), next.end(), [&](const State& other) { return other.resident == resident; })) continue;
+            next.push_back({std::move(resident), states[from].misses});
+            for (const int token : samples.tokens(samples.first(il) + expert))
+                next.back().misses[token] -= static_cast<double>(layer.granule_bytes);
+            if (next.size() == kBeamWidth) break;
+        }
         std::swap(states, next);
         visit(n, states.front().resident);
     }
@@ -200,11 +210,11 @@ LayerCurve layer_curve(const Problem& problem, const Samples& samples, size_t il
     const int64_t all = int64_t{layer.n_expert} * layer.n_granule;
     const int most = units_of(layer, unit);
     LayerCurve curve;
-    curve.time_s.assign(most + 1, std::numeric_limits<double>::infinity());
+    curve.time_s.assign(most + 1, std::numeric_limits<double>::max());
     curve.residents.assign(most + 1, std::vector<int32_t>(layer.n_expert, 0));
     const auto offer = [&](int u, const Walk& walk) {
         const double total_s = walk.total_s();
-        if (total_s < curve.time_s[u]) curve.time_s[u] = total_s, curve.residents[u] = walk.resident();
+        if (total_s < curve.time_s[u] * (1.0 - 1e-12)) curve.time_s[u] = total_s, curve.residents[u] = walk.resident();
     };
 
     const int places = static_cast<int>(std::clamp<int64_t>(kLookedAt / (4 * layer.n_expert), 1, most + 1));
@@ -221,10 +231,13 @@ LayerCurve layer_curve(const Problem& problem, const Samples& samples, size_t il
         for (int u = 0; u <= most; ++u) visit(u, +1);
         for (int u = most - 1; and_back && u > 0; --u) visit(u, -1);
     };
-    const bool is_small = all <= kSmall;
-    stroll(kSoftness, is_small);
-    if (is_small) stroll(0.0, true);
-    if (all * layer.n_expert <= kBeamSteps) {
+    const int64_t uses = problem.n_token * problem.n_used * granules_of(problem);
+    const bool is_small = uses <= kFourWalks;
+    // Of equally fast residencies the first found stays: with a window the smoother one, without one whole experts.
+    const bool has_window = LayerTime(problem, il, with_cpu).hidden_bytes > 0.0;
+    stroll(has_window ? kSoftness : 0.0, is_small);
+    if (is_small) stroll(has_window ? 0.0 : kSoftness, true);
+    if (uses <= kBeam) {
         Walk walk(problem, samples, il, with_cpu, 0.0);
         beam(problem, samples, il, with_cpu, [&](int64_t n, const std::vector<int32_t>& resident) {
             walk.set(resident);
