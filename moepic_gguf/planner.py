@@ -248,13 +248,14 @@ def prior_trace(
     n_token: int = 192,
     skew: float = 0.7,
     stay: float = 0.35,
+    seed: int = 0,
 ) -> Trace:
     """Routing to plan for where none was recorded: an assumption, and to be named as one.
 
     Popularity falls as rank^-skew, in each layer in its own order; an expert of the last token is used again with probability `stay` (recorded models:
     0.28 to 0.45, routing-and-split.md section 3.1). Seeded, so the same model gives the same plan.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     popularity = (np.arange(n_expert) + 1.0) ** -skew
     ids = np.zeros((n_token, n_layer, n_used), np.int32)
     for layer in range(n_layer):
