@@ -231,6 +231,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_ylim(-0.5, len(SKEWS) - 0.5)
         axis.set_xticks(range(len(WINDOWS)), [f"{w:g}" for w in WINDOWS])
         axis.set_yticks(range(len(SKEWS)), [f"{h:.2f}" for h in hit])
+        axis.grid(False)
         axis.tick_params(length=0)
         for side in axis.spines.values():
             side.set_visible(False)
