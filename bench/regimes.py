@@ -108,7 +108,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
         seed=cell.seed,
     )
     trace = with_guesses(trace, cell.seed)
-    seen = recent(replace_tokens(trace, SEEN), SEEN)
+    seen = trace.tokens(slice(0, SEEN))
     load_s = float(trace.expert_bytes[0]) / LINK
     window_s = cell.window * load_s
     costs = Costs.flat(LAYERS, compute_s=window_s, window_s=window_s, recall=RECALL)
@@ -140,20 +140,6 @@ def row_of(cell: Cell) -> dict[str, Any]:
         "lru_hit": round(float(curve[round(cell.budget * shape.n_expert)]), 4), "best_other": best, "auto_choice": chosen.name,
         "auto_over_best": round(auto / times[best] - 1, 5), **{f"{name} ms": round(1e3 * s, 4) for name, s in times.items()}, "auto ms": round(1e3 * auto, 4),
     }  # fmt: skip
-
-
-def replace_tokens(trace: Trace, n_token: int) -> Trace:
-    """The first `n_token` tokens."""
-    cut = slice(0, n_token)
-    predicted = None if trace.predicted is None else trace.predicted[cut]
-    return replace(
-        trace,
-        ids=trace.ids[cut],
-        weights=trace.weights[cut],
-        sequence=trace.sequence[cut],
-        phase=trace.phase[cut],
-        predicted=predicted,
-    )
 
 
 COLOURS = {

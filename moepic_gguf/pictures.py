@@ -9,7 +9,7 @@ from .errors import ArgumentError, IoError
 
 BLUE, ORANGE, RED, GREEN, VIOLET, GREY = "#4c78a8", "#f2a541", "#d1605e", "#59a14f", "#8c6bb1", "#9d9d9d"
 
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -283,15 +283,4 @@ def prior_trace(
 
 def recent(trace: Trace, n_token: int = 128) -> Trace:
     """The last tokens of a trace: what a plan for the next ones looks at."""
-    predicted = None if trace.predicted is None else trace.predicted[-n_token:]
-    outcome = None if trace.outcome is None else trace.outcome[-n_token:]
-    cut = slice(-n_token, None)
-    return replace(
-        trace,
-        ids=trace.ids[cut],
-        weights=trace.weights[cut],
-        sequence=trace.sequence[cut],
-        phase=trace.phase[cut],
-        predicted=predicted,
-        outcome=outcome,
-    )
+    return trace.tokens(slice(max(0, trace.n_token - n_token), None))

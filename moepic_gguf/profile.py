@@ -90,7 +90,8 @@ class Profile:
             ids = trace.ids[:, layer]
             at = ids >= 0
             weights = np.broadcast_to(weight[:, None], ids.shape)[at]
-            uses.append(np.bincount(ids[at], weights=weights, minlength=int(trace.n_expert[layer])))
+            counts = np.bincount(ids[at], weights=weights, minlength=int(trace.n_expert[layer]))
+            uses.append(counts.astype(np.float64))
         return cls(model_hash, tuple(uses), trace.n_token, str(trace.info.get("source", "trace")))
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -156,15 +156,7 @@ def _options(
         return replace(options, policy=name), name
     # As at run time, only the past may decide: the first half of what is counted.
     past = n_warm + max(1, (trace.n_token - n_warm) // 2)
-    seen = replace(
-        trace,
-        ids=trace.ids[:past],
-        weights=trace.weights[:past],
-        sequence=trace.sequence[:past],
-        phase=trace.phase[:past],
-        predicted=None,
-        outcome=None,
-    )
+    seen = trace.tokens(slice(0, past))
     candidates = [replace(options, policy=policy) for policy in AUTO]
     best, _ = choose(seen, budget_bytes, candidates, lanes, n_warm=n_warm)
     return candidates[best], f"auto: {AUTO[best]}"

@@ -32,10 +32,10 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 """
 
 
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_what_is_written_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool
+    tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool, found: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     trace = make_trace(
@@ -49,10 +49,12 @@ def test_what_is_written_is_read_again(
         made = np.zeros(trace.ids.shape[:2], OUTCOME)
         made["stall_s"], made["link"] = rng.random(made.shape), rng.integers(0, 9, made.shape)
         trace = replace(trace, outcome=made)
+    if found:
+        trace = replace(trace, found=rng.integers(0, 4, trace.ids.shape).astype(np.int32))
     path = tmp_path_factory.mktemp("trace") / "t.moetrace"
     write_trace(path, trace)
     again = read_trace(path)
-    for name in ("ids", "sequence", "phase", "n_expert", "n_granule", "granule_bytes", "predicted", "outcome"):
+    for name in ("ids", "sequence", "phase", "n_expert", "n_granule", "granule_bytes", "predicted", "outcome", "found"):
         np.testing.assert_array_equal(getattr(again, name), getattr(trace, name), err_msg=name)
     # Weights are stored as float16: half an ulp of 11 bits.
     np.testing.assert_allclose(again.weights, trace.weights, rtol=2**-11)
