@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from moepic_gguf.choosing import choose_cache
-from moepic_gguf.planner import Costs, Machine, make_plan, prior_trace, recent
+from moepic_gguf.planner import Costs, Machine, make_plan, prior_trace, recent, with_guesses
 from moepic_gguf.replay import CacheOptions, Lanes, hit_curves, replay
 from moepic_gguf.trace import Trace
 
@@ -65,17 +65,6 @@ class Cell:
     seed: int
 
 
-def with_guesses(trace: Trace, seed: int) -> Trace:
-    """Guesses that hold each used expert with probability RECALL and a random other one otherwise."""
-    rng = np.random.default_rng(seed)
-    # The first of a random order in which the used experts come last: different from those and from each other.
-    order = rng.random((*trace.ids.shape[:2], int(trace.n_expert[0])))
-    np.put_along_axis(order, trace.ids, 2.0, axis=2)
-    others = np.argsort(order, axis=2)[..., : trace.n_used]
-    guessed = np.where(rng.random(trace.ids.shape) < RECALL, trace.ids, others)
-    return replace(trace, predicted=guessed.astype(np.int32))
-
-
 def others(trace: Trace, budget: int, machine: Machine, costs: Costs) -> dict[str, tuple[CacheOptions, bool]]:
     """Everything `auto` is held against, by the name of its column; with or without prefetch."""
     n = trace.n_layer
@@ -107,7 +96,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
         stay=stay,
         seed=cell.seed,
     )
-    trace = with_guesses(trace, cell.seed)
+    trace = with_guesses(trace, RECALL, seed=cell.seed)
     seen = trace.tokens(slice(0, SEEN))
     load_s = float(trace.expert_bytes[0]) / LINK
     window_s = cell.window * load_s

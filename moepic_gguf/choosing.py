@@ -43,12 +43,14 @@ def choose_cache(
     predictor: str = "none",
     plan: Plan | None = None,
     n_token: int = 384,
+    finalists: int = FINALISTS,
 ) -> Chosen:
     """Try caches of `budget_bytes` on the last `n_token` tokens of `trace`, a quarter of them to fill the cache.
 
-    lanes   what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
-    plan    of mode auto for this budget, where it is made already.
-    Raises  `ArgumentError`, `BudgetError`.
+    lanes      what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
+    plan       of mode auto for this budget, where it is made already.
+    finalists  shapes that are tried with every policy; the others run the default one only.
+    Raises   `ArgumentError`, `BudgetError`.
     """
     seen = recent(trace, n_token)
     lanes = lanes or lanes_of(machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0)
@@ -65,16 +67,16 @@ def choose_cache(
         return sorted(candidates, key=tried.__getitem__)
 
     shapes = _shapes(seen, budget_bytes, plans)
-    finalists = attempt(shapes)[:FINALISTS]
+    best_shapes = attempt(shapes)[:finalists]
     more = {
         f"{name}, {policy}": replace(shapes[name], policy=with_.policy, half_life=with_.half_life)
-        for name in finalists
+        for name in best_shapes
         for policy, with_ in POLICIES.items()
     }
     more |= {
         f"{name}, bypass": replace(options, bypass=True)
         for name, options in (shapes | more).items()
-        if name.split(",")[0] in finalists
+        if name.split(",")[0] in best_shapes
     }
     attempt(more)
     best = min(tried, key=tried.__getitem__)

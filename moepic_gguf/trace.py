@@ -85,11 +85,26 @@ class Trace:
         decoded = np.flatnonzero(self.phase == DECODE)
         return int(decoded[0]) if len(decoded) else self.n_token
 
+    @property
+    def recall(self) -> float:
+        """Share of routed experts that were among the predicted ones; 0 without predictions."""
+        return 0.0 if self.predicted is None else _found(self.ids, self.predicted)
+
+    @property
+    def stays(self) -> float:
+        """Share of routed experts that the layer used for the token before, too."""
+        return _found(self.ids[1:], self.ids[:-1])
+
+    def without_guesses(self) -> Trace:
+        """The same routing, nothing predicted."""
+        return replace(self, predicted=None)
+
     def tokens(self, which: slice) -> Trace:
         """The same model with some of the tokens."""
         names = ("ids", "weights", "sequence", "phase", "predicted", "outcome", "found")
         parts: dict[str, Any] = {name: getattr(self, name) for name in names}
-        return replace(self, **{name: part if part is None else part[which] for name, part in parts.items()})
+        cut: dict[str, Any] = {name: part if part is None else part[which] for name, part in parts.items()}
+        return replace(self, **cut)
 
     def cut_into(self, n_granule: int) -> Trace:
         """The same routing with experts of `n_granule` granules; bytes are rounded up to whole granules. What was found resident is counted in
@@ -100,6 +115,13 @@ class Trace:
         size = -(-self.expert_bytes // n_granule)
         counts = np.full(self.n_layer, n_granule, np.int32)
         return replace(self, n_granule=counts, granule_bytes=size, outcome=None, found=None)
+
+
+def _found(ids: Ids, among: Ids) -> float:
+    """Share of `ids` that their token and layer has `among` it as well."""
+    routed = ids >= 0
+    named = (ids[..., :, None] == among[..., None, :]).any(axis=3)
+    return float((named & routed).sum() / max(1, routed.sum()))
 
 
 def _record_dtype(n_layer: int, n_used: int, n_guess: int, flags: int) -> np.dtype[Any]:
