@@ -25,7 +25,7 @@ from moepic_gguf.trace import Trace
 LINK = 1e9  # bytes/s; only its ratio to the device matters
 DEVICE = 16 * LINK  # resident granules: RAM over a file, or video memory over PCIe
 RECALL = 0.85  # share of experts predicted rightly (next_layer: 0.8 to 0.9 in what is published)
-LAYERS, TOKENS, SEEN = 4, 1536, 768  # planned and chosen on the first SEEN tokens, judged on the others
+TOKENS, SEEN = 1536, 768  # planned and chosen on the first SEEN tokens, judged on the others
 SKEWS = (
     (0.0, 0.0),
     (0.3, 0.1),
@@ -47,12 +47,13 @@ class Shape:
     n_used: int
     n_granule: int
     expert_bytes: int
+    n_layer: int  # enough that chance does not decide a cell
 
 
 SHAPES = (
-    Shape("8 experts, top-2", 8, 2, 14, 99_090_432),  # Mixtral's width 14336, granules of 1024
-    Shape("64 experts, top-8", 64, 8, 4, 3_538_944),  # width 1024
-    Shape("128 experts, top-8", 128, 8, 3, 2_654_208),  # width 768
+    Shape("8 experts, top-2", 8, 2, 14, 99_090_432, 12),  # Mixtral's width 14336, granules of 1024
+    Shape("64 experts, top-8", 64, 8, 4, 3_538_944, 4),  # width 1024
+    Shape("128 experts, top-8", 128, 8, 3, 2_654_208, 4),  # width 768
 )
 
 
@@ -86,7 +87,7 @@ def others(trace: Trace, budget: int, machine: Machine, costs: Costs) -> dict[st
 def row_of(cell: Cell) -> dict[str, Any]:
     shape, (skew, stay) = cell.shape, cell.skew
     trace = prior_trace(
-        LAYERS,
+        shape.n_layer,
         shape.n_expert,
         shape.n_used,
         shape.expert_bytes,
@@ -100,12 +101,12 @@ def row_of(cell: Cell) -> dict[str, Any]:
     seen = trace.tokens(slice(0, SEEN))
     load_s = float(trace.expert_bytes[0]) / LINK
     window_s = cell.window * load_s
-    costs = Costs.flat(LAYERS, compute_s=window_s, window_s=window_s, recall=RECALL)
+    costs = Costs.flat(shape.n_layer, compute_s=window_s, window_s=window_s, recall=RECALL)
     machine = Machine(LINK, DEVICE)
     budget = int(trace.total_bytes * cell.budget)
     windows, none = Lanes(LINK, LINK, list(costs.window_s)), Lanes(LINK)
     # What a token pays whatever is cached: attention, which is the window, and its experts from fast memory.
-    paid_s = LAYERS * (window_s + shape.n_used * float(trace.expert_bytes[0]) / DEVICE)
+    paid_s = shape.n_layer * (window_s + shape.n_used * float(trace.expert_bytes[0]) / DEVICE)
 
     def tpot_s(options: CacheOptions, prefetch: bool) -> float:
         found = replay(
@@ -118,7 +119,7 @@ def row_of(cell: Cell) -> dict[str, Any]:
         )
         return paid_s + found.per_token("stall_s")
 
-    times = {"on demand": paid_s + LAYERS * shape.n_used * load_s}
+    times = {"on demand": paid_s + shape.n_layer * shape.n_used * load_s}
     times |= {name: tpot_s(*how) for name, how in others(seen, budget, machine, costs).items()}
     chosen = choose_cache(seen, budget, machine, costs, lanes=windows, predictor="recorded", n_token=SEEN)
     auto = tpot_s(chosen.options, True)
@@ -255,7 +256,6 @@ def main() -> None:
         "link_bytes_s": LINK,
         "device_bytes_s": DEVICE,
         "recall": RECALL,
-        "layers": LAYERS,
         "tokens": TOKENS,
         "seen": SEEN,
     }
