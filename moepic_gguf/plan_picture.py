@@ -63,7 +63,7 @@ def draw_plan(
     axis.set_ylim(0, None)
     axis.set_xlabel(f"{tier} budget, GiB")
     axis.set_ylabel("tokens per second, decode")
-    _title(axis, subject)
+    _title(figure, axis, subject)
     handles, labels = axis.get_legend_handles_labels()
     axis.legend(handles[::-1], labels[::-1], loc="upper left", bbox_to_anchor=(0.01, 0.99))
     save(figure, path)
@@ -77,11 +77,9 @@ def _words(chosen: Forecast, budget_bytes: int) -> str:
     return f"{show_bytes(budget_bytes)}: {1 / tpot.mean_s:.1f} tok/s ({1 / tpot.high_s:.1f} to {1 / max(tpot.low_s, 1e-12):.1f})\n{where}"
 
 
-def _title(axis: Any, subject: Subject) -> None:
+def _title(figure: Any, axis: Any, subject: Subject) -> None:
     report, machine = subject.report, subject.machine
     axis.set_title(f"{report.name or report.path}: predicted speed against budget", pad=34, fontsize=12.5)
     routing = "assumed routing" if subject.is_prior else "recorded routing"
-    axis.text(
-        1.0, 1.115, f"modelled: {routing}, slow tier {machine.link_bytes_s / 1e9:.2f} GB/s, fast tier {machine.device_bytes_s / 1e9:.1f} GB/s",
-        transform=axis.transAxes, ha="right", va="bottom", fontsize=9, color="#6b6b6b",
-    )  # fmt: skip
+    rates = f"slow tier {machine.link_bytes_s / 1e9:.2f} GB/s, fast tier {machine.device_bytes_s / 1e9:.1f} GB/s"
+    figure.supxlabel(f"modelled: {routing}; {rates}", x=0.99, ha="right", fontsize=9, color="#6b6b6b")
