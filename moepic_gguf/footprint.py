@@ -19,6 +19,14 @@ DEVICE_BYTES = 384 * 2**20  # context and kernels of a device, in its memory; as
 
 
 @dataclass(frozen=True)
+class Embedding:
+    """Bytes of the token embedding, and whether it is the output head too."""
+
+    n_bytes: int
+    is_tied: bool
+
+
+@dataclass(frozen=True)
 class Footprint:
     """Bytes of each part; together with the experts cached they are the budget.
 
@@ -28,6 +36,7 @@ class Footprint:
     staging  frames that missing bytes land in, and a landing granule per thread.
     process  what the process needs beside them: a constant.
     experts  all routed experts of all layers.
+    lookup   of `dense`: embedding rows, of which a token reads one.
     unit     of one transfer: a granule of a pre-split file, a whole expert of an ordinary one, whose down projection can't be read by granules.
     """
 
@@ -38,6 +47,7 @@ class Footprint:
     process: int
     experts: int
     unit: int
+    lookup: int = 0
 
     @property
     def overhead(self) -> int:
@@ -81,28 +91,29 @@ def footprint(
     n_ctx: int,
     n_batch: int = 512,
     n_threads: int = 1,
-    tied_bytes: int = 0,
+    embedding: Embedding | None = None,
     on_device: bool = False,
 ) -> Footprint:
     """Of a model with experts.
 
-    n_granule   granules of an expert.
-    tied_bytes  of an embedding that is the output head too.
-    on_device   the budget is a device's memory: its constant instead of the process's, and no landing granules.
+    n_granule  granules of an expert.
+    on_device  the budget is a device's memory: its constant instead of the process's, and no landing granules.
     """
     expert = report.expert_bytes or 0
     experts = expert * report.n_expert * report.moe_layers
     granule = -(-expert // n_granule)
     unit = granule if report.granule is not None else expert
     landing = 0 if on_device else n_threads * granule
+    embedding = embedding or Embedding(0, False)
     return Footprint(
-        dense=report.file_bytes - experts + tied_bytes,
+        dense=report.file_bytes - experts + (embedding.n_bytes if embedding.is_tied else 0),
         kv=(report.kv_bytes_per_token or 0) * n_ctx,
         scratch=_scratch(report, n_granule, min(n_batch, n_ctx)),
         staging=max(STAGING_BYTES, 2 * unit) + landing,
         process=DEVICE_BYTES if on_device else PROCESS_BYTES,
         experts=experts,
         unit=unit,
+        lookup=embedding.n_bytes,
     )
 
 
@@ -118,10 +129,10 @@ def _scratch(report: FileReport, n_granule: int, n_batch: int) -> int:
     return n_batch * (attention + experts) + few + 4 * (report.n_vocab or 0)
 
 
-def tied_bytes(file: GgufFile) -> int:
-    """Bytes of the embedding where it is the output head too, else 0."""
+def embedding_of(file: GgufFile) -> Embedding:
+    """The token embedding of `file`."""
     names = {tensor.name: tensor.n_bytes for tensor in file.tensors}
-    return 0 if "output.weight" in names else names.get("token_embd.weight", 0)
+    return Embedding(names.get("token_embd.weight", 0), "output.weight" not in names)
 
 
 def granules_of(file: GgufFile, report: FileReport) -> int:

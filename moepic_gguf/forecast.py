@@ -13,7 +13,7 @@ from typing import Any
 from .choosing import FINALISTS, choose_cache
 from .footprint import Footprint
 from .inspection import FileReport
-from .planner import Costs, Machine, Plan, Prediction, make_plan, predict, prior_trace, recent
+from .planner import Costs, Machine, Plan, make_plan, predict, prior_trace, recent, with_guesses
 from .replay import CacheOptions
 from .trace import Trace
 
@@ -93,88 +93,97 @@ _PARTS = (("_s", "mean_s"), ("_low_s", "low_s"), ("_high_s", "high_s"))
 
 def costs_of(report: FileReport, memory: Footprint, machine: Machine, *, n_context: int, recall: float) -> Costs:
     """What a layer pays whatever is cached: its share of the weights besides experts and of the keys and values of `n_context` positions, at the fast
-    tier's rate. Half of it (attention, before the router) is the window of a predictor.
+    tier's rate. A predictor that looks one layer ahead has as long.
     """
-    read = memory.dense + (report.kv_bytes_per_token or 0) * n_context
+    read = memory.dense - memory.lookup + (report.kv_bytes_per_token or 0) * n_context
     layer_s = read / report.moe_layers / machine.device_bytes_s + machine.layer_s
     return Costs.flat(report.moe_layers, compute_s=layer_s, window_s=layer_s if recall else 0.0, recall=recall)
 
 
 def forecast(subject: Subject, room_bytes: int, mode: str, *, top: int = 0, quick: bool = False) -> Forecast:
-    """Plan `room_bytes` of experts in `mode` and predict it. quick: fewer tokens and no band, for curves.
+    """Plan `room_bytes` of experts in `mode` and predict it.
 
-    Raises `ArgumentError`.
+    The plan knows all routing there is. What it will do on later tokens is predicted by one that knows the first half, run over the second.
+    quick    no band, and the plan of the first half: for curves.
+    Raises   `ArgumentError`.
     """
-    seen = recent(subject.trace, 128)
-    plan = make_plan(seen, room_bytes, subject.machine, subject.costs, mode=mode, top=top)
-    is_resident = mode != "none" and room_bytes >= subject.memory.experts
-    if is_resident:
-        work = _work_s(subject)
-        tpot, found, cache = Band(work, work, work), None, None
-    else:
-        name, options = _cache(subject, plan, room_bytes, mode, quick)
-        found, cache = _predict(subject, subject.trace, plan, options), name
-        tpot = Band(found.tpot_s, found.low_s, found.high_s)
-        if subject.is_prior and not quick:
-            tpot = _over_priors(subject, plan, options, tpot)
-    low, high = _rates(subject.machine)
-    tpot = tpot.widened(1 / high, 1 / low)
-    ttft = _ttft(subject, subject.memory.experts if is_resident else plan.bytes)
-    return Forecast(
-        plan,
-        cache,
-        tpot,
-        ttft,
-        found.stall_s if found else 0.0,
-        found.found.per_token("demand_bytes") if found else 0.0,
-        is_resident,
+    work, first = _work_s(subject), subject.trace.tokens(slice(0, subject.trace.n_token // 2))
+    if mode != "none" and room_bytes >= subject.memory.experts:
+        plan = _make(subject, subject.trace, room_bytes, mode, top)
+        return Forecast(
+            plan, None, _banded(subject, Band(work, work, work)), _ttft(subject, subject.memory.experts), 0.0, 0.0, True
+        )
+    tried = _make(subject, first, room_bytes, mode, top)
+    _, options = _cache(subject, first, tried, quick)
+    found = predict(
+        tried,
+        subject.trace,
+        subject.machine,
+        subject.costs,
+        predictor=subject.predictor,
+        cache=options,
+        n_warm=first.n_token,
+        is_full=True,
     )
+    tpot = Band(found.tpot_s, found.low_s, found.high_s)
+    missed = found.found.per_token("demand_bytes")
+    if quick:
+        return Forecast(tried, None, tpot, _ttft(subject, tried.bytes), found.stall_s, missed, False)
+    if subject.is_prior:
+        tpot = _over_priors(subject, tried, options, tpot)
+    plan = _make(subject, subject.trace, room_bytes, mode, top)
+    cache, _ = _cache(subject, subject.trace, plan, quick)
+    return Forecast(plan, cache, _banded(subject, tpot), _ttft(subject, plan.bytes), found.stall_s, missed, False)
 
 
-def _cache(subject: Subject, plan: Plan, room_bytes: int, mode: str, quick: bool) -> tuple[str, CacheOptions]:
+def _make(subject: Subject, trace: Trace, room_bytes: int, mode: str, top: int) -> Plan:
+    return make_plan(recent(trace), room_bytes, subject.machine, subject.costs, mode=mode, top=top)
+
+
+def _banded(subject: Subject, tpot: Band) -> Band:
+    """With what the machine's rates may be: twice the rate, half the time."""
+    low, high = _rates(subject.machine)
+    return tpot.widened(1 / high, 1 / low)
+
+
+def _cache(subject: Subject, trace: Trace, plan: Plan, quick: bool) -> tuple[str, CacheOptions]:
     """Mode auto takes the cache that stalls least on recent tokens; the others run what they are named after."""
-    if mode != "auto":
-        policy = "lcp" if mode == "paper" else "lrfu"
+    if plan.mode != "auto":
+        policy = "lcp" if plan.mode == "paper" else "lrfu"
         return policy, plan.cache_options(policy)
     chosen = choose_cache(
-        subject.trace,
-        room_bytes,
+        trace,
+        plan.budget_bytes,
         subject.machine,
         subject.costs,
         predictor=subject.predictor,
         plan=plan,
-        n_token=96 if quick else 192,
+        n_token=192,
         finalists=1 if quick else FINALISTS,
     )
     return chosen.name, chosen.options
 
 
-def _predict(subject: Subject, trace: Trace, plan: Plan, options: CacheOptions) -> Prediction:
-    return predict(
-        plan, trace, subject.machine, subject.costs, predictor=subject.predictor, cache=options, is_full=True
-    )
-
-
 def _over_priors(subject: Subject, plan: Plan, options: CacheOptions, band: Band) -> Band:
     """The band where routing is assumed: it covers flat and skewed assumptions, run by the same cache."""
-    report, trace = subject.report, subject.trace
+    trace = subject.trace
+    sizes = (int(trace.n_expert[0]), trace.n_used, int(trace.expert_bytes[0]), int(trace.n_granule[0]))
     times = [band.low_s, band.high_s]
     for skew, stay in (PRIORS[0], PRIORS[-1]):
-        other = prior_trace(
-            trace.n_layer,
-            report.n_expert,
-            trace.n_used,
-            int(trace.expert_bytes[0]),
-            int(trace.n_granule[0]),
-            n_token=trace.n_token,
-            skew=skew,
-            stay=stay,
-        )
+        other = prior_trace(trace.n_layer, *sizes, n_token=trace.n_token, skew=skew, stay=stay)
         if trace.predicted is not None:
-            from .planner import with_guesses
-
             other = with_guesses(other, float(subject.costs.recall[0]))
-        times.append(_predict(subject, other, plan, options).tpot_s)
+        found = predict(
+            plan,
+            other,
+            subject.machine,
+            subject.costs,
+            predictor=subject.predictor,
+            cache=options,
+            n_warm=trace.n_token // 2,
+            is_full=True,
+        )
+        times.append(found.tpot_s)
     return Band(band.mean_s, min(times), max(times))
 
 
@@ -213,7 +222,7 @@ def _ttft(subject: Subject, resident_bytes: int) -> Band:
 def curve(subject: Subject, modes: list[str], *, points: int = 11, top: int = 0) -> dict[str, list[tuple[int, float]]]:
     """Per mode, (budget in bytes, seconds per token) from the smallest budget that works to everything resident."""
     memory = subject.memory
-    short = replace(subject, trace=recent(subject.trace, 160))
+    short = replace(subject, trace=recent(subject.trace, 256))
     rooms = [round(memory.experts * i / (points - 1)) for i in range(points)]
     return {
         mode: [(memory.overhead + room, forecast(short, room, mode, top=top, quick=True).tpot.mean_s) for room in rooms]

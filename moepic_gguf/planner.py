@@ -287,10 +287,9 @@ def with_guesses(trace: Trace, recall: float, *, seed: int = 0) -> Trace:
     used = np.where((trace.ids >= 0) & (trace.ids < order.shape[2]), trace.ids, 0)
     np.put_along_axis(order, used, 2.0, axis=2)
     others = np.argsort(order, axis=2)[..., : trace.n_used]
+    # Where the used experts leave too few others, a wrong guess names nobody.
+    others = np.where(np.take_along_axis(order, others, axis=2) < 2.0, others, -1)
     guessed = np.where((rng.random(trace.ids.shape) < recall) & (trace.ids >= 0), trace.ids, others)
-    # Where the used experts leave too few others, a guess may name one twice; the second says nothing.
-    twice = (guessed[..., :, None] == guessed[..., None, :]) & np.tri(trace.n_used, k=-1, dtype=bool)
-    guessed[twice.any(axis=3)] = -1
     return replace(
         trace, predicted=guessed.astype(np.int32), info=trace.info | {"guesses": f"recall {recall:g}, assumed"}
     )

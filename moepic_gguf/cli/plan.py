@@ -14,7 +14,7 @@ from rich.table import Table
 from .. import __version__
 from ..budgets import parse_budget, show_bytes
 from ..errors import ArgumentError, UnsupportedModelError
-from ..footprint import footprint, granules_of, tied_bytes
+from ..footprint import embedding_of, footprint, granules_of
 from ..forecast import Band, Forecast, Subject, costs_of, curve, forecast
 from ..inspection import FileReport, inspect_file
 from ..metadata import GgufFile
@@ -108,7 +108,7 @@ def main(
             raise UnsupportedModelError(
                 f"'{report.path}' has no experts: every weight is used by every token, so a budget is all of it or nothing, and there is nothing to plan"
             )
-        n_granule, tied = granules_of(file, report), tied_bytes(file)
+        n_granule, embedding = granules_of(file, report), embedding_of(file)
     name, text = ("--ram", ram) if ram is not None else ("--vram", vram)
     memory = footprint(
         report,
@@ -116,7 +116,7 @@ def main(
         n_ctx=n_ctx,
         n_batch=n_batch,
         n_threads=n_threads or len(os.sched_getaffinity(0)),
-        tied_bytes=tied,
+        embedding=embedding,
         on_device=vram is not None,
     )
     asked = parse_budget(text, name=name, whole_bytes=report.file_bytes) or 0
@@ -169,7 +169,7 @@ def _trace(report: FileReport, n_granule: int, trace_file: str | None) -> Trace:
     """Routing to plan for, with the sizes of this model."""
     if trace_file is None:
         return prior_trace(
-            report.moe_layers, report.n_expert, report.n_expert_used, report.expert_bytes or 1, n_granule
+            report.moe_layers, report.n_expert, report.n_expert_used, report.expert_bytes or 1, n_granule, n_token=320
         )
     trace = read_trace(trace_file, expert_bytes=report.expert_bytes)
     if trace.n_layer != report.moe_layers or int(trace.n_expert.max()) != report.n_expert:

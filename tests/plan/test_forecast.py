@@ -11,7 +11,7 @@ import pytest
 
 from moepic_gguf import Model
 from moepic_gguf.errors import BudgetError
-from moepic_gguf.footprint import PROCESS_BYTES, STAGING_BYTES, Footprint, footprint, granules_of, tied_bytes
+from moepic_gguf.footprint import PROCESS_BYTES, STAGING_BYTES, Footprint, embedding_of, footprint, granules_of
 from moepic_gguf.forecast import Band, Subject, costs_of, curve, forecast
 from moepic_gguf.inspection import FileReport, inspect_file
 from moepic_gguf.metadata import GgufFile
@@ -49,7 +49,8 @@ def subject(report: FileReport, memory: Footprint) -> Subject:
 def test_granules_follow_the_engines_rule(model_file: Path, report: FileReport) -> None:
     with GgufFile(model_file) as file, Model.load(model_file, n_ctx=64) as model:
         assert granules_of(file, report) == 1024 // model.info.layers[0].granule == 4
-        assert tied_bytes(file) == 0
+        assert not embedding_of(file).is_tied
+        assert embedding_of(file).n_bytes == report.n_vocab * report.n_embd * 4
 
 
 def test_memory_is_what_the_engine_reserves(model_file: Path, memory: Footprint) -> None:
