@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
@@ -20,10 +21,11 @@ import numpy as np
 from moepic_gguf.choosing import choose_cache
 from moepic_gguf.planner import Costs, Machine, make_plan, prior_trace, recent, with_guesses
 from moepic_gguf.replay import CacheOptions, Lanes, hit_curves, replay
-from moepic_gguf.trace import Trace
+from moepic_gguf.trace import Trace, read_trace
 
 LINK = 1e9  # bytes/s; only its ratio to the device matters
 DEVICE = 16 * LINK  # resident granules: RAM over a file, or video memory over PCIe
+ASSUMED_EXPERT_BYTES = 1_769_472  # of the trace that does not say: 3 x 512 x 2048 at 4.5 bits per weight
 RECALL = 0.85  # share of experts predicted rightly (next_layer: 0.8 to 0.9 in what is published)
 TOKENS, SEEN = 1536, 768  # planned and chosen on the first SEEN tokens, judged on the others
 SKEWS = (
@@ -85,6 +87,7 @@ def others(trace: Trace, budget: int, machine: Machine, costs: Costs) -> dict[st
 
 
 def row_of(cell: Cell) -> dict[str, Any]:
+    """One cell with one draw of its routing."""
     shape, (skew, stay) = cell.shape, cell.skew
     trace = prior_trace(
         shape.n_layer,
@@ -98,38 +101,49 @@ def row_of(cell: Cell) -> dict[str, Any]:
         seed=cell.seed,
     )
     trace = with_guesses(trace, RECALL, seed=cell.seed)
-    seen = trace.tokens(slice(0, SEEN))
-    load_s = float(trace.expert_bytes[0]) / LINK
-    window_s = cell.window * load_s
-    costs = Costs.flat(shape.n_layer, compute_s=window_s, window_s=window_s, recall=RECALL)
+    head = {"shape": shape.name, "skew": skew, "stay": stay, "seed": cell.seed}
+    return head | compare(trace, SEEN, cell.window, cell.budget)
+
+
+def row_of_trace(job: tuple[Path, int, float, float]) -> dict[str, Any]:
+    """A recorded trace: its first half is seen, its second judges. Guesses are made up there too."""
+    path, granules, window, budget = job
+    trace = with_guesses(read_trace(path, expert_bytes=ASSUMED_EXPERT_BYTES).cut_into(granules), RECALL)
+    return {"trace": path.stem} | compare(trace, trace.n_token // 2, window, budget)
+
+
+def compare(trace: Trace, n_seen: int, window: float, share: float) -> dict[str, Any]:
+    """Seconds per token of every mode on the tokens after the first `n_seen`."""
+    seen = trace.tokens(slice(0, n_seen))
+    load_s = float(trace.expert_bytes.mean()) / LINK
+    costs = Costs.flat(trace.n_layer, compute_s=window * load_s, window_s=window * load_s, recall=RECALL)
     machine = Machine(LINK, DEVICE)
-    budget = int(trace.total_bytes * cell.budget)
+    budget = int(trace.total_bytes * share)
     windows, none = Lanes(LINK, LINK, list(costs.window_s)), Lanes(LINK)
     # What a token pays whatever is cached: attention, which is the window, and its experts from fast memory.
-    paid_s = shape.n_layer * (window_s + shape.n_used * float(trace.expert_bytes[0]) / DEVICE)
+    used_bytes = float((trace.n_used * trace.expert_bytes).sum())
+    paid_s = trace.n_layer * window * load_s + used_bytes / DEVICE
 
     def tpot_s(options: CacheOptions, prefetch: bool) -> float:
-        found = replay(
-            trace,
-            budget,
-            options,
-            windows if prefetch else none,
-            predictor="recorded" if prefetch else "none",
-            n_warm=SEEN,
-        )
-        return paid_s + found.per_token("stall_s")
+        lanes, predictor = (windows, "recorded") if prefetch else (none, "none")
+        return paid_s + replay(trace, budget, options, lanes, predictor=predictor, n_warm=n_seen).per_token("stall_s")
 
-    times = {"on demand": paid_s + shape.n_layer * shape.n_used * load_s}
+    times = {"on demand": paid_s + used_bytes / LINK}
     times |= {name: tpot_s(*how) for name, how in others(seen, budget, machine, costs).items()}
-    chosen = choose_cache(seen, budget, machine, costs, lanes=windows, predictor="recorded", n_token=SEEN)
+    chosen = choose_cache(seen, budget, machine, costs, lanes=windows, predictor="recorded", n_token=n_seen)
     auto = tpot_s(chosen.options, True)
     best = min(times, key=times.__getitem__)
-    curve = hit_curves(trace, n_warm=SEEN, concave=False)[0]
+    curve = hit_curves(trace, n_warm=n_seen, concave=False)[0]
     return {
-        "shape": shape.name, "skew": skew, "stay": stay, "seed": cell.seed, "window_loads": cell.window, "budget": cell.budget,
-        "lru_hit": round(float(curve[round(cell.budget * shape.n_expert)]), 4), "best_other": best, "auto_choice": chosen.name,
-        "auto_over_best": round(auto / times[best] - 1, 5), **{f"{name} ms": round(1e3 * s, 4) for name, s in times.items()}, "auto ms": round(1e3 * auto, 4),
-    }  # fmt: skip
+        "window_loads": window,
+        "budget": share,
+        "lru_hit": round(float(curve[round(share * int(trace.n_expert[0]))]), 4),
+        "best_other": best,
+        "auto_choice": chosen.name,
+        "auto_over_best": round(auto / times[best] - 1, 5),
+        **{f"{name} ms": round(1e3 * s, 4) for name, s in times.items()},
+        "auto ms": round(1e3 * auto, 4),
+    }
 
 
 COLOURS = {
@@ -228,27 +242,33 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--traces", type=Path, nargs="*", default=[], help="Recorded traces, judged beside the map.")
+    parser.add_argument("--granules", type=int, nargs="*", default=[], help="Of an expert, one for each trace.")
     parser.add_argument("--processes", type=int, default=2)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True)
-    cells = [
-        Cell(shape, skew, window, budget, seed)
-        for shape in SHAPES
-        for skew in SKEWS
-        for window in WINDOWS
-        for budget in BUDGETS
-        for seed in range(arguments.seeds)
+    cells = [Cell(*of) for of in itertools.product(SHAPES, SKEWS, WINDOWS, BUDGETS, range(arguments.seeds))]
+    recorded = zip(arguments.traces, arguments.granules, strict=True)
+    jobs = [
+        (path, g, window, budget) for path, g in recorded for window in WINDOWS[::2] for budget in (0.125, *BUDGETS)
     ]
     with ProcessPoolExecutor(arguments.processes) as pool:
         rows = list(pool.map(row_of, cells, chunksize=4))
-    with (arguments.out / "rows.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+        judged = list(pool.map(row_of_trace, jobs))
+    write_rows(arguments.out / "rows.csv", rows)
+    if judged:
+        write_rows(arguments.out / "traces.csv", judged)
     draw(rows, arguments.out / "map.png")
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     env = {

@@ -148,7 +148,7 @@ def main(
     for budget in budgets:
         n_bytes = parse_budget(budget, name="--budget", whole_bytes=recorded.total_bytes) or 0
         for name in names:
-            chosen, label = _options(name, common_options, recorded, n_bytes, lanes, n_warm)
+            chosen, label = _options(name, common_options, recorded, n_bytes, lanes, predictor, n_warm)
             rows.append(
                 Row(label, n_bytes, replay(recorded, n_bytes, chosen, lanes, predictor=predictor, n_warm=n_warm))
             )
@@ -165,7 +165,7 @@ def main(
 
 
 def _options(
-    name: str, options: CacheOptions, trace: Trace, budget_bytes: int, lanes: Lanes, n_warm: int
+    name: str, options: CacheOptions, trace: Trace, budget_bytes: int, lanes: Lanes, predictor: str, n_warm: int
 ) -> tuple[CacheOptions, str]:
     """Options of one policy, and what to call it."""
     if name == "static":
@@ -176,7 +176,7 @@ def _options(
     past = n_warm + max(1, (trace.n_token - n_warm) // 2)
     seen = trace.tokens(slice(0, past))
     candidates = [replace(options, policy=policy) for policy in AUTO]
-    best, _ = choose(seen, budget_bytes, candidates, lanes, n_warm=n_warm)
+    best, _ = choose(seen, budget_bytes, candidates, lanes, predictor=predictor, n_warm=n_warm)
     return candidates[best], f"auto: {AUTO[best]}"
 
 
@@ -190,7 +190,7 @@ def _planned(
     # Resident work is left out: this command compares what moves and what waits.
     machine = Machine(link_bytes_s=lanes.miss_bytes_s, device_bytes_s=1e3 * lanes.miss_bytes_s)
     windows = list(lanes.window_s) if lanes.window_s is not None else [0.0] * trace.n_layer
-    recall = {"none": 0.0, "recorded": seen.recall, "previous_token": trace.stays}[predictor]
+    recall = {"none": 0.0, "recorded": seen.recall, "previous_token": seen.stays}[predictor]
     costs = Costs([0.0] * trace.n_layer, windows, [recall] * trace.n_layer)
     plan = make_plan(recent(seen), budget_bytes, machine, costs, mode=mode)
     if mode != "auto":
