@@ -231,7 +231,7 @@ LayerCurve layer_curve(const Problem& problem, const Samples& samples, size_t il
         for (int u = 0; u <= most; ++u) visit(u, +1);
         for (int u = most - 1; and_back && u > 0; --u) visit(u, -1);
     };
-    const int64_t uses = problem.n_token * problem.n_used * granules_of(problem);
+    const int64_t uses = int64_t{problem.n_token} * problem.n_used * granules_of(problem);
     const bool is_small = uses <= kFourWalks;
     // Of equally fast residencies the first found stays: with a window the smoother one, without one whole experts.
     const bool has_window = LayerTime(problem, il, with_cpu).hidden_bytes > 0.0;
