@@ -28,10 +28,8 @@ FINALISTS = 3  # shapes that are tried with every policy
 # Equal budgets and decayed frequency: what runs unless something is better.
 GRANULES, WHOLE = "granules", "tops of 1.00"
 BLOCK = 8  # tokens: those that follow each other are alike, so blocks of them are compared, not single ones
-SURE, SURER = (
-    1.0,
-    4.0,
-)  # standard errors over blocks by which something else must be better, and by how many over n more with n blocks
+# Something else must be better by so many standard errors over blocks, and by this many over n more where there are n: few blocks say little.
+SURE, SURER = 1.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -60,12 +58,11 @@ def choose_cache(
     lanes      what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
     plan       of mode auto for this budget, where it is made already.
     finalists  shapes that are tried with every policy; the others run the default one only.
-    Raises   `ArgumentError`, `BudgetError`.
+    Raises     `ArgumentError`, `BudgetError`.
     """
     seen = recent(trace, n_token)
     n_fit = seen.n_token // 2
     lanes = lanes or lanes_of(machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0)
-
     has_window = lanes.window_s is not None and max(lanes.window_s) > 0.0 and predictor != "none"
 
     def plans_of(tokens: Trace) -> list[Plan]:
