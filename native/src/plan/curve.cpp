@@ -12,9 +12,10 @@ namespace moepic::plan {
 namespace {
 
 constexpr double kSoftness = 0.3;       // of an expert's load: over how much corners are rounded
+constexpr double kSoftShare = 0.3;      // of the rounded time beside the true one, when granules are swapped
 constexpr int64_t kLookedAt = 1 << 14;  // experts looked at for swaps in one walk
 // Granules of the model times uses of its recorded tokens, up to which a layer is walked four times (one walk loses 0.1 to 0.2 %), and up
-// to which a beam is affordable: either takes some tens of milliseconds.
+// to which eight walks, more swaps and a beam are affordable: either takes some tens of milliseconds.
 constexpr int64_t kFourWalks = 1 << 22, kBeam = 1 << 18;
 constexpr size_t kBeamWidth = 16;
 
@@ -34,6 +35,7 @@ public:
           first_(samples.first(il)),
           time_(problem, il, with_cpu),
           soft_s_(softness * static_cast<double>(layer_.expert_bytes()) / time_.rate),
+          corner_s_(kSoftness * static_cast<double>(layer_.expert_bytes()) / time_.rate),
           least_s_(1e-9 * problem.n_used * static_cast<double>(layer_.granule_bytes) / time_.rate),
           misses_(samples.misses(problem, il)),
           resident_(layer_.n_expert, 0) {}
@@ -67,10 +69,12 @@ public:
         }
     }
 
-    // Swaps up to `most` granules, as long as that is faster. For each of the few experts that would be missed least, what saves most in
-    // its place.
-    void exchange(int most, int n_tried) {
-        for (int swap = 0; swap < most && exchange_one(n_tried); ++swap) is_stale_ = true;
+    // Swaps granules as long as that is faster, at most `most` times: by the true time, and before that, for soft_share > 0, by that and as
+    // much of the rounded one, which leads over flat ground. For each of the few experts that would be missed least, what saves most in its
+    // place.
+    void exchange(int most, int n_tried, double soft_share) {
+        for (int swap = 0; soft_share > 0.0 && swap < most && exchange_one(n_tried, soft_share); ++swap) is_stale_ = true;
+        for (int swap = 0; swap < most && exchange_one(n_tried, 0.0); ++swap) is_stale_ = true;
     }
 
 private:
@@ -123,10 +127,14 @@ private:
         for (const int token : samples_.tokens(first_ + expert)) misses_[token] -= static_cast<double>(granules * layer_.granule_bytes);
     }
 
-    bool exchange_one(int n_tried) {
+    bool exchange_one(int n_tried, double soft_share) {
+        const auto saving = [&](int expert, int granules) {
+            const double true_s = saving_s(expert, granules, 0.0);
+            return soft_share > 0.0 ? true_s + soft_share * saving_s(expert, granules, corner_s_) : true_s;
+        };
         std::vector<std::pair<double, int>> out;  // loss, expert
         for (int e = 0; e < layer_.n_expert; ++e) {
-            if (resident_[e] > 0) out.emplace_back(-saving_s(e, -1, 0.0), e);
+            if (resident_[e] > 0) out.emplace_back(-saving(e, -1), e);
         }
         const auto tried = out.begin() + std::min<std::ptrdiff_t>(n_tried, std::ssize(out));
         std::partial_sort(out.begin(), tried, out.end());
@@ -136,7 +144,7 @@ private:
             double won = it->first + least_s_;
             for (int e = 0; e < layer_.n_expert; ++e) {
                 if (e == it->second || resident_[e] == layer_.n_granule || samples_.tokens(first_ + e).empty()) continue;
-                const double gain = saving_s(e, +1, 0.0);
+                const double gain = saving(e, +1);
                 if (gain > won) in = e, won = gain;
             }
             change(in >= 0 ? in : it->second, +1);
@@ -149,7 +157,7 @@ private:
     const Samples& samples_;
     size_t first_;
     LayerTime time_;
-    double soft_s_, least_s_;
+    double soft_s_, corner_s_, least_s_;
     std::vector<double> misses_;  // [token] bytes
     std::vector<int32_t> resident_;
     int64_t n_resident_ = 0;
@@ -209,6 +217,7 @@ LayerCurve layer_curve(const Problem& problem, const Samples& samples, size_t il
     const Layer& layer = problem.layers[il];
     const int64_t all = int64_t{layer.n_expert} * layer.n_granule;
     const int most = units_of(layer, unit);
+    const bool has_window = LayerTime(problem, il, with_cpu).hidden_bytes > 0.0;
     LayerCurve curve;
     curve.time_s.assign(most + 1, std::numeric_limits<double>::max());
     curve.residents.assign(most + 1, std::vector<int32_t>(layer.n_expert, 0));
@@ -217,31 +226,33 @@ LayerCurve layer_curve(const Problem& problem, const Samples& samples, size_t il
         if (total_s < curve.time_s[u] * (1.0 - 1e-12)) curve.time_s[u] = total_s, curve.residents[u] = walk.resident();
     };
 
-    const int places = static_cast<int>(std::clamp<int64_t>(kLookedAt / (4 * layer.n_expert), 1, most + 1));
-    const int n_swap = std::max(1, static_cast<int>(kLookedAt / (2 * layer.n_expert * places)));
+    const int64_t uses = int64_t{problem.n_token} * problem.n_used * granules_of(problem);
+    const bool is_small = uses <= kFourWalks, is_tiny = uses <= kBeam;
+    const int64_t looked_at = is_tiny ? 4 * kLookedAt : kLookedAt;
+    const int places = static_cast<int>(std::clamp<int64_t>(looked_at / (4 * layer.n_expert), 1, most + 1));
+    const int n_swap = std::max(1, static_cast<int>(looked_at / (2 * layer.n_expert * places)));
     const int n_tried = std::clamp(64 / layer.n_expert, 1, 8);
+    const double soft_share = is_tiny && has_window ? kSoftShare : 0.0;
     const auto stroll = [&](double softness, bool and_back) {
         Walk walk(problem, samples, il, with_cpu, softness);
         const auto visit = [&](int u, int direction) {
             walk.go_to(std::min(u * unit / layer.granule_bytes, all), direction);
             const auto place = [&](int64_t at) { return at * places / (most + 1); };
-            if (u > 0 && place(u) != place(u - 1)) walk.exchange(n_swap, n_tried);
+            if (u > 0 && place(u) != place(u - 1)) walk.exchange(n_swap, n_tried, soft_share);
             offer(u, walk);
         };
         for (int u = 0; u <= most; ++u) visit(u, +1);
         for (int u = most - 1; and_back && u > 0; --u) visit(u, -1);
     };
-    const int64_t uses = int64_t{problem.n_token} * problem.n_used * granules_of(problem);
-    const bool is_small = uses <= kFourWalks;
     // Of equally fast residencies the first found stays: with a window the smoother one, without one whole experts.
-    const bool has_window = LayerTime(problem, il, with_cpu).hidden_bytes > 0.0;
     stroll(has_window ? kSoftness : 0.0, is_small);
     if (is_small) stroll(has_window ? 0.0 : kSoftness, true);
-    if (uses <= kBeam) {
+    if (is_tiny) {
+        if (has_window) stroll(kSoftness / 3, true), stroll(kSoftness * 3, true);
         Walk walk(problem, samples, il, with_cpu, 0.0);
         beam(problem, samples, il, with_cpu, [&](int64_t n, const std::vector<int32_t>& resident) {
             walk.set(resident);
-            walk.exchange(n_swap, n_tried);
+            walk.exchange(n_swap, n_tried, soft_share);
             offer(static_cast<int>((n * layer.granule_bytes + unit - 1) / unit), walk);
         });
     }

@@ -2,8 +2,8 @@
 //
 // Found by walking, one granule at a time, from nothing to everything: what saves most comes next, with swaps of granules at regular
 // places. The time a walk goes by has its corners rounded, so that it still sees a slope where a window hides all of a token's load. Small
-// models are walked back as well (what is missed least goes next), by the true time too, and searched with a beam; at each place the best
-// of all counts. The model's budget plays no part, so a larger one chooses from the same curves.
+// models are walked back as well (what is missed least goes next), by the true time too; tiny ones by more roundings, and searched with a
+// beam. At each place the best of all counts. The model's budget plays no part, so a larger one chooses from the same curves.
 #pragma once
 
 #include <cstdint>
