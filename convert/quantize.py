@@ -36,6 +36,8 @@ OUTTYPES: dict[str, tuple[T, int]] = {
     "mxfp4": (T.MXFP4, 38),
 }
 _SMALLER_BLOCKS = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
+# Small beside the rest, and read as floats: routers, the taps of convolutions.
+_EXACT = ("ffn_gate_inp", "ssm_conv1d", "shortconv.conv")
 _FLOATS = (T.F32, T.F16, T.BF16)
 
 
@@ -54,7 +56,7 @@ class Chooser:
 
     def choose(self, name: str, shape: tuple[int, ...]) -> T:
         """The type of tensor `name` (GGUF name, before any split) of row-major `shape`."""
-        if len(shape) < 2 or "ffn_gate_inp" in name or name.endswith(".bias"):
+        if len(shape) < 2 or name.endswith(".bias") or any(part in name for part in _EXACT):
             return T.F32
         wanted = self.experts if self.experts is not None and "_exps" in name else self._wish(name)
         given = wanted

@@ -35,7 +35,7 @@ def logits_of(model, tokens, dtype, half_cache) -> np.ndarray:
     model.to(dtype)
     model.set_experts_implementation("eager")  # the fused one has no float64
     with torch.no_grad():
-        cache = HalfCache() if half_cache else DynamicCache()
+        cache = (HalfCache if half_cache else DynamicCache)(config=model.config)
         out = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0]
     model.to(before)
     return out.to(torch.float64).numpy()
