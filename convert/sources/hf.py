@@ -588,7 +588,7 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     outtype = outtype or _stored_type(stored)
     n_layer, n_vocab = config.integer("num_hidden_layers"), config.integer("vocab_size")
     n_expert = config.first_integer(family.experts.count) if family.experts else 0
-    chooser = Chooser(outtype, n_layer, n_expert, tied, experts)
+    chooser = Chooser(outtype, n_layer, n_expert, tied, experts, state_mixers.layers_with_values(config, family))
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]

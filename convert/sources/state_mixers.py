@@ -21,6 +21,7 @@ from ..tensors import STEP_FLOATS, Bytes, Floats, Tensor, made
 from .safetensors import Weights
 
 if TYPE_CHECKING:
+    from ..arch import Family
     from .hf import Config, _Builder
 
 Order = npt.NDArray[np.int64]
@@ -37,6 +38,13 @@ def layer_types(config: Config) -> list[str]:
     if not isinstance(stated, list) or len(stated) != n_layer:
         raise ConversionError(f"config.json: 'layer_types' must name the kind of each of {n_layer} layers")
     return stated
+
+
+def layers_with_values(config: Config, family: Family) -> list[int] | None:
+    """The layers that have attention values, or channels among which there are values; None: all."""
+    if family.state_mixer is None or family.state_mixer.kind != "short_conv":
+        return None
+    return [il for il, kind in enumerate(layer_types(config)) if kind != family.state_mixer.layer_type]
 
 
 def keys(builder: _Builder) -> k.Keys:

@@ -33,6 +33,10 @@ KINDS = [
     ("granitemoe", "q4_0"),
     ("deepseek_v3", "q8_0"),
     ("deepseek_v2", "f32"),
+    ("qwen3_next", "q8_0"),
+    ("qwen3_next_mixed", "f32"),
+    ("qwen3_5_moe_256", "q4_k_m"),
+    ("lfm2_moe", "q4_0"),
     ("llama", "bf16"),
 ]
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]

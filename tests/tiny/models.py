@@ -295,15 +295,14 @@ def deepseek_v3(seed: int = 26, **changes: Any) -> tuple[Any, Any]:
 
 
 def qwen3_next(seed: int = 41, **changes: Any) -> tuple[Any, Any]:
-    """Qwen3-Next: a full layer after each two delta nets of 2 key heads of 16 and 6 value heads of 24; gated heads 6/2 of
+    """Qwen3-Next: a full layer after two delta nets of 2 key heads and 6 value heads of 16; gated heads 6/2 of
     width 32, 8 rotated; 12 experts, top-3, width 512, gated shared expert of 96. Returns (config, model).
     """
-    sizes = _DELTA | {"linear_value_head_dim": 24, "intermediate_size": 160}
-    return _build("qwen3_next", seed, _common(**sizes) | changes)
+    return _build("qwen3_next", seed, _common(**_DELTA, intermediate_size=160) | changes)
 
 
 def qwen3_5_moe(seed: int = 42, **changes: Any) -> tuple[Any, Any]:
-    """Qwen3.5 MoE: as Qwen3-Next, with separate projections; heads of 16 by 16. Returns (config, model)."""
+    """Qwen3.5 MoE: as Qwen3-Next, with separate projections. Returns (config, model)."""
     return _build("qwen3_5_moe_text", seed, _common(**_DELTA) | changes)
 
 
@@ -452,8 +451,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
         linear_value_head_dim=40,
         linear_conv_kernel_dim=3,
     ),
-    # As published: a period of four, as many key as value heads in each head's two sizes.
-    "qwen3_next_plain": functools.partial(qwen3_next, layer_types=None, linear_value_head_dim=16),
+    "qwen3_next_period": functools.partial(qwen3_next, layer_types=None),  # as published: every fourth layer is full
     "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_moe_heads": functools.partial(
         qwen3_5_moe, layer_types=None, num_hidden_layers=5, linear_num_key_heads=3, linear_num_value_heads=3
@@ -474,6 +472,9 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "lfm2_moe": lfm2_moe,
     "lfm2_moe_free": functools.partial(
         lfm2_moe, use_expert_bias=False, norm_topk_prob=False, routed_scaling_factor=1.5, conv_L_cache=4
+    ),
+    "lfm2_moe_256": functools.partial(
+        lfm2_moe, hidden_size=256, intermediate_size=256, num_attention_heads=4, num_experts=4, num_experts_per_tok=2
     ),
     "lfm2": lfm2,
     "hunyuan_alpha": functools.partial(
