@@ -101,7 +101,8 @@ class Family:
     multipliers    GGUF keys of scales -> config keys.
     nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
                    left out.
-    left_out       pattern of other names that are left out.
+    left_out       pattern of other names of such blocks.
+    vision         pattern of names of the part that sees, which is left out.
     state_mixer    of the layers that are not attention.
     gated_attention   q_proj makes query and gate of each head.
     norms_around_one  stored norms, but that of a delta net, lack the 1 that GGUF's have.
@@ -134,6 +135,7 @@ class Family:
     multipliers: dict[str, str] = field(default_factory=dict)
     nextn: tuple[str, ...] = ()
     left_out: str | None = None
+    vision: str | None = None
     state_mixer: StateMixer | None = None
     gated_attention: bool = False
     norms_around_one: bool = False

@@ -16,7 +16,6 @@ _EXPERTS = Experts(
 _SHARED = Shared(
     stem="mlp.shared_expert", gate="mlp.shared_expert_gate.weight", width="shared_expert_intermediate_size"
 )
-_LEFT_OUT = r"mtp\.|visual\."
 # Of rotated dimensions per head, for time, height and width of images; readers want the key, text turns all alike.
 _SECTIONS = (11, 11, 10, 0)
 
@@ -32,7 +31,7 @@ QWEN3_NEXT = Family(
     state_mixer=StateMixer("delta_net", "linear_attention"),
     experts=_EXPERTS,
     shared=_SHARED,
-    left_out=_LEFT_OUT,
+    left_out=r"mtp\.",
     requires=_REQUIRES,
 )
 
@@ -49,7 +48,8 @@ def _qwen3_5(model_type: str, arch: str, title: str, **moe: Any) -> Family:
         gated_attention=True,
         ffn_norm="post_attention_norm",
         state_mixer=StateMixer("delta_net", "linear_attention", tiled_value_heads=True),
-        left_out=_LEFT_OUT,
+        left_out=r"mtp\.",
+        vision=r"visual\.",
         requires=_REQUIRES,
         **moe,
     )

@@ -626,11 +626,13 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
 
 
 def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) -> list[str]:
-    """Drop blocks for multi-token prediction, which follow the layers, and say so."""
+    """Drop blocks for multi-token prediction, which follow the layers, and what sees; say so."""
     n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
     patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
     dropped = reader.drop_all("|".join(patterns)) if patterns else 0
-    return [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+    said = [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+    seeing = reader.drop_all(family.vision) if family.vision else 0
+    return said + ([f"{seeing} tensors of the part that sees are left out: the file serves text"] if seeing else [])
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:

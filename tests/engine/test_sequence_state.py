@@ -54,6 +54,19 @@ def last_row(native) -> np.ndarray:
     return data.reshape(rows[0], vocab[0])[-1]
 
 
+def stop_after(n_layers: int):
+    """A probe that cancels when it has seen so many layers."""
+    seen = 0
+
+    @ffi.callback("moepic_probe_fn")
+    def probe(event, _):
+        nonlocal seen
+        seen += event.kind == lib.MOEPIC_PROBE_FFN_INPUT
+        return event.kind == lib.MOEPIC_PROBE_FFN_INPUT and seen == n_layers
+
+    return probe
+
+
 def computed(native) -> int:
     counters = native.counters()
     return int(counters["prefill_tokens"] + counters["decode_tokens"])
@@ -93,7 +106,7 @@ def test_an_answer_is_generated_anew_from_its_prompt_alone(native, fresh):
     prompt = TOKENS[:50]
     native.eval(prompt)
     for n_answer in (30, 1, 10):
-        for i in range(n_answer):
+        for _ in range(n_answer):
             native.eval([int(RNG.integers(3, 320))])
         assert native.reuse(prompt) == len(prompt) - 1
         native.eval(prompt[-1:])
@@ -153,28 +166,15 @@ def test_cancelling_inside_a_batch_leaves_the_state_before_it(native, fresh, loa
     for stop_at in range(n_layer):
         native.truncate(0)
         native.eval(TOKENS[:10])
-        seen = 0
-
-        @ffi.callback("moepic_probe_fn")
-        def probe(event, _):
-            nonlocal seen
-            seen += event.kind == lib.MOEPIC_PROBE_FFN_INPUT
-            return seen == n_layer + stop_at  # in the second batch of 16
-
-        if stop_at:
-            lib.moepic_context_set_probe(native.pointer, probe, ffi.NULL)
-            with pytest.raises(CancelledError):
-                native.eval(TOKENS[10:60])
-            lib.moepic_context_set_probe(native.pointer, ffi.NULL, ffi.NULL)
-            held = lib.moepic_context_tokens(ffi.NULL, native.pointer)
-            assert held == 26, "the batch before it was finished"
-        else:
-            native.cancel()
-            with pytest.raises(CancelledError):
-                native.eval(TOKENS[10:60])
-            held = lib.moepic_context_tokens(ffi.NULL, native.pointer)
-            assert held == 10
-        native.eval(TOKENS[held:70])
+        listener = stop_after(
+            n_layer + stop_at
+        )  # in the second batch of 16; before its first layer: at the end of the first
+        lib.moepic_context_set_probe(native.pointer, listener, ffi.NULL)
+        with pytest.raises(CancelledError):
+            native.eval(TOKENS[10:60])
+        lib.moepic_context_set_probe(native.pointer, ffi.NULL, ffi.NULL)
+        assert lib.moepic_context_tokens(ffi.NULL, native.pointer) == 26, "the batch before it was finished"
+        native.eval(TOKENS[26:70])
         assert np.array_equal(last_row(native), fresh(70))
 
 

@@ -454,7 +454,11 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_next_period": functools.partial(qwen3_next, layer_types=None),  # as published: every fourth layer is full
     "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_moe_heads": functools.partial(
-        qwen3_5_moe, layer_types=None, num_hidden_layers=5, linear_num_key_heads=3, linear_num_value_heads=3
+        qwen3_5_moe,
+        num_hidden_layers=5,
+        layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        linear_num_key_heads=3,
+        linear_num_value_heads=3,
     ),
     # Widths of whole 256-blocks, for the k-quants.
     "qwen3_5_moe_256": functools.partial(
