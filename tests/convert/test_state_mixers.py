@@ -64,7 +64,7 @@ def test_the_places_of_full_attention_become_keys(tmp_path: Path) -> None:
     for name, want in (
         ("qwen3_next_period", {"full_attention_interval": 4}),
         ("qwen3_next", {"full_attention_interval": 3}),
-        ("qwen3_5_moe_heads", {"attention.recurrent_layers": [False, True, True, False, True]}),
+        ("qwen3_5_moe_heads", {"attention.recurrent_layers": [True, False, True, True]}),
         ("lfm2_moe", {"attention.head_count_kv": [0, 0, 2, 0, 2], "shortconv.l_cache": 3}),
     ):
         convert(saved(name), tmp_path / f"{name}.gguf")

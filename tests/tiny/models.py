@@ -455,8 +455,7 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "qwen3_5_moe": qwen3_5_moe,
     "qwen3_5_moe_heads": functools.partial(
         qwen3_5_moe,
-        num_hidden_layers=5,
-        layer_types=["full_attention", "linear_attention", "linear_attention", "full_attention", "linear_attention"],
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
         linear_num_key_heads=3,
         linear_num_value_heads=3,
     ),
