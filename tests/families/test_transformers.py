@@ -169,6 +169,11 @@ def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
         ("deepseek_v3", {"expert_group_used_count": 0, "expert_group_count": 5}, "expert_group_count' is 5"),
         ("gpt_oss", {"expert_gating_func": 4}, "expert_gating_func' is 4"),
         ("granitemoe", {"logit_scale": 0}, "logit_scale' is 0"),
+        ("qwen3_next", {"ssm.group_count": 4}, "'time_step_rank' and 'inner_size' are 4, 6 and 96"),
+        ("qwen3_next", {"ssm.conv_kernel": 9}, "conv_kernel' is 9, expected 2 to 8"),
+        ("qwen3_next", {"ssm.state_size": 32}, "attn_qkv.weight' has shape"),
+        ("qwen3_next", {"full_attention_interval": 2}, "attn_q.weight' is missing"),
+        ("lfm2_moe", {"shortconv.l_cache": 4}, "shortconv.conv.weight' has shape"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_named(name, changes, message, tmp_path):
