@@ -21,7 +21,7 @@ class Experts:
                            the same order of outputs; with biases under their names + "_bias".
     routers, router_bias   names the router goes by, and its bias.
     selection_bias         names of what is added to the scores for the choice of experts only.
-    selection_key          config key that switches it off; None: it is always there.
+    selection_key          config key that may switch it off.
     scale, groups          config keys: factor of the weights; groups of experts, and how many of them a token may use.
     first_layer, last_layer, step   config keys: layers with experts; -1 is the last. Others are dense.
     gating                 GGUF's expert_gating_func; 0 leaves the key out, readers know it from the architecture.

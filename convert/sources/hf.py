@@ -28,9 +28,8 @@ from .matrix import MXFP4, Matrix, Packed, Plain, Turned
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
-_INNER_PREFIX = (
-    "language_model."  # of models that also see: the text model's names and settings are one step further in
-)
+# Of models that also see: the text model's names and settings are one step further in.
+_INNER_PREFIX = "language_model."
 # Buffers of old checkpoints, derived from the configuration.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
@@ -289,9 +288,8 @@ class _Builder:
 
     def norm(self, name: str, stored: str, width: int) -> Tensor:
         """The weights of a norm, with the 1 that some checkpoints leave out."""
-        tensor = self.take(name, "norm", stored, (width,))
         if not self.family.norms_around_one:
-            return tensor
+            return self.take(name, "norm", stored, (width,))
         weights = self.reader.take(stored, (width,))
         return made(name, (width,), "norm", lambda: weights.rows(0, 1)[0] + np.float32(1))
 
@@ -422,7 +420,7 @@ class _Builder:
         n_expert, n_ff, n_embd = self.config.first_integer(names.count), self.config.integer(names.width), self.n_embd
         router = self.reader.take_any(tuple(src + name for name in names.routers), (n_expert, n_embd))
         out.append(self.tensor(f"{dst}ffn_gate_inp.weight", "router", router, (n_expert, n_embd)))
-        if names.selection_bias and (names.selection_key is None or self.config.flag(names.selection_key)):
+        if names.selection_bias and self.config.values.get(names.selection_key or "", True):
             bias_names = tuple(src + name for name in names.selection_bias)
             selection = self.reader.take_any(bias_names, (n_expert,))
             out.append(self.tensor(f"{dst}exp_probs_b.bias", "router", selection, (n_expert,)))

@@ -81,7 +81,7 @@ def test_older_configurations_name_the_layers_in_other_ways(tmp_path: Path) -> N
         return settings | {"full_attention_interval": 4}
 
     def indices(settings: dict[str, Any]) -> dict[str, Any]:
-        del settings["layer_types"]
+        del settings["layer_types"], settings["use_expert_bias"]
         return settings | {"full_attn_idxs": [2, 4]}
 
     for name, config in (("qwen3_next_period", interval), ("lfm2_moe", indices)):

@@ -161,6 +161,20 @@ def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
         assert np.array_equal(one.logits(TOKENS), other.logits(TOKENS))
 
 
+def test_a_delta_net_in_the_layout_of_2025_is_refused_by_name(tmp_path):
+    from convert.plan import Cut, make_plan
+    from convert.sources.gguf_source import open_gguf
+    from convert.sources.hf import _vector
+    from convert.writer import write
+    from moepic_gguf.errors import UnsupportedModelError
+
+    content = open_gguf(gguf_file("qwen3_next", "--outtype", "f32", "--no-split"))
+    content.tail.append(_vector("blk.0.ssm_in.weight", "mixer", np.ones(96, np.float32)))
+    write(make_plan(content, tmp_path / "m.gguf", Cut(split=False)).shards, lambda n: None)
+    with pytest.raises(UnsupportedModelError, match=r"'blk\.0\.ssm_in\.weight': q, k, v and the gate in one tensor"):
+        Model.load(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
