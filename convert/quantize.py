@@ -36,13 +36,16 @@ OUTTYPES: dict[str, tuple[T, int]] = {
     "mxfp4": (T.MXFP4, 38),
 }
 _SMALLER_BLOCKS = {T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
+# Small beside the rest, and read as floats: routers, the taps of convolutions.
+_EXACT = ("ffn_gate_inp", "ssm_conv1d", "shortconv.conv")
 _FLOATS = (T.F32, T.F16, T.BF16)
 
 
 @dataclass
 class Chooser:
-    """Chooses types; `experts` is that of routed experts, where it is not to follow from `outtype`; `fallbacks` collects
-    (tensor, wanted, given) where the shape did not allow the wish.
+    """Chooses types; `experts` is that of routed experts, where it is not to follow from `outtype`; `value_layers` are the
+    layers with attention values, where not all have them; `fallbacks` collects (tensor, wanted, given) where the shape
+    did not allow the wish.
     """
 
     outtype: str
@@ -50,11 +53,12 @@ class Chooser:
     n_expert: int
     tied: bool
     experts: T | None = None
+    value_layers: list[int] | None = None
     fallbacks: list[tuple[str, T, T]] = field(default_factory=list)
 
     def choose(self, name: str, shape: tuple[int, ...]) -> T:
         """The type of tensor `name` (GGUF name, before any split) of row-major `shape`."""
-        if len(shape) < 2 or "ffn_gate_inp" in name or name.endswith(".bias"):
+        if len(shape) < 2 or name.endswith(".bias") or any(part in name for part in _EXACT):
             return T.F32
         wanted = self.experts if self.experts is not None and "_exps" in name else self._wish(name)
         given = wanted
@@ -81,20 +85,31 @@ class Chooser:
 
     def _in_layer(self, layer: int, part: str, plain: T) -> T:
         """The exceptions inside a layer; llama.cpp's rules for the same file types."""
-        if self.n_expert == 8 and part in ("attn_v", "attn_k"):
+        values = part in ("attn_v", "attn_qkv")
+        if self.n_expert == 8 and (values or part == "attn_k"):
             return T.Q8_0  # small beside eight experts, and all tokens pass through them
         if plain is not T.Q4_K:
             return plain
         if self.n_expert == 8 and part == "attn_output":
             return T.Q5_K
         if self.outtype == "q4_k_m":
-            return T.Q6_K if part.startswith(("attn_v", "ffn_down")) and self._more_bits(layer) else plain
-        first = (part == "attn_v" and layer < 4) or (part.startswith("ffn_down") and layer < self.n_layer // 8)
+            place, n = self._place_of_values(layer) if values else (layer, self.n_layer)
+            return T.Q6_K if (values or part.startswith("ffn_down")) and self._more_bits(place, n) else plain
+        first = (values and self._place_of_values(layer)[0] < 4) or (
+            part.startswith("ffn_down") and layer < self.n_layer // 8
+        )
         return T.Q5_K if first else plain
 
-    def _more_bits(self, layer: int) -> bool:
-        eighth = self.n_layer // 8
-        return layer < eighth or layer >= 7 * self.n_layer // 8 or (layer - eighth) % 3 == 2
+    def _place_of_values(self, layer: int) -> tuple[int, int]:
+        """Which of the layers that have attention values this is, and how many there are."""
+        if self.value_layers is None:
+            return layer, self.n_layer
+        return self.value_layers.index(layer), len(self.value_layers)
+
+    @staticmethod
+    def _more_bits(place: int, n: int) -> bool:
+        eighth = n // 8
+        return place < eighth or place >= 7 * n // 8 or (place - eighth) % 3 == 2
 
 
 def encode(weights: Floats, kind: T, name: str, importance: Floats | None = None) -> Bytes:

@@ -35,6 +35,9 @@ def rope_keys_and_factors(
     if kind == "dynamic" and parameters.get("alpha"):  # Hunyuan: a fixed stretch, in spite of its name
         base, kind = base * _number(parameters, "alpha") ** (n_rot / (n_rot - 2)), "default"
     keys: k.Keys = {"rope.dimension_count": k.u32(n_rot), "rope.freq_base": k.f32(base)}
+    if family.rope_sections:
+        stated = parameters.get("mrope_section") or family.rope_sections
+        keys["rope.dimension_sections"] = k.i32s([*stated, 0, 0, 0, 0][:4])
     if kind in (None, "default"):
         return keys, None
     if kind == "linear":

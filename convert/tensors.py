@@ -35,8 +35,8 @@ class Tensor:
     """One tensor of the output.
 
     shape       row-major; 1 to 4 dimensions.
-    role        a word for reports: embedding, output, norm, attention, router, feed-forward, shared expert, expert
-                top, expert bottom, expert.
+    role        a word for reports: embedding, output, norm, attention, mixer, router, feed-forward, shared expert,
+                expert top, expert bottom, expert.
     chunks      makes the data, in order, some megabytes at a time; may be called more than once.
     work_bytes  the most memory a chunk needs while it is made, for the report.
     """
@@ -89,3 +89,12 @@ class Experts(Protocol):
 def flat(array: npt.NDArray[np.generic]) -> Bytes:
     """The bytes of an array as uint8, without a copy where it is contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def made(name: str, shape: tuple[int, ...], role: str, make: Callable[[], Floats]) -> Tensor:
+    """A small tensor in F32 that is computed from others when it is written."""
+
+    def chunks() -> Iterable[Bytes]:
+        yield flat(make().astype(np.float32, copy=False))
+
+    return Tensor(name, shape, GGMLQuantizationType.F32, role, chunks)

@@ -53,6 +53,7 @@ class Stats:
     experts_used: int
     kv_bytes: int
     scratch_bytes: int
+    state_bytes: int
     load_s: float
 
     @property
@@ -78,7 +79,9 @@ class Stats:
             f"{self.reused_tokens} more were reused\n"
             f"decode        {self.decode_tokens} tokens in {self.decode_s:.2f} s ({speed(self.decode_tokens_per_s)})\n"
             f"experts       {self.experts_used} used, {self.expert_tasks} granule tasks in decode\n"
-            f"memory        keys and values {show_bytes(self.kv_bytes)}, scratch {show_bytes(self.scratch_bytes)}; "
+            f"memory        keys and values {show_bytes(self.kv_bytes)}, "
+            + (f"states {show_bytes(self.state_bytes)}, " if self.state_bytes else "")
+            + f"scratch {show_bytes(self.scratch_bytes)}; "
             f"loaded in {self.load_s:.2f} s"
         )
 

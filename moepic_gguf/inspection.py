@@ -20,6 +20,7 @@ _CLASSES = (
     ("embedding", re.compile(r"^token_embd")),
     ("output", re.compile(r"^output\.")),
     ("norms", re.compile(r"norm")),
+    ("state mixers", re.compile(r"\.ssm_|\.shortconv\.|\.attn_(qkv|gate)\.")),
     ("attention", re.compile(r"\.attn_")),
     ("dense feed-forward", re.compile(r"\.ffn_")),
 )
@@ -66,7 +67,9 @@ class FileReport:
     granule: int | None  # None: an ordinary file, cut when it is loaded
     top_share: float | None
     neuron_order: str | None
+    kv_layers: int | None  # layers with keys and values
     kv_bytes_per_token: int | None  # keys and values in F16
+    state_bytes: int | None  # of one sequence, whatever its length; None: every layer has keys and values
     classes: tuple[TensorClass, ...]
     tokenizer: str
     has_chat_template: bool
@@ -101,7 +104,10 @@ def inspect_file(file: GgufFile) -> FileReport:
     n_head_kv = keys.number("attention.head_count_kv") or n_head
     head_dim = keys.number("attention.key_length") or (n_embd // n_head if n_embd and n_head else None)
     value_dim = keys.number("attention.value_length") or head_dim
-    kv = n_layer * n_head_kv * (head_dim + value_dim) * 2 if n_layer and n_head_kv and head_dim and value_dim else None
+    kv_layers, state = _mixers(keys, tensors, n_layer, n_embd)
+    kv = None
+    if kv_layers is not None and n_head_kv and head_dim and value_dim:
+        kv = kv_layers * n_head_kv * (head_dim + value_dim) * 2
     tokenizer, remarks = _tokenizer(meta)
     problem = file.problem()
     if n_expert and moe_layers and n_layer and moe_layers < n_layer:
@@ -129,7 +135,9 @@ def inspect_file(file: GgufFile) -> FileReport:
         granule=_first(meta.get("moepic.granule")),
         top_share=_top_share(experts) if "moepic.version" in meta else None,
         neuron_order=str(meta["moepic.neuron_order"]) if "moepic.neuron_order" in meta else None,
+        kv_layers=kv_layers,
         kv_bytes_per_token=kv,
+        state_bytes=state,
         classes=_classes(tensors),
         tokenizer=tokenizer,
         has_chat_template="tokenizer.chat_template" in meta,
@@ -149,6 +157,25 @@ class _Keys:
         if isinstance(value, list):
             value = max((item for item in value if isinstance(item, int)), default=None)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _mixers(
+    keys: _Keys, tensors: tuple[TensorInfo, ...], n_layer: int | None, n_embd: int | None
+) -> tuple[int | None, int | None]:
+    """Layers with keys and values, and bytes of the states of the others, as the tensors tell; None: cannot be told.
+
+    A delta net keeps its convolution's last inputs and a matrix per value head (rows of whole vectors of 16), a short
+    convolution its last inputs; floats.
+    """
+    taps = [t for t in tensors if t.name.endswith((".ssm_conv1d.weight", ".shortconv.conv.weight"))]
+    if n_layer is None or not taps:
+        return n_layer, None
+    floats = sum((t.shape[1] - 1) * t.shape[0] for t in taps)
+    heads, inner, rows = (keys.number(f"ssm.{name}") for name in ("time_step_rank", "inner_size", "state_size"))
+    nets = sum(t.name.endswith(".ssm_conv1d.weight") for t in taps)
+    if nets and heads and inner and rows:
+        floats += nets * heads * rows * ((inner // heads + 15) // 16 * 16)
+    return n_layer - len(taps), 4 * floats
 
 
 def _class_of(name: str) -> str:

@@ -11,11 +11,13 @@ from .glm4_moe import GLM4_MOE
 from .gpt_oss import GPT_OSS
 from .granite import GRANITE_MOE
 from .hunyuan import HUNYUAN_V1_MOE
+from .lfm2 import LFM2, LFM2_MOE
 from .llama import LLAMA, MISTRAL, MIXTRAL
 from .minimax import MINIMAX_M2
 from .olmoe import OLMOE
 from .qwen2 import QWEN2, QWEN2_MOE
 from .qwen3 import QWEN3, QWEN3_MOE
+from .qwen3_next import QWEN3_5, QWEN3_5_MOE, QWEN3_5_MOE_TEXT, QWEN3_5_TEXT, QWEN3_NEXT
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -27,6 +29,8 @@ FAMILIES: dict[str, Family] = {
         GPT_OSS,
         GRANITE_MOE,
         HUNYUAN_V1_MOE,
+        LFM2,
+        LFM2_MOE,
         LLAMA,
         MINIMAX_M2,
         MISTRAL,
@@ -35,7 +39,12 @@ FAMILIES: dict[str, Family] = {
         QWEN2,
         QWEN2_MOE,
         QWEN3,
+        QWEN3_5,
+        QWEN3_5_MOE,
+        QWEN3_5_MOE_TEXT,
+        QWEN3_5_TEXT,
         QWEN3_MOE,
+        QWEN3_NEXT,
     )
 }
 # GGUF architectures the engine runs, for inputs that are already GGUF.

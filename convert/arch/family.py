@@ -21,6 +21,7 @@ class Experts:
                            the same order of outputs; with biases under their names + "_bias".
     routers, router_bias   names the router goes by, and its bias.
     selection_bias         names of what is added to the scores for the choice of experts only.
+    selection_key          config key that may switch it off.
     scale, groups          config keys: factor of the weights; groups of experts, and how many of them a token may use.
     first_layer, last_layer, step   config keys: layers with experts; -1 is the last. Others are dense.
     gating                 GGUF's expert_gating_func; 0 leaves the key out, readers know it from the architecture.
@@ -41,6 +42,7 @@ class Experts:
     gating: int = 0
     states_width: bool = True
     selection_bias: tuple[str, ...] = ()
+    selection_key: str | None = None
     scale: str | None = None
     groups: tuple[str, str] | None = None
     first_layer: str | None = None
@@ -65,6 +67,21 @@ class Shared:
 
 
 @dataclass(frozen=True)
+class StateMixer:
+    """Layers that keep a state of fixed size instead of keys and values; `sources/state_mixers.py` reads them.
+
+    kind               "delta_net" or "short_conv".
+    layer_type         what `layer_types` calls such a layer.
+    tiled_value_heads  GGUF wants value heads in the order that h goes with key head h mod n, and beta and alpha apart;
+                       otherwise as they are stored, in groups.
+    """
+
+    kind: str
+    layer_type: str
+    tiled_value_heads: bool = False
+
+
+@dataclass(frozen=True)
 class Family:
     """One row.
 
@@ -84,7 +101,17 @@ class Family:
     multipliers    GGUF keys of scales -> config keys.
     nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
                    left out.
-    left_out       pattern of other names that are left out.
+    left_out       pattern of other names of such blocks.
+    vision         pattern of names of the part that sees, which is left out.
+    state_mixer    of the layers that are not attention.
+    gated_attention   q_proj makes query and gate of each head.
+    norms_around_one  stored norms, but that of a delta net, lack the 1 that GGUF's have.
+    norms, last_norm, norm_eps   what the norms before mixer and feed-forward are called; GGUF's and the stored name of
+                   the last one; the config key of their epsilon.
+    attention_output  what the output projection is called.
+    gated, gated_names   name of a dense feed-forward's tensors, and what gate, up and down are called in it.
+    widths_adjusted   intermediate_size is not the width of the feed-forward: the tensors tell.
+    rope_sections  written as rope.dimension_sections, unless the configuration has others.
     experts        None: dense only. Layers may still be dense, see hf.py.
     requires       config key -> values that the engine can run; an absent key is fine.
     """
@@ -108,6 +135,18 @@ class Family:
     multipliers: dict[str, str] = field(default_factory=dict)
     nextn: tuple[str, ...] = ()
     left_out: str | None = None
+    vision: str | None = None
+    state_mixer: StateMixer | None = None
+    gated_attention: bool = False
+    norms_around_one: bool = False
+    norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    last_norm: tuple[str, str] = ("output_norm", "norm")
+    norm_eps: str = "rms_norm_eps"
+    attention_output: str = "o_proj"
+    gated: str = "mlp.{w}_proj.weight"
+    gated_names: tuple[str, str, str] = ("gate", "up", "down")
+    widths_adjusted: bool = False
+    rope_sections: tuple[int, ...] = ()
     experts: Experts | None = None
     shared: Shared | None = None
     requires: dict[str, tuple[Any, ...]] = field(default_factory=dict)

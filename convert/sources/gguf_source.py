@@ -353,6 +353,8 @@ def _as_is(stored: Stored, role: str) -> Tensor:
 _ROLES = (
     ("token_embd", "embedding"),
     ("norm", "norm"),
+    ("ssm_", "mixer"),
+    ("shortconv", "mixer"),
     ("attn_", "attention"),
     ("ffn_gate_inp", "router"),
     ("shexp", "shared expert"),

@@ -21,13 +21,15 @@ from .. import keys as k
 from ..arch import FAMILIES, Experts, Family
 from ..quantize import OUTTYPES, Chooser, encode
 from ..rope import rope_keys_and_factors
-from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
+from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, made, row_bytes
 from ..vocabulary import vocabulary_keys
-from . import Content
+from . import Content, state_mixers
 from .matrix import MXFP4, Matrix, Packed, Plain, Turned
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
+# Of models that also see: the text model's names and settings are one step further in.
+_INNER_PREFIX = "language_model."
 # Buffers of old checkpoints, derived from the configuration.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
@@ -47,6 +49,8 @@ class Config:
             raise ConversionError(f"'{self.path}' is not JSON: {error}") from None
         if not isinstance(self.values, dict):
             raise ConversionError(f"'{self.path}' is {type(self.values).__name__}, expected an object")
+        if isinstance(self.values.get("text_config"), dict):
+            self.values |= {key: value for key, value in self.values["text_config"].items() if key != "model_type"}
         self.sha256 = hashlib.sha256(raw).hexdigest()
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
@@ -108,9 +112,12 @@ def _find_family(config: Config) -> Family:
             f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; "
             f"sliding-window attention is not supported"
         )
+    known = {"full_attention"} | ({"sliding_attention"} if windows else set())
+    known |= {family.state_mixer.layer_type} if family.state_mixer else set()
     for kind in config.values.get("layer_types") or []:
-        if kind != "full_attention" and not (windows and kind == "sliding_attention"):
-            raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
+        if kind not in known:
+            listed = ", ".join(json.dumps(one) for one in sorted(known))
+            raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: {listed}")
     return family
 
 
@@ -167,7 +174,9 @@ class _Reader:
     """Takes stored tensors by name, checks shapes, and remembers what was taken."""
 
     def __init__(self, stored: dict[str, Weights]) -> None:
-        self._stored = {name.removeprefix(_PREFIX): weights for name, weights in stored.items()}
+        self._stored = {
+            name.removeprefix(_PREFIX).removeprefix(_INNER_PREFIX): weights for name, weights in stored.items()
+        }
         self._taken: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -193,6 +202,12 @@ class _Reader:
 
     def take_any(self, names: tuple[str, ...], shape: tuple[int, ...]) -> Weights:
         return self.take(next((name for name in names if self.has(name)), names[0]), shape)
+
+    def rows_of(self, name: str) -> int:
+        """Rows of a tensor whose size no setting tells."""
+        if name not in self._stored:
+            raise ConversionError(f"checkpoint: tensor '{_PREFIX}{name}' is missing")
+        return self._stored[name].n_rows
 
     def drop(self, name: str) -> None:
         self._taken.add(name)
@@ -261,38 +276,54 @@ class _Builder:
 
     def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
         src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
-        out = [self.take(f"{dst}attn_norm.weight", "norm", f"{src}input_layernorm.weight", (n_embd,))]
-        out += self._latent(dst, src) if family.latent else self._heads(dst, src)
-        ffn_norm = f"{src}post_attention_layernorm.weight"
-        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
+        out = [self.norm(f"{dst}attn_norm.weight", f"{src}{family.norms[0]}.weight", n_embd)]
+        if self.has_state(il):
+            out += state_mixers.tensors(self, dst, src)
+        else:
+            out += self._latent(dst, src) if family.latent else self._heads(dst, src)
+        out.append(self.norm(f"{dst}{family.ffn_norm}.weight", f"{src}{family.norms[1]}.weight", n_embd))
         if not self.is_moe(il):
-            return out + self._gated(
-                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
-            ), None
+            return out + self._gated(dst, "", "feed-forward", src + family.gated, self.dense_width()), None
         return self._moe(il, out)
+
+    def norm(self, name: str, stored: str, width: int) -> Tensor:
+        """The weights of a norm, with the 1 that some checkpoints leave out."""
+        if not self.family.norms_around_one:
+            return self.take(name, "norm", stored, (width,))
+        weights = self.reader.take(stored, (width,))
+        return made(name, (width,), "norm", lambda: weights.rows(0, 1)[0] + np.float32(1))
+
+    def has_state(self, il: int) -> bool:
+        """Whether layer `il` keeps a state instead of keys and values."""
+        mixer = self.family.state_mixer
+        return mixer is not None and state_mixers.layer_types(self.config)[il] == mixer.layer_type
+
+    def dense_width(self) -> int:
+        """Width of a dense feed-forward."""
+        if not self.family.widths_adjusted:
+            return self.config.integer("intermediate_size")
+        return self.reader.rows_of("layers.0." + self.family.gated.format(w=self.family.gated_names[0]))
 
     def _heads(self, dst: str, src: str) -> list[Tensor]:
         """Ordinary attention: q, k, v, output, with what the family adds."""
         n_embd, family, out = self.n_embd, self.family, list[Tensor]()
         q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
         bias = self.config.flag(family.qkv_bias)
-        for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
+        wide_q = 2 * q_rows if family.gated_attention else q_rows
+        for letter, rows in (("q", wide_q), ("k", kv_rows), ("v", kv_rows)):
             paired = self.head_dim if family.rows_paired and letter != "v" else 0
             stem = f"{src}self_attn.{letter}_proj."
             out.append(self.take(f"{dst}attn_{letter}.weight", "attention", f"{stem}weight", (rows, n_embd), paired))
             if bias:
                 out.append(self._bias(f"{dst}attn_{letter}.bias", f"{stem}bias", rows, paired))
-        out.append(
-            self.take(f"{dst}attn_output.weight", "attention", f"{src}self_attn.o_proj.weight", (n_embd, q_rows))
-        )
+        output = f"{src}self_attn.{family.attention_output}."
+        out.append(self.take(f"{dst}attn_output.weight", "attention", f"{output}weight", (n_embd, q_rows)))
         if bias and family.output_bias:
-            out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
+            out.append(self._bias(f"{dst}attn_output.bias", f"{output}bias", n_embd, 0))
         if family.qk_norm and self.config.flag(family.qk_norm_key):
             for letter, stored, rows in zip("qk", family.qk_norm_names, (q_rows, kv_rows), strict=True):
                 width = rows if family.qk_norm == "whole" else self.head_dim
-                out.append(
-                    self.take(f"{dst}attn_{letter}_norm.weight", "norm", f"{src}self_attn.{stored}.weight", (width,))
-                )
+                out.append(self.norm(f"{dst}attn_{letter}_norm.weight", f"{src}self_attn.{stored}.weight", width))
         if family.sinks:
             out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
         return out
@@ -358,11 +389,11 @@ class _Builder:
 
         return Tensor(name, (rows,), GGMLQuantizationType.F32, "attention", chunks, rows * 12)
 
-    def _gated(self, dst: str, suffix: str, role: str, stem: str, width: int) -> list[Tensor]:
+    def _gated(self, dst: str, suffix: str, role: str, stored: str, width: int) -> list[Tensor]:
         shapes = {"gate": (width, self.n_embd), "up": (width, self.n_embd), "down": (self.n_embd, width)}
         return [
-            self.take(f"{dst}ffn_{w}{suffix}.weight", role, f"{stem}.{w}_proj.weight", shape)
-            for w, shape in shapes.items()
+            self.take(f"{dst}ffn_{w}{suffix}.weight", role, stored.format(w=name), shape)
+            for (w, shape), name in zip(shapes.items(), self.family.gated_names, strict=True)
         ]
 
     def is_moe(self, il: int) -> bool:
@@ -389,7 +420,7 @@ class _Builder:
         n_expert, n_ff, n_embd = self.config.first_integer(names.count), self.config.integer(names.width), self.n_embd
         router = self.reader.take_any(tuple(src + name for name in names.routers), (n_expert, n_embd))
         out.append(self.tensor(f"{dst}ffn_gate_inp.weight", "router", router, (n_expert, n_embd)))
-        if names.selection_bias:
+        if names.selection_bias and self.config.values.get(names.selection_key or "", True):
             bias_names = tuple(src + name for name in names.selection_bias)
             selection = self.reader.take_any(bias_names, (n_expert,))
             out.append(self.tensor(f"{dst}exp_probs_b.bias", "router", selection, (n_expert,)))
@@ -397,7 +428,9 @@ class _Builder:
             if shared.gate:
                 gate = self.reader.take(src + shared.gate, (n_embd,))
                 out.append(self.tensor(f"{dst}ffn_gate_inp_shexp.weight", "router", gate, (n_embd,)))
-            out += self._gated(dst, "_shexp", "shared expert", src + shared.stem, self.shared_width())
+            out += self._gated(
+                dst, "_shexp", "shared expert", f"{src}{shared.stem}.{{w}}_proj.weight", self.shared_width()
+            )
         if names.router_bias:
             out.append(self.take(f"{dst}ffn_gate_inp.bias", "router", src + names.router_bias, (n_expert,)))
         bias: dict[str, Callable[[], Floats]] = {}
@@ -478,14 +511,17 @@ class _Builder:
             f"{arch}.block_count": k.u32(config.integer("num_hidden_layers")),
             f"{arch}.context_length": k.u32(config.integer("max_position_embeddings")),
             f"{arch}.embedding_length": k.u32(self.n_embd),
-            f"{arch}.feed_forward_length": k.u32(config.integer("intermediate_size")),
             f"{arch}.attention.head_count": k.u32(self.n_head),
             f"{arch}.attention.head_count_kv": k.u32(self.n_head_kv),
             f"{arch}.attention.key_length": k.u32(self.head_dim),
             f"{arch}.attention.value_length": k.u32(self.head_dim),
-            f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number("rms_norm_eps")),
+            f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number(family.norm_eps)),
             f"{arch}.vocab_size": k.u32(config.integer("vocab_size")),
         }
+        if config.values.get("intermediate_size") is not None or family.experts is None:
+            keys[f"{arch}.feed_forward_length"] = k.u32(self.dense_width())
+        if family.state_mixer:
+            keys |= state_mixers.keys(self)
         if family.latent:
             rank, n_rot, plain, wide = self.latent_sizes()
             sizes = {
@@ -550,7 +586,7 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     outtype = outtype or _stored_type(stored)
     n_layer, n_vocab = config.integer("num_hidden_layers"), config.integer("vocab_size")
     n_expert = config.first_integer(family.experts.count) if family.experts else 0
-    chooser = Chooser(outtype, n_layer, n_expert, tied, experts)
+    chooser = Chooser(outtype, n_layer, n_expert, tied, experts, state_mixers.layers_with_values(config, family))
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
@@ -558,7 +594,8 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     if factors is not None:
         head.append(_vector("rope_freqs.weight", "norm", factors))
     layers = [builder.layer(il) for il in range(n_layer)]
-    tail = [builder.take("output_norm.weight", "norm", "norm.weight", (builder.n_embd,))]
+    last_norm, stored_norm = family.last_norm
+    tail = [builder.norm(f"{last_norm}.weight", f"{stored_norm}.weight", builder.n_embd)]
     if tied:
         reader.drop("lm_head.weight")
     else:
@@ -587,11 +624,13 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
 
 
 def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) -> list[str]:
-    """Drop blocks for multi-token prediction, which follow the layers, and say so."""
+    """Drop blocks for multi-token prediction, which follow the layers, and what sees; say so."""
     n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
     patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
     dropped = reader.drop_all("|".join(patterns)) if patterns else 0
-    return [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+    said = [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+    seeing = reader.drop_all(family.vision) if family.vision else 0
+    return said + ([f"{seeing} tensors of the part that sees are left out: the file serves text"] if seeing else [])
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:
@@ -603,5 +642,4 @@ def _stored_type(stored: dict[str, Weights]) -> str:
 
 
 def _vector(name: str, role: str, values: npt.NDArray[np.float32]) -> Tensor:
-    make: Callable[[], Iterator[Bytes]] = lambda: iter([values.view(np.uint8)])  # noqa: E731
-    return Tensor(name, values.shape, GGMLQuantizationType.F32, role, make, values.nbytes)
+    return made(name, values.shape, role, lambda: values)

@@ -84,6 +84,11 @@ def _print(report: FileReport, record: dict[str, object]) -> None:
         console.print(
             f"keys/values {show_bytes(report.kv_bytes_per_token)} per token in F16: {tokens:,} tokens per GiB"
         )
+    if report.state_bytes:
+        console.print(
+            f"state       {show_bytes(report.state_bytes)} per sequence, whatever its length: {report.kv_layers} of "
+            f"{_or(report.n_layer)} layers have keys and values; checkpoints take as much each"
+        )
     console.print(
         f"tokenizer   {_plain(report.tokenizer)}, {'with' if report.has_chat_template else 'without'} a chat template"
     )

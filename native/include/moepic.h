@@ -184,7 +184,7 @@ typedef struct moepic_model_info {
     uint32_t size;
     moepic_text architecture; /* GGUF id */
     int32_t n_layer, n_embd, n_vocab, n_ctx_train;
-    int32_t n_head, n_head_kv, head_dim_k, head_dim_v; /* of the first layer */
+    int32_t n_head, n_head_kv, head_dim_k, head_dim_v; /* of the first layer with keys and values */
     int32_t n_expert, n_expert_used;                   /* 0: dense */
     uint64_t n_params;
     uint64_t file_bytes;
@@ -273,6 +273,7 @@ typedef struct moepic_stats {
     int64_t expert_tasks;             /* (expert, granule) tasks run in decode */
     int64_t experts_used;             /* (token, layer, expert) triples */
     uint64_t kv_bytes, scratch_bytes; /* reserved by this context */
+    uint64_t state_bytes;             /* reserved for states of layers that keep no keys and values, checkpoints included */
 } moepic_stats;
 
 /* What a probe sees, on the thread that computes. `values` is valid only during the call. */
@@ -304,9 +305,11 @@ MOEPIC_API int32_t moepic_context_eval(moepic_context* context, const int32_t* t
 MOEPIC_API int32_t moepic_context_logits(const float** out, int64_t* n_rows, int64_t* n_vocab, const moepic_context* context);
 /* Tokens whose keys and values are held; valid until the next call on this context. */
 MOEPIC_API int64_t moepic_context_tokens(const int32_t** out, const moepic_context* context);
-/* Keep the first n tokens, forget the rest. */
+/* Keep the first n tokens, forget the rest. Models whose layers keep a state (delta nets, short convolutions) go back to the nearest
+ * checkpoint, and the next eval computes the tokens from there to n again, first (counted as prefill). */
 MOEPIC_API int32_t moepic_context_truncate(moepic_context* context, int64_t n);
-/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept. */
+/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept:
+ * with states, no more than up to a checkpoint, which there is before the last token of each prompt and where each prompt began. */
 MOEPIC_API int64_t moepic_context_reuse(moepic_context* context, const int32_t* tokens, int64_t n);
 /* Stop the running eval at the next layer (it fails with E_CANCELLED); without a running eval, stop the next one. Any thread. */
 MOEPIC_API void moepic_context_cancel(moepic_context* context);

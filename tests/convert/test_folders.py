@@ -24,6 +24,7 @@ GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "token_embd_norm.weight": "model.embedding_norm.weight",
 }
 LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -58,7 +59,27 @@ _LATENT = {
     "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
     **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
 }
+# Delta nets: what is stored as it is. The rest is put in order, see `delta_net`.
+_DELTA = {"ssm_ba.weight": "linear_attn.in_proj_ba.weight", "ssm_norm.weight": "linear_attn.norm.weight"}
+_LFM2 = {
+    "attn_norm.weight": "operator_norm.weight",
+    "ffn_norm.weight": "ffn_norm.weight",
+    "attn_output.weight": "self_attn.out_proj.weight",
+    "attn_q_norm.weight": "self_attn.q_layernorm.weight",
+    "attn_k_norm.weight": "self_attn.k_layernorm.weight",
+    "ffn_gate.weight": "feed_forward.w1.weight",
+    "ffn_up.weight": "feed_forward.w3.weight",
+    "ffn_down.weight": "feed_forward.w2.weight",
+    "ffn_gate_inp.weight": "feed_forward.gate.weight",
+    "exp_probs_b.bias": "feed_forward.expert_bias",
+    **{f"shortconv.{w}.weight": f"conv.{w}.weight" for w in ("in_proj", "conv", "out_proj")},
+}
 OWN = {
+    "qwen3_next": _DELTA,
+    "qwen3_5_moe_text": _DELTA,
+    "qwen3_5_text": _DELTA,
+    "lfm2": _LFM2,
+    "lfm2_moe": _LFM2,
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
     "glm4_moe": {
@@ -96,10 +117,50 @@ def paired(weights: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
     return out
 
 
+def delta_net(rest: str, config: Any, net: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    """A delta net's tensor in GGUF's order, written out head by head; None for those that are stored as they are."""
+    n_k, n_v = config.linear_num_key_heads, config.linear_num_value_heads
+    d_k, d_v, r = config.linear_key_head_dim, config.linear_value_head_dim, n_v // n_k
+    tiled = config.model_type != "qwen3_next"
+    # Place h of the file holds the value head that is number head_at[h] in transformers, where those of key head g are g r, g r + 1, ...
+    head_at = [(h % n_k) * r + h // n_k for h in range(n_v)] if tiled else list(range(n_v))
+    if "in_proj_qkvz.weight" in net:  # per key head: its q, k, values and gates
+        blocks = np.split(net["in_proj_qkvz.weight"], n_k)
+        q, k = (np.concatenate([block[i * d_k : (i + 1) * d_k] for block in blocks]) for i in (0, 1))
+        v, z = (
+            np.concatenate([block[2 * d_k + i * r * d_v : 2 * d_k + (i + 1) * r * d_v] for block in blocks])
+            for i in (0, 1)
+        )
+    else:
+        q, k, v = np.split(net["in_proj_qkv.weight"], [n_k * d_k, 2 * n_k * d_k])
+        z = net["in_proj_z.weight"]
+
+    def heads(values: np.ndarray[Any, Any], size: int) -> np.ndarray[Any, Any]:
+        return np.concatenate([values[head * size : (head + 1) * size] for head in head_at])
+
+    taps = net["conv1d.weight"][:, 0]
+    made = {
+        "attn_qkv.weight": lambda: np.concatenate([q, k, heads(v, d_v)]),
+        "attn_gate.weight": lambda: heads(z, d_v),
+        "ssm_conv1d.weight": lambda: np.concatenate([taps[: 2 * n_k * d_k], heads(taps[2 * n_k * d_k :], d_v)]),
+        "ssm_beta.weight": lambda: heads(net["in_proj_b.weight"], 1),
+        "ssm_alpha.weight": lambda: heads(net["in_proj_a.weight"], 1),
+        "ssm_dt.bias": lambda: heads(net["dt_bias"], 1),
+        "ssm_a": lambda: -np.exp(heads(net["A_log"], 1)),
+        "ssm_out.weight": lambda: heads(net["out_proj.weight"].T, d_v).T,
+    }
+    return made[rest]() if rest in made else None
+
+
 def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, Any]:
+    around_one = config.model_type.startswith(("qwen3_next", "qwen3_5")) and "norm" in name and "ssm" not in name
     if name in GLOBAL:
-        return state[GLOBAL[name]].numpy()
+        return state[GLOBAL[name]].numpy() + np.float32(around_one)
     il, rest = name.split(".", 2)[1:]
+    prefix = f"model.layers.{il}.linear_attn."
+    net = {key.removeprefix(prefix): value.numpy() for key, value in state.items() if key.startswith(prefix)}
+    if net and (found := delta_net(rest, config, net)) is not None:
+        return found
     if rest in ("attn_k_b.weight", "attn_v_b.weight"):
         both = (
             state[f"model.layers.{il}.self_attn.kv_b_proj.weight"]
@@ -112,7 +173,7 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
     value = state[f"model.layers.{il}.{names[rest]}"].numpy()
     if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):
         return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
-    return value
+    return value + np.float32(1) if around_one else value
 
 
 @pytest.mark.parametrize("layout", ["hub", "fused"])
@@ -130,7 +191,7 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
         assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
         seen += want.size
     for il in range(config.num_hidden_layers):
-        block = "block_sparse_moe" if config.model_type == "granitemoe" else "mlp"
+        block = {"granitemoe": "block_sparse_moe", "lfm2_moe": "feed_forward"}.get(config.model_type, "mlp")
         fused = state.get(f"model.layers.{il}.{block}.experts.gate_up_proj")
         if fused is None:
             continue

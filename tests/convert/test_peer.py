@@ -17,7 +17,7 @@ from tests.tiny import MODELS
 pytestmark = pytest.mark.peer
 # What llama.cpp cannot express: its own fixed answer to renormalising, dense layers in qwen2moe, fewer key heads in olmoe, ERNIE without
 # shared experts, DeepSeek without compressed queries unless it has 26 or 27 layers, YaRN's ramp between whole dimensions (gpt-oss is
-# trained so: `truncate` is false; llama.cpp rounds it).
+# trained so: `truncate` is false; llama.cpp rounds it), dense layers or two head sizes in qwen3next, LFM2 without selection bias.
 BEYOND = {
     "qwen2_moe_norm",
     "qwen3_moe_plain_topk",
@@ -27,7 +27,12 @@ BEYOND = {
     "ernie4_5_moe_mixed",
     "gpt_oss",
     "deepseek_v2",
+    "qwen3_next_mixed",
+    "lfm2_moe_free",
 }
+# Delta nets add 1e-6 to the squared length of q and k; llama.cpp adds nothing and bounds the length instead. Of a head whose channels are
+# all near zero that is more than rounding: 5e-7 over the squared length, which the tiny models draw down to some 1e-3.
+SHORT_HEADS = ("qwen3_next", "qwen3_5")
 
 
 @pytest.mark.parametrize("name", sorted(MODELS.keys() - BEYOND))
@@ -49,14 +54,17 @@ def test_llama_cpp_gives_the_logits_of_transformers(name: str, tmp_path: Path) -
     )
     peer.eval(tokens)
     # Float32 on both sides, sums of at most 1408 terms in another order: measured 3e-6 to 1.4e-5 on logits of size 3 to 10.
-    np.testing.assert_allclose(np.array(peer.scores[: len(tokens)]), want, atol=1e-4)
+    tolerance = 5e-4 if name.startswith(SHORT_HEADS) else 1e-4
+    np.testing.assert_allclose(np.array(peer.scores[: len(tokens)]), want, atol=tolerance)
 
 
 @pytest.mark.parametrize(
     ("outtype", "ftype"),
     [("q4_k_m", 15), ("q4_k", 14), ("q5_k", 16), ("q6_k", 18), ("q8_0", 7), ("q4_0", 2), ("mxfp4", 38)],
 )
-@pytest.mark.parametrize("name", ["qwen3_moe_256", "qwen2_moe", "mixtral_tied", "olmoe"])
+@pytest.mark.parametrize(
+    "name", ["qwen3_moe_256", "qwen2_moe", "mixtral_tied", "olmoe", "qwen3_5_moe_256", "lfm2_moe_256"]
+)
 def test_tensors_get_the_types_that_llama_quantize_gives(name: str, outtype: str, ftype: int, tmp_path: Path) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="the 'peer' extra has it")
     convert(saved(name), tmp_path / "in.gguf", how=Cut(split=False), outtype="f32")

@@ -35,7 +35,7 @@ def logits_of(model, tokens, dtype, half_cache) -> np.ndarray:
     model.to(dtype)
     model.set_experts_implementation("eager")  # the fused one has no float64
     with torch.no_grad():
-        cache = HalfCache() if half_cache else DynamicCache()
+        cache = (HalfCache if half_cache else DynamicCache)(config=model.config)
         out = model(torch.tensor([tokens]), past_key_values=cache, use_cache=True).logits[0]
     model.to(before)
     return out.to(torch.float64).numpy()
@@ -84,6 +84,9 @@ def test_logits_equal_transformers(name):
         "hunyuan",
         "deepseek_v2",
         "deepseek_v3",
+        "qwen3_next",
+        "qwen3_5_moe",
+        "lfm2_moe",
     ],
 )
 def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
@@ -107,6 +110,12 @@ def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
         "hunyuan",
         "deepseek_v2",
         "deepseek_v3",
+        "qwen3_next",
+        "qwen3_next_mixed",
+        "qwen3_5_moe",
+        "qwen3_5",
+        "lfm2_moe",
+        "lfm2",
     ],
 )
 def test_greedy_text_equals_transformers_until_a_near_tie(name):
@@ -120,14 +129,15 @@ def test_greedy_text_equals_transformers_until_a_near_tie(name):
     with Model.load(gguf_file(name, "--outtype", "f32", "--no-split"), n_ctx=128) as model:
         for start in range(0, 32, 8):
             tokens = TOKENS[start : start + 8]
-            for token in model.generate(tokens, max_tokens=64, temperature=0.0, stop_tokens=[]).tokens:
-                with torch.no_grad():
-                    row = hf(torch.tensor([tokens])).logits[0, -1].numpy()
+            answer = list(model.generate(tokens, max_tokens=64, temperature=0.0, stop_tokens=[]).tokens)
+            with torch.no_grad():  # all steps at once: up to the first that differs, both have seen the same tokens
+                rows = hf(torch.tensor([tokens + answer])).logits[0].numpy()
+            for i, token in enumerate(answer):
+                row = rows[len(tokens) - 1 + i]
                 second, first = np.sort(row)[-2:]
                 if first - second <= 2 * tolerance:
                     break
-                assert token == int(np.argmax(row)), f"{len(tokens)} tokens after {TOKENS[start : start + 8]}"
-                tokens = [*tokens, token]
+                assert token == int(np.argmax(row)), f"{i} tokens into the answer to {tokens}"
                 compared += 1
     hf.to(torch.float32)
     assert compared >= 64
@@ -151,6 +161,20 @@ def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
         assert np.array_equal(one.logits(TOKENS), other.logits(TOKENS))
 
 
+def test_a_delta_net_in_the_layout_of_2025_is_refused_by_name(tmp_path):
+    from convert.plan import Cut, make_plan
+    from convert.sources.gguf_source import open_gguf
+    from convert.sources.hf import _vector
+    from convert.writer import write
+    from moepic_gguf.errors import UnsupportedModelError
+
+    content = open_gguf(gguf_file("qwen3_next", "--outtype", "f32", "--no-split"))
+    content.tail.append(_vector("blk.0.ssm_in.weight", "mixer", np.ones(96, np.float32)))
+    write(make_plan(content, tmp_path / "m.gguf", Cut(split=False)).shards, lambda n: None)
+    with pytest.raises(UnsupportedModelError, match=r"'blk\.0\.ssm_in\.weight': q, k, v and the gate in one tensor"):
+        Model.load(tmp_path / "m.gguf")
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
@@ -159,6 +183,11 @@ def test_a_nextn_block_of_a_file_changes_nothing(tmp_path):
         ("deepseek_v3", {"expert_group_used_count": 0, "expert_group_count": 5}, "expert_group_count' is 5"),
         ("gpt_oss", {"expert_gating_func": 4}, "expert_gating_func' is 4"),
         ("granitemoe", {"logit_scale": 0}, "logit_scale' is 0"),
+        ("qwen3_next", {"ssm.group_count": 4}, "'time_step_rank' and 'inner_size' are 4, 6 and 96"),
+        ("qwen3_next", {"ssm.conv_kernel": 9}, "conv_kernel' is 9, expected 2 to 8"),
+        ("qwen3_next", {"ssm.state_size": 32}, "attn_qkv.weight' has shape"),
+        ("qwen3_next", {"full_attention_interval": 2}, "attn_q.weight' is missing"),
+        ("lfm2_moe", {"shortconv.l_cache": 4}, "shortconv.conv.weight' has shape"),
     ],
 )
 def test_sizes_that_do_not_fit_together_are_named(name, changes, message, tmp_path):

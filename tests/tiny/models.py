@@ -2,7 +2,7 @@
 makes the same weights.
 
 All parameters are redrawn after construction: transformers starts norms at one and biases at zero, which would hide a
-swapped or forgotten tensor. Matrices are N(0, 1/fan_in), norms 1 + N(0, 0.1^2), biases N(0, 0.1^2), embeddings N(0,
+swapped or forgotten tensor. Matrices are N(0, 1/fan_in), norms as they were + N(0, 0.1^2), biases N(0, 0.1^2), embeddings N(0,
 0.25^2) (tied ones are the output too), routers three times wider so that routing is decisive and a float's last bit
 does not change which expert is chosen.
 """
@@ -19,7 +19,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 VOCAB = 320
-_DECISIVE = ("mlp.gate.weight", "gate.wg.weight", "router.weight", "shared_expert_gate.weight")
+_DECISIVE = (
+    "mlp.gate.weight",
+    "gate.wg.weight",
+    "router.weight",
+    "shared_expert_gate.weight",
+    "feed_forward.gate.weight",
+)
 
 
 def _draw(model: Any, seed: int) -> None:
@@ -32,7 +38,9 @@ def _draw(model: Any, seed: int) -> None:
             seen.add(id(parameter))
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
             if "norm" in name:
-                parameter.copy_(1 + 0.1 * noise)
+                parameter.copy_(parameter.round() + 0.1 * noise)  # around one, or zero where transformers adds the one
+            elif name.endswith("A_log"):
+                parameter.copy_(noise)  # heads that forget within a token, and heads that remember for tens
             elif parameter.ndim == 1:
                 parameter.copy_(0.1 * noise)
             elif "embed" in name:
@@ -42,7 +50,7 @@ def _draw(model: Any, seed: int) -> None:
                 parameter.copy_(noise * (wide / parameter.shape[-1] ** 0.5))
 
         for name, buffer in sorted(model.named_buffers()):
-            if name.endswith("correction_bias"):
+            if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
 
 
@@ -286,6 +294,75 @@ def deepseek_v3(seed: int = 26, **changes: Any) -> tuple[Any, Any]:
     return _build("deepseek_v3", seed, _common(**_LATENT, q_lora_rank=40, n_group=4, topk_group=2) | changes)
 
 
+def qwen3_next(seed: int = 41, **changes: Any) -> tuple[Any, Any]:
+    """Qwen3-Next: a full layer after two delta nets of 2 key heads and 6 value heads of 16; gated heads 6/2 of
+    width 32, 8 rotated; 12 experts, top-3, width 512, gated shared expert of 96. Returns (config, model).
+    """
+    return _build("qwen3_next", seed, _common(**_DELTA, intermediate_size=160) | changes)
+
+
+def qwen3_5_moe(seed: int = 42, **changes: Any) -> tuple[Any, Any]:
+    """Qwen3.5 MoE: as Qwen3-Next, with separate projections. Returns (config, model)."""
+    return _build("qwen3_5_moe_text", seed, _common(**_DELTA) | changes)
+
+
+def qwen3_5(seed: int = 43, **changes: Any) -> tuple[Any, Any]:
+    """Qwen3.5, dense: feed-forward of 160. Returns (config, model)."""
+    sizes = {key: value for key, value in _DELTA.items() if "expert" not in key and "moe" not in key}
+    return _build("qwen3_5_text", seed, _common(**sizes, intermediate_size=160) | changes)
+
+
+def lfm2_moe(seed: int = 44, **changes: Any) -> tuple[Any, Any]:
+    """LFM2 MoE: short convolutions of 3 in layers 0, 1 and 3, attention 6/2 in layers 2 and 4; a dense layer, then 8
+    experts, top-3, width 512, tied. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 5,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 512,
+        "num_dense_layers": 1,
+        "layer_types": ["conv", "conv", "full_attention", "conv", "full_attention"],
+        "tie_word_embeddings": True,
+    }
+    return _build("lfm2_moe", seed, _common(**sizes) | changes)
+
+
+def lfm2(seed: int = 45, **changes: Any) -> tuple[Any, Any]:
+    """LFM2, dense: feed-forward of 160 that becomes 128. Returns (config, model)."""
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "block_multiple_of": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "tie_word_embeddings": True,
+    }
+    return _build("lfm2", seed, _common(**sizes) | changes)
+
+
+_DELTA = {
+    "hidden_size": 96,
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "linear_attention", "full_attention", "linear_attention"],
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 6,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_experts": 12,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 96,
+}
 _LATENT = {
     "hidden_size": 80,
     "intermediate_size": 160,
@@ -363,6 +440,46 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "deepseek_v3_yarn": functools.partial(deepseek_v3, rope_parameters=_YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}),
     "granitemoe": granitemoe,
     "hunyuan": hunyuan,
+    "qwen3_next": qwen3_next,
+    "qwen3_next_mixed": functools.partial(
+        qwen3_next,
+        mlp_only_layers=[1],
+        norm_topk_prob=False,
+        linear_num_key_heads=3,
+        linear_num_value_heads=3,
+        linear_key_head_dim=20,
+        linear_value_head_dim=40,
+        linear_conv_kernel_dim=3,
+    ),
+    "qwen3_next_period": functools.partial(qwen3_next, layer_types=None),  # as published: every fourth layer is full
+    "qwen3_5_moe": qwen3_5_moe,
+    "qwen3_5_moe_heads": functools.partial(
+        qwen3_5_moe,
+        layer_types=["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+        linear_num_key_heads=3,
+        linear_num_value_heads=3,
+    ),
+    # Widths of whole 256-blocks, for the k-quants.
+    "qwen3_5_moe_256": functools.partial(
+        qwen3_5_moe,
+        hidden_size=256,
+        linear_num_value_heads=4,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        num_attention_heads=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        shared_expert_intermediate_size=256,
+    ),
+    "qwen3_5": qwen3_5,
+    "lfm2_moe": lfm2_moe,
+    "lfm2_moe_free": functools.partial(
+        lfm2_moe, use_expert_bias=False, norm_topk_prob=False, routed_scaling_factor=1.5, conv_L_cache=4
+    ),
+    "lfm2_moe_256": functools.partial(
+        lfm2_moe, hidden_size=256, intermediate_size=256, num_attention_heads=4, num_experts=4, num_experts_per_tok=2
+    ),
+    "lfm2": lfm2,
     "hunyuan_alpha": functools.partial(
         hunyuan, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
     ),

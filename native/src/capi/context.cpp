@@ -161,6 +161,7 @@ int32_t moepic_context_stats(moepic_stats* out, const moepic_context* handle) {
         stats.experts_used = context.feed_forward().experts_used();
         stats.kv_bytes = context.kv_bytes();
         stats.scratch_bytes = context.scratch_bytes();
+        stats.state_bytes = context.state_bytes();
         write_info(out, stats, "moepic_stats");
     });
 }

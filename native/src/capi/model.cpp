@@ -71,7 +71,7 @@ int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* handle
         need(handle, "model");
         const Model& model = *handle->model;
         const Config& config = model.config();
-        const LayerConfig& first = config.layers.front();
+        const LayerConfig& first = config.attention_layer();
         moepic_model_info info{};
         info.architecture = text_of(config.recipe->arch);
         info.n_layer = static_cast<int32_t>(config.n_layer);

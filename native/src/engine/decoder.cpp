@@ -21,10 +21,13 @@ Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch)
       workspace_(model.kernels(), n_threads, model.n_in_place()),
       feed_forward_(model, workspace_, n_batch),
       rope_(model.config().rope, model.rope_freqs()) {
+    if (model.config().recipe->mixer == Mixer::delta_net) delta_net_.emplace(model, workspace_, n_batch);
+    if (model.config().recipe->mixer == Mixer::short_conv) short_conv_.emplace(model, workspace_, n_batch);
     for (const LayerConfig& layer : model.config().layers) {
         q_rows_ = std::max(q_rows_, layer.n_head * layer.head_dim_k);
         if (model.config().recipe->latent)
             raw_rows_ = std::max(raw_rows_, layer.n_head * (model.config().latent.plain + model.config().rope.n_rot));
+        if (model.config().recipe->gated_attention) raw_rows_ = std::max(raw_rows_, 2 * layer.n_head * layer.head_dim_k);
         n_head_ = std::max(n_head_, layer.n_head);
         k_rows_ = std::max(k_rows_, layer.n_head_kv * layer.head_dim_k);
         v_rows_ = std::max(v_rows_, layer.n_head_kv * layer.head_dim_v);
@@ -54,9 +57,8 @@ void Decoder::place(Carver& carver) {
     ActMask in = act_mask(model_.output()), out = 0, compressed = 0, plain = 0, values = 0;
     for (int64_t il = 0; il < model_.config().n_layer; ++il) {
         const LayerWeights& w = model_.layer(il);
-        in |= act_mask(w.wq) | act_mask(w.wk) | act_mask(w.wv) | feed_forward_.input_mask(il);
+        in |= mixer_mask(il) | feed_forward_.input_mask(il);
         out |= act_mask(w.wo);
-        in |= act_mask(w.wq_a);
         compressed |= w.wq_a.w.rows ? act_mask(w.wq) : 0;
         plain |= act_mask(w.wk_b);
         values |= act_mask(w.wv_b);
@@ -83,8 +85,32 @@ void Decoder::quantize(ActSet& acts, ActMask mask, const float* x, int64_t cols,
     workspace_.pool().run(n, [&](int64_t t, int) { acts.quantize(kernels, mask, x + t * cols, cols, t); });
 }
 
-void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits, float* logits, const Probe& probe,
-                      const std::function<bool(int64_t)>& stop) {
+ActMask Decoder::mixer_mask(int64_t il) const noexcept {
+    const LayerWeights& w = model_.layer(il);
+    switch (model_.config().layers[static_cast<size_t>(il)].mixer) {
+        case Mixer::attention:
+            break;
+        case Mixer::delta_net:
+            return DeltaNet::input_mask(w.state_mixer);
+        case Mixer::short_conv:
+            return ShortConv::input_mask(w.state_mixer);
+    }
+    return act_mask(w.wq_a.w.rows ? w.wq_a : w.wq) | act_mask(w.wk) | act_mask(w.wv);
+}
+
+void Decoder::mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos) {
+    switch (model_.config().layers[static_cast<size_t>(il)].mixer) {
+        case Mixer::attention:
+            return attention(il, kv, n, first_pos);
+        case Mixer::delta_net:
+            return delta_net_->run(il, acts_, n, state, projected_);
+        case Mixer::short_conv:
+            return short_conv_->run(il, acts_, n, state, projected_);
+    }
+}
+
+void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits,
+                      float* logits, const Probe& probe, const std::function<bool(int64_t)>& stop) {
     const Config& config = model_.config();
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
@@ -99,11 +125,11 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = model_.layer(il);
         const int64_t start = timeline.is_on() ? now_ns() : 0;
-        norm(w.attn_norm, acts_, act_mask(w.wq_a.w.rows ? w.wq_a : w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
-        attention(il, kv, n, first_pos);
+        norm(w.attn_norm, acts_, mixer_mask(il), x_, n, normed_);
+        mix(il, kv, state, n, first_pos);
         if (timeline.is_on())
             timeline.record({.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
-        // After the last layer's attention only the tokens whose logits are wanted go on.
+        // After the last layer's mixer only the tokens whose logits are wanted go on.
         const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
         const int64_t rest = n - drop;
         if (rest == 0) break;
@@ -126,9 +152,10 @@ void Decoder::make_heads(int64_t il, int64_t n) {
     const LayerConfig& c = config.layers[static_cast<size_t>(il)];
     const LayerWeights& w = model_.layer(il);
     const ops::Kernels& kernels = workspace_.kernels();
-    const int64_t q_rows = w.wq.w.rows, k_rows = w.wk.w.rows, n_rot = config.rope.n_rot;
+    const bool gated = config.recipe->gated_attention;
+    const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = w.wk.w.rows, n_rot = config.rope.n_rot;
 
-    const Projection qkv[] = {{&w.wq, q_}, {&w.wk, k_}, {&w.wv, v_}};
+    const Projection qkv[] = {{&w.wq, gated ? raw_ : q_}, {&w.wk, k_}, {&w.wv, v_}};
     workspace_.project(qkv, acts_, n);
 
     const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
@@ -143,6 +170,10 @@ void Decoder::make_heads(int64_t il, int64_t n) {
         }
     };
     workspace_.pool().run(n, [&](int64_t t, int) {
+        for (int64_t h = 0; gated && h < c.n_head; ++h) {
+            const float* query = raw_ + 2 * (t * q_rows + h * c.head_dim_k);  // its gate follows
+            std::copy(query, query + c.head_dim_k, q_ + t * q_rows + h * c.head_dim_k);
+        }
         finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles_ + t * n_rot);
         finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles_ + t * n_rot);
     });
@@ -257,6 +288,12 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         quantize(value_acts_, act_mask(w.wv_b), attended_, c.head_dim_v, n * c.n_head);
         project_heads(w.wv_b, value_acts_, c.n_head, n, values_, config.latent.head_dim_v);
         attended = values_;
+    }
+    if (config.recipe->gated_attention) {
+        workspace_.pool().run(n * c.n_head, [&](int64_t i, int) {
+            float* head = attended_ + i * c.head_dim_v;
+            kernels.glu(ops::GluKind::sigmoid, raw_ + (2 * i + 1) * c.head_dim_k, head, head, c.head_dim_v);
+        });
     }
     quantize(out_acts_, act_mask(w.wo), attended, w.wo.w.cols, n);
     const Projection out{&w.wo, projected_};

@@ -1,14 +1,20 @@
-// The forward pass of a decoder-only transformer, flat: for each layer norm, projections, rope, attention, norm, feed-forward.
-// Knows the order of things; the arithmetic is in ops/, the experts in feed_forward.h, the positions in the KV cache.
+// The forward pass of a decoder-only transformer, flat: for each layer norm, projections, rope, attention, norm, feed-forward. Layers that
+// keep a state instead of keys and values have another mixer in attention's place.
+// Knows the order of things; the arithmetic is in ops/, the experts in feed_forward.h, the mixers in delta_net.h and short_conv.h, the
+// positions in the KV cache.
 #pragma once
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 
+#include "engine/delta_net.h"
 #include "engine/feed_forward.h"
 #include "engine/kv_cache.h"
 #include "engine/probe.h"
 #include "engine/rope_table.h"
+#include "engine/sequence_state.h"
+#include "engine/short_conv.h"
 #include "engine/workspace.h"
 
 namespace moepic {
@@ -18,18 +24,26 @@ public:
     Decoder(const Model& model, int n_threads, int64_t n_batch);
 
     // Tokens at positions [first_pos, first_pos + n), n <= n_batch. Logits [n_logits][n_vocab] of the last n_logits tokens.
-    // `stop` is asked once per layer; when it answers true the pass ends with Error(cancelled), and only KV beyond first_pos was written.
-    void forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits, float* logits, const Probe& probe,
-                 const std::function<bool(int64_t layer)>& stop);
+    // `state` was told of the batch by begin(); a model without states needs none.
+    // `stop` is asked once per layer; when it answers true the pass ends with Error(cancelled), and only KV beyond first_pos and slots of
+    // the batch were written.
+    void forward(KvCache& kv, const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits,
+                 float* logits, const Probe& probe, const std::function<bool(int64_t layer)>& stop);
 
     int64_t n_batch() const noexcept { return n_batch_; }
     int n_threads() noexcept { return workspace_.pool().size(); }
     FeedForward& feed_forward() noexcept { return feed_forward_; }
     const FeedForward& feed_forward() const noexcept { return feed_forward_; }
-    uint64_t scratch_bytes() const noexcept { return region_.size() + workspace_.bytes() + feed_forward_.scratch_bytes(); }
+    uint64_t scratch_bytes() const noexcept {
+        return region_.size() + workspace_.bytes() + feed_forward_.scratch_bytes() + (delta_net_ ? delta_net_->scratch_bytes() : 0) +
+               (short_conv_ ? short_conv_->scratch_bytes() : 0);
+    }
 
 private:
     void place(Carver& carver);
+    // projected = mixer(rms(x)) of layer il, whichever it has, for acts_ that hold the normed input.
+    void mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos);
+    ActMask mixer_mask(int64_t il) const noexcept;
     void attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos);
     void make_heads(int64_t il, int64_t n);
     void make_latent_heads(int64_t il, int64_t n);
@@ -42,6 +56,8 @@ private:
     const int64_t n_batch_;
     Workspace workspace_;
     FeedForward feed_forward_;
+    std::optional<DeltaNet> delta_net_;
+    std::optional<ShortConv> short_conv_;
     RopeTable rope_;
     Region region_;
     int64_t q_rows_ = 0, k_rows_ = 0, v_rows_ = 0, out_rows_ = 0;  // widest layer
@@ -49,7 +65,8 @@ private:
     float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;             // [n_batch][rows]
     float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr;
     ActSet acts_, out_acts_;
-    // Of latent attention: heads before they are carried into the latent's space, compressed queries, attended values of the heads.
+    // Heads before they are carried into the latent's space, of latent attention, or heads with their gates, of gated attention; compressed
+    // queries and attended values of the heads, of latent attention.
     int64_t raw_rows_ = 0, n_head_ = 0;
     float *raw_ = nullptr, *compressed_ = nullptr, *values_ = nullptr;
     ActSet compressed_acts_, plain_acts_, value_acts_;

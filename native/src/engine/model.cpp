@@ -82,6 +82,7 @@ private:
         const gguf::Tensor* tensor;
         std::byte* dst;
         bool to_float;
+        bool turned = false;  // floats [ne0][ne1] instead of the file's [ne1][ne0]
     };
     struct Tile {
         const gguf::Tensor* tensor;
@@ -206,13 +207,14 @@ private:
 
     void place_layer(const LayerBinding& b, LayerWeights& w) {
         w.attn_norm = floats(b.attn_norm);
-        w.wq = linear(b.wq, b.bq);
-        w.wk = linear(b.wk, b.bk);
+        if (b.wq) w.wq = linear(b.wq, b.bq);
+        if (b.wk) w.wk = linear(b.wk, b.bk);
         if (b.wv) w.wv = linear(b.wv, b.bv);
         if (b.wq_a) w.wq_a = linear(b.wq_a, nullptr);
         if (b.wk_b) w.wk_b = linear(b.wk_b, nullptr);
         if (b.wv_b) w.wv_b = linear(b.wv_b, nullptr);
-        w.wo = linear(b.wo, b.bo);
+        if (b.wo) w.wo = linear(b.wo, b.bo);
+        if (b.state_mixer.in) place_state_mixer(b.state_mixer, w.state_mixer);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
         w.sinks = floats(b.sinks);
@@ -225,6 +227,18 @@ private:
             place_experts(*b.routed, w.routed, true);
         }
         if (b.shared) place_experts(*b.shared, w.shared, false);
+    }
+
+    void place_state_mixer(const StateMixerBinding& b, StateMixerWeights& w) {
+        w.in = linear(b.in, nullptr);
+        w.out = linear(b.out, nullptr);
+        if (b.gate) w.gate = linear(b.gate, nullptr);
+        if (b.beta) w.beta = linear(b.beta, nullptr);
+        if (b.alpha) w.alpha = linear(b.alpha, nullptr);
+        w.taps = floats(b.taps, true);  // a lane is a channel
+        w.alpha_bias = floats(b.alpha_bias);
+        w.rate = floats(b.rate);
+        w.norm = floats(b.norm);
     }
 
     void place_experts(const ExpertBinding& b, std::optional<ExpertSet>& out, bool routed) {
@@ -245,11 +259,16 @@ private:
         if (is_resident) batch_->strips.push_back({&b, &out->layout, strips});
     }
 
-    const float* floats(const gguf::Tensor* tensor) {
+    const float* floats(const gguf::Tensor* tensor, bool turned = false) {
         if (!tensor) return nullptr;
         float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
-        batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true});
+        batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true, turned});
         return dst;
+    }
+
+    static void turn(float* data, size_t rows, size_t cols) {
+        const std::vector<float> old(data, data + rows * cols);
+        for (size_t i = 0; i < old.size(); ++i) data[i % cols * rows + i / cols] = old[i];
     }
 
     Linear linear(const gguf::Tensor* tensor, const gguf::Tensor* bias) {
@@ -291,6 +310,7 @@ private:
                 type_info(Type{copy.tensor->type})
                     .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst),
                             static_cast<int64_t>(copy.tensor->ne[0] * copy.tensor->ne[1]));
+                if (copy.turned) turn(reinterpret_cast<float*>(copy.dst), copy.tensor->ne[1], copy.tensor->ne[0]);
             } else {
                 std::memcpy(copy.dst, copy.tensor->data, copy.tensor->n_bytes);
             }

@@ -37,12 +37,20 @@ struct ExpertSet {
     }
 };
 
+// StateMixerBinding in memory; rows 0 and null where the mixer has no such part.
+struct StateMixerWeights {
+    Linear in, out, gate, beta, alpha;
+    const float* taps = nullptr;  // [n_taps][channels]
+    const float *alpha_bias = nullptr, *rate = nullptr, *norm = nullptr;
+};
+
 struct LayerWeights {
     const float* attn_norm = nullptr;
     Linear wq, wk, wv, wo;
     Linear wq_a, wk_b, wv_b;  // of latent attention; heads of wk_b and wv_b one after the other
     const float *q_norm = nullptr, *k_norm = nullptr;
     const float* sinks = nullptr;  // [n_head]
+    StateMixerWeights state_mixer;
     const float* ffn_norm = nullptr;
     Linear router;                          // rows = n_expert; rows 0: no routed experts
     const float* selection_bias = nullptr;  // [n_expert]

@@ -30,7 +30,7 @@ public:
     ModelBinding bind() {
         ModelBinding model;
         model.token_embd = need("token_embd.weight", {config_.n_embd, config_.n_vocab});
-        model.output_norm = need_floats("output_norm.weight", config_.n_embd);
+        model.output_norm = need_floats(cat(config_.recipe->output_norm, ".weight"), config_.n_embd);
         model.output = take("output.weight", {config_.n_embd, config_.n_vocab});
         if (!model.output) model.output = model.token_embd;
         model.rope_freqs = take_floats("rope_freqs.weight", config_.rope.n_rot / 2);
@@ -47,10 +47,16 @@ private:
 
         LayerBinding layer;
         layer.attn_norm = need_floats(blk + "attn_norm.weight", config_.n_embd);
-        if (recipe.latent) {
-            bind_latent(blk, c, layer);
-        } else {
-            bind_heads(blk, c, layer);
+        switch (c.mixer) {
+            case Mixer::attention:
+                recipe.latent ? bind_latent(blk, c, layer) : bind_heads(blk, c, layer);
+                break;
+            case Mixer::delta_net:
+                bind_delta_net(blk, layer.state_mixer);
+                break;
+            case Mixer::short_conv:
+                bind_short_conv(blk, layer.state_mixer);
+                break;
         }
         if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
         layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
@@ -82,7 +88,7 @@ private:
     void bind_heads(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
         const Recipe& recipe = *config_.recipe;
         const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
-        layer.wq = need(blk + "attn_q.weight", {config_.n_embd, q_rows});
+        layer.wq = need(blk + "attn_q.weight", {config_.n_embd, recipe.gated_attention ? 2 * q_rows : q_rows});
         layer.wk = need(blk + "attn_k.weight", {config_.n_embd, k_rows});
         layer.wv = need(blk + "attn_v.weight", {config_.n_embd, v_rows});
         layer.wo = need(blk + "attn_output.weight", {c.n_head * c.head_dim_v, config_.n_embd});
@@ -121,6 +127,32 @@ private:
         layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
         layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
         layer.wo = need(blk + "attn_output.weight", {c.n_head * latent.head_dim_v, config_.n_embd});
+    }
+
+    void bind_delta_net(const std::string& blk, StateMixerBinding& mixer) {
+        const DeltaNetConfig& delta = config_.delta_net;
+        if (file_.find_tensor(blk + "ssm_in.weight")) {
+            fail(Code::unsupported, "model: tensor '", blk,
+                 "ssm_in.weight': q, k, v and the gate in one tensor are a layout of 2025; convert the model again");
+        }
+        mixer.in = need(blk + "attn_qkv.weight", {config_.n_embd, delta.n_channels()});
+        mixer.gate = need(blk + "attn_gate.weight", {config_.n_embd, delta.value_rows()});
+        mixer.beta = take(blk + "ssm_ba.weight", {config_.n_embd, 2 * delta.n_head_v});
+        if (!mixer.beta) {
+            mixer.beta = need(blk + "ssm_beta.weight", {config_.n_embd, delta.n_head_v});
+            mixer.alpha = need(blk + "ssm_alpha.weight", {config_.n_embd, delta.n_head_v});
+        }
+        mixer.taps = need_floats(blk + "ssm_conv1d.weight", {delta.n_taps, delta.n_channels()});
+        mixer.alpha_bias = need_floats(blk + "ssm_dt.bias", delta.n_head_v);
+        mixer.rate = need_floats(blk + "ssm_a", delta.n_head_v);
+        mixer.norm = need_floats(blk + "ssm_norm.weight", delta.head_dim_v);
+        mixer.out = need(blk + "ssm_out.weight", {delta.value_rows(), config_.n_embd});
+    }
+
+    void bind_short_conv(const std::string& blk, StateMixerBinding& mixer) {
+        mixer.in = need(blk + "shortconv.in_proj.weight", {config_.n_embd, 3 * config_.n_embd});
+        mixer.taps = need_floats(blk + "shortconv.conv.weight", {config_.n_conv_taps, config_.n_embd});
+        mixer.out = need(blk + "shortconv.out_proj.weight", {config_.n_embd, config_.n_embd});
     }
 
     // A dense feed-forward or a shared expert: 2-D tensors.
@@ -246,21 +278,23 @@ private:
         return tensor;
     }
 
-    // Vectors that the engine reads as floats.
-    const gguf::Tensor* take_floats(const std::string& name, int64_t n) {
-        const gguf::Tensor* tensor = take(name, {n});
+    // What the engine reads as floats: vectors, and the taps of convolutions.
+    const gguf::Tensor* take_floats(const std::string& name, std::initializer_list<int64_t> shape) {
+        const gguf::Tensor* tensor = take(name, shape);
         if (tensor && type_info(Type{tensor->type}).block_len != 1) {
-            fail(Code::unsupported, "model: tensor '", name, "' is a vector of type ", type_info(Type{tensor->type}).name,
+            fail(Code::unsupported, "model: tensor '", name, "' is of type ", type_info(Type{tensor->type}).name,
                  ", expected F32, F16 or BF16");
         }
         return tensor;
     }
+    const gguf::Tensor* take_floats(const std::string& name, int64_t n) { return take_floats(name, {n}); }
 
-    const gguf::Tensor* need_floats(const std::string& name, int64_t n) {
-        const gguf::Tensor* tensor = take_floats(name, n);
-        if (!tensor) fail(Code::format, "model: tensor '", name, "' is missing (expected shape [", n, "])");
+    const gguf::Tensor* need_floats(const std::string& name, std::initializer_list<int64_t> shape) {
+        const gguf::Tensor* tensor = take_floats(name, shape);
+        if (!tensor) fail(Code::format, "model: tensor '", name, "' is missing (expected shape ", shape_text(shape), ")");
         return tensor;
     }
+    const gguf::Tensor* need_floats(const std::string& name, int64_t n) { return need_floats(name, {n}); }
 
     // Biases of experts are cut by neurons and copied as they are.
     const gguf::Tensor* need_biases(const std::string& name, int64_t n, int64_t n_expert) {

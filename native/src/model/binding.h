@@ -39,6 +39,21 @@ struct ExpertBinding {
     int64_t top = 0;                          // neurons in the top segment as the file was cut; n_ff for an ordinary file
 };
 
+// In place of q, k, v and output, in layers whose mixer is not attention.
+struct StateMixerBinding {
+    const gguf::Tensor* in =
+        nullptr;  // delta net: [n_embd, q | k | v channels]; short convolution: [n_embd, 3 n_embd], two gates and input
+    const gguf::Tensor* taps = nullptr;  // [n_taps, channels]
+    const gguf::Tensor* out = nullptr;
+    // Of a delta net alone.
+    const gguf::Tensor* gate = nullptr;   // [n_embd, value rows], of the output
+    const gguf::Tensor* beta = nullptr;   // [n_embd, n_head_v]; without alpha: [n_embd, 2 n_head_v], [betas | alphas] per key head
+    const gguf::Tensor* alpha = nullptr;  // [n_embd, n_head_v]
+    const gguf::Tensor* alpha_bias = nullptr;
+    const gguf::Tensor* rate = nullptr;  // [n_head_v], negative: decay = e^(rate softplus(alpha + bias))
+    const gguf::Tensor* norm = nullptr;  // [head_dim_v]
+};
+
 struct LayerBinding {
     const gguf::Tensor *attn_norm = nullptr, *wq = nullptr, *wk = nullptr, *wv = nullptr, *wo = nullptr;
     const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
@@ -49,6 +64,7 @@ struct LayerBinding {
     const gguf::Tensor* wv_b = nullptr;  // [kv_rank, head_dim_v, n_head]
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
     const gguf::Tensor* sinks = nullptr;  // [n_head]
+    StateMixerBinding state_mixer;
     const gguf::Tensor* ffn_norm = nullptr;
     const gguf::Tensor* router = nullptr;          // [n_embd, n_expert]
     const gguf::Tensor* router_bias = nullptr;     // [n_expert]

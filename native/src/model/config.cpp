@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "model/keys.h"
+#include "model/mixers.h"
 
 namespace moepic {
 namespace {
@@ -118,9 +119,10 @@ Config read_config(const gguf::File& file) {
         fail(Code::format, "model: tensor 'token_embd.weight' has ", config.n_vocab, " rows, expected 1 to ", kMaxWidth * 16);
     }
 
+    const int64_t least_heads = recipe.mixer == Mixer::short_conv ? 0 : 1;  // layers without attention have none
     const std::vector<int64_t> n_head = keys.integers("attention.head_count", config.n_layer, 1, kMaxCount);
     const std::vector<int64_t> n_head_kv =
-        keys.has("attention.head_count_kv") ? keys.integers("attention.head_count_kv", config.n_layer, 1, kMaxCount) : n_head;
+        keys.has("attention.head_count_kv") ? keys.integers("attention.head_count_kv", config.n_layer, least_heads, kMaxCount) : n_head;
     const std::vector<int64_t> n_ff = keys.has("feed_forward_length") ? keys.integers("feed_forward_length", config.n_layer, 0, kMaxWidth)
                                                                       : std::vector<int64_t>(static_cast<size_t>(config.n_layer), 0);
     const int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
@@ -180,13 +182,17 @@ Config read_config(const gguf::File& file) {
              "; sliding-window attention is not supported yet");
     }
 
+    const std::vector<Mixer> mixers = read_mixers(keys, n_head_kv, config);
     config.layers.resize(static_cast<size_t>(config.n_layer));
     for (int64_t il = 0; il < config.n_layer; ++il) {
         const size_t i = static_cast<size_t>(il);
         LayerConfig& layer = config.layers[i];
-        layer.n_head = n_head[i];
-        layer.n_head_kv = n_head_kv[i];
-        if (layer.n_head % layer.n_head_kv) {
+        layer.mixer = mixers[i];
+        if (layer.mixer == Mixer::attention) {
+            layer.n_head = n_head[i];
+            layer.n_head_kv = n_head_kv[i];
+        }
+        if (layer.n_head_kv && layer.n_head % layer.n_head_kv) {
             fail(Code::format, "model: layer ", il, " has ", layer.n_head, " heads, not a multiple of its ", layer.n_head_kv,
                  " key/value heads");
         }

@@ -33,7 +33,19 @@ struct LatentConfig {
     int64_t head_dim_v = 0;
 };
 
+// A gated delta net: [q | k | v] channels pass a short convolution; each value head keeps a matrix [head_dim_k, head_dim_v].
+struct DeltaNetConfig {
+    int64_t n_taps = 0;    // of the convolution
+    int64_t n_head_k = 0;  // heads of queries and of keys
+    int64_t n_head_v = 0;  // a multiple of n_head_k
+    int64_t head_dim_k = 0, head_dim_v = 0;
+    int64_t key_rows() const noexcept { return n_head_k * head_dim_k; }
+    int64_t value_rows() const noexcept { return n_head_v * head_dim_v; }
+    int64_t n_channels() const noexcept { return 2 * key_rows() + value_rows(); }
+};
+
 struct LayerConfig {
+    Mixer mixer = Mixer::attention;  // others have no heads, keys or values
     int64_t n_head = 0, n_head_kv = 0;
     int64_t head_dim_k = 0, head_dim_v = 0;
     int64_t n_expert = 0, n_expert_used = 0;  // 0: dense feed-forward
@@ -50,6 +62,8 @@ struct Config {
     float norm_eps = 1e-5f;
     RopeConfig rope;
     LatentConfig latent;
+    DeltaNetConfig delta_net;
+    int64_t n_conv_taps = 0;  // of short-convolution layers
     Scoring scoring = Scoring::softmax;
     int64_t n_group = 1, n_group_used = 1;                                    // experts are chosen from the best groups only
     bool renormalise = false;                                                 // routing weights
@@ -57,6 +71,14 @@ struct Config {
     float attention_scale = 0.0f;                                             // multiplies q . k; 0: 1 / sqrt(head_dim_k)
     float router_scale = 1.0f;                                                // multiplies routing weights
     std::vector<LayerConfig> layers;
+
+    // The first layer with keys and values, which stands for all in reports.
+    const LayerConfig& attention_layer() const noexcept {
+        for (const LayerConfig& layer : layers) {
+            if (layer.mixer == Mixer::attention) return layer;
+        }
+        return layers.front();
+    }
 };
 
 // Throws format (a key is missing, of a wrong type or out of range) or unsupported (an architecture or option this build can't run).

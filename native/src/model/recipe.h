@@ -31,6 +31,13 @@ enum class Scoring : uint8_t {
     softmax_selected = 3,  // best k of the logits, then softmax over those
 };
 
+// What lets a token see earlier ones.
+enum class Mixer : uint8_t {
+    attention,   // keys and values of every position
+    delta_net,   // a short convolution, then a matrix per head that each token decays and corrects (gated delta net)
+    short_conv,  // a short convolution between two gates
+};
+
 struct Recipe {
     const char* arch;   // GGUF general.architecture
     const char* title;  // for people
@@ -51,6 +58,10 @@ struct Recipe {
     Presence selection_bias = Presence::never;  // exp_probs_b.bias, added to scores for the choice of experts only
     bool latent = false;                        // multi-head latent attention (MLA): keys and values are read out of one latent per token
     bool multipliers = false;                   // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
+    Mixer mixer = Mixer::attention;             // of the layers that are not attention; which ones those are, the file says
+    bool gated_attention = false;               // attn_q makes [query | gate] per head; a head's output is multiplied by sigmoid(gate)
+    bool tiled_value_heads = false;             // value head h of a delta net reads key head h mod n_head_k, instead of whole groups
+    const char* output_norm = "output_norm";    // name of the last norm
 };
 
 std::span<const Recipe> recipes() noexcept;

@@ -60,6 +60,7 @@ inline constexpr size_t kMatmulScratchBytes = size_t{1} << 19;
 enum class GluKind : uint8_t {
     silu,          // silu(gate) * up
     silu_clamped,  // g sigmoid(1.702 g) (u + 1) with g = min(gate, 7), u = up clamped to [-7, 7]; gpt-oss
+    sigmoid,       // sigmoid(gate) * up
 };
 
 // Keys and values of past positions of one layer and one sequence. Positions are stored in blocks of 16 so that a lane is a position for
@@ -95,6 +96,41 @@ inline constexpr size_t kAttentionScratchBytes = size_t{1} << 18;
 
 enum class RopePairing : uint8_t { norm, neox };  // (2j, 2j+1) | (j, j + n_rot/2)
 
+// y[t][c] = sum_j taps[j][c] x[t - (n_taps - 1) + j][c], the oldest tap first; with `silu`, y = y / (1 + e^-y). Overwrites x, for channels
+// [channel_begin, channel_end) of every token. Inputs before the first token come from a state, which moves on to those after the last.
+struct CausalConvJob {
+    float* x = nullptr;  // [n_tokens][stride]
+    int64_t stride = 0;  // floats from one token to the next
+    int64_t n_tokens = 0;
+    const float* taps = nullptr;  // [n_taps][n_channels]
+    int64_t n_taps = 0;           // 2 to kMostTaps
+    int64_t n_channels = 0;
+    const float* from = nullptr;  // [n_taps - 1][n_channels], oldest first; null: zeros
+    float* to = nullptr;          // the same after the last token; may be `from`
+    int64_t channel_begin = 0, channel_end = 0;
+    bool silu = false;
+};
+inline constexpr int64_t kMostTaps = 8;
+
+// The gated delta rule of one head (Yang et al. 2024, equation 10), token after token, on a state S [head_dim_k][head_dim_v]:
+//   S = decay S;  S += k (beta (v - S^T k))^T;  out = S^T q
+struct DeltaRuleJob {
+    int64_t n_tokens = 0;
+    int64_t head_dim_k = 0, head_dim_v = 0;
+    const float *q = nullptr, *k = nullptr, *v = nullptr;  // of this head; the next token's are `stride` floats further
+    int64_t stride = 0;
+    const float *decay = nullptr, *beta = nullptr;  // one each per token, `gate_stride` floats apart
+    int64_t gate_stride = 0;
+    float* out = nullptr;  // [head_dim_v], the next token's `out_stride` floats further
+    int64_t out_stride = 0;
+    const float* from = nullptr;  // S before the first token, delta_state_floats(...); null: zeros
+    float* to = nullptr;          // S after the last; may be `from`
+};
+// Rows of S are padded to whole vectors; the padding stays zero.
+constexpr int64_t delta_state_floats(int64_t head_dim_k, int64_t head_dim_v) noexcept {
+    return head_dim_k * ((head_dim_v + 15) / 16 * 16);
+}
+
 // The table of one instruction set. Pointers are never null.
 struct Kernels {
     Isa isa;
@@ -115,6 +151,7 @@ struct Kernels {
     void (*softmax)(float* x, int64_t n);                                        // in place, max-subtracted
     void (*sigmoid)(float* x, int64_t n);                                        // in place
     void (*add)(float* y, const float* x, int64_t n);                            // y += x
+    void (*multiply)(float* y, const float* x, int64_t n);                       // y *= x
     void (*scale_add)(float* y, float a, const float* x, int64_t n);             // y = fma(a, x, y)
     void (*scale)(float* y, float a, int64_t n);                                 // y *= a
     void (*decode_row)(Type type, const std::byte* row, float* out, int64_t n);  // one row of GGUF blocks to floats (embeddings)
@@ -122,6 +159,9 @@ struct Kernels {
     // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].
     void (*kv_store)(const KvView& kv, int64_t pos, const float* k, const float* v);
     void (*attention)(const AttentionJob& job);
+
+    void (*causal_conv)(const CausalConvJob& job);
+    void (*delta_rule)(const DeltaRuleJob& job);
 };
 
 Isa best_isa() noexcept;                        // of this machine, from cpuid

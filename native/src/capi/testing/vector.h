@@ -21,7 +21,7 @@ MOEPIC_API int moepic_test_rms_norm(int isa, const float* x, const float* weight
 /* pairing 0: norm (2j, 2j+1), 1: neox (j, j + n_rot/2). cos_sin is [n_rot / 2][2]. */
 MOEPIC_API int moepic_test_rope(int isa, float* head, const float* cos_sin, int64_t n_rot, int pairing);
 
-/* kind 0: out = silu(gate) * up, 1: the clamped one of gpt-oss. */
+/* kind 0: out = silu(gate) * up, 1: the clamped one of gpt-oss, 2: sigmoid(gate) * up. */
 MOEPIC_API int moepic_test_glu(int isa, int kind, const float* gate, const float* up, float* out, int64_t n);
 
 /* y = fma(a, x, y); y + x where plain is not 0; a y where x is null. */

@@ -2,6 +2,7 @@
 #include "ops/cpu/kernels.h"
 
 #include "ops/cpu/attention.h"
+#include "ops/cpu/recurrence.h"
 #include "ops/cpu/vector.h"
 
 namespace moepic::ops::MOEPIC_ISA {
@@ -38,11 +39,14 @@ const Kernels kKernels = {
     .softmax = softmax,
     .sigmoid = sigmoid,
     .add = add,
+    .multiply = multiply,
     .scale_add = scale_add,
     .scale = scale,
     .decode_row = decode_row,
     .kv_store = kv_store,
     .attention = attention,
+    .causal_conv = causal_conv,
+    .delta_rule = delta_rule,
 };
 
 }  // namespace moepic::ops::MOEPIC_ISA

@@ -1,4 +1,4 @@
-// The kernels of this folder that kernels.cpp puts into the table next to those of vector.h and attention.h.
+// The kernels of this folder that kernels.cpp puts into the table next to those of vector.h, attention.h and recurrence.h.
 // Included only by sources that are compiled once per instruction set.
 #pragma once
 

@@ -1,5 +1,5 @@
-// exp and the few lane reductions that softmax, norms and activations share, written over simd.h so that every instruction set gives the
-// same bits. Knows no ops. Included only by sources that are compiled once per instruction set.
+// exp, the logistic function and the few lane reductions that softmax, norms and activations share, written over simd.h so that every
+// instruction set gives the same bits. Knows no ops. Included only by sources that are compiled once per instruction set.
 #pragma once
 
 #include "ops/cpu/simd.h"
@@ -27,6 +27,15 @@ inline F16x f_exp(F16x x) {
     const I16x half = i_sar<1>(exponent);
     const I16x bias = i_set(127);
     return power * f_bits(i_shl<23>(half + bias)) * f_bits(i_shl<23>(exponent - half + bias));
+}
+
+inline F16x negate(F16x x) {
+    return f_bits(i_bits(x) ^ i_set(INT32_MIN));
+}
+
+// a / (1 + e^-x): sigmoid for a = 1, silu for a = x. Division keeps large negative x at 0 (a / inf).
+inline F16x over_logistic(F16x a, F16x x) {
+    return a / (f_set(1.0f) + f_exp(negate(x)));
 }
 
 inline float first_lane(F16x a) {

@@ -2,9 +2,9 @@
 //
 //   rms_norm   y = x / sqrt(mean(x^2) + eps) * weight     reads 2 n floats, writes n
 //   rope       (a, b) -> (a c - b s, a s + b c)           reads 2 n, writes n, in place
-//   glu        out = gate / (1 + e^-gate) * up, or the clamped one   reads 2 n, writes n
+//   glu        out = gate / (1 + e^-gate) * up, or a cousin   reads 2 n, writes n
 //   softmax    x = e^(x - max) / sum                      three passes over n, in place
-//   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  scale_add: y = fma(a, x, y);  scale: y *= a
+//   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  multiply: y *= x;  scale_add: y = fma(a, x, y);  scale: y *= a
 //
 // Vectors are an activation's width (hundreds to thousands of floats), so they live in L1 and L2 and instruction throughput is the bound;
 // next to a matmul they are noise. Sums have 16 partials: element i goes to lane i % 16 in ascending order, then the fixed tree of
@@ -35,15 +35,6 @@ inline void map_two(const float* a, const float* b, float* out, int64_t n, Op op
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) f_store(out + i, op(f_load(a + i), f_load(b + i)));
     if (i < n) f_store_some(out + i, n - i, op(f_load_some(a + i, n - i, 0.0f), f_load_some(b + i, n - i, 0.0f)));
-}
-
-inline F16x negate(F16x x) {
-    return f_bits(i_bits(x) ^ i_set(INT32_MIN));
-}
-
-// a / (1 + e^-x): sigmoid for a = 1, silu for a = x. Division keeps large negative x at 0 (a / inf).
-inline F16x over_logistic(F16x a, F16x x) {
-    return a / (f_set(1.0f) + f_exp(negate(x)));
 }
 
 }  // namespace
@@ -94,6 +85,9 @@ void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n
                 return over_logistic(low, low * f_set(kGluSlope)) * (clamped + f_set(1.0f));
             });
             return;
+        case GluKind::sigmoid:
+            map_two(gate, up, out, n, [](F16x g, F16x u) { return over_logistic(u, g); });
+            return;
     }
 }
 
@@ -126,6 +120,10 @@ void sigmoid(float* x, int64_t n) {
 
 void add(float* y, const float* x, int64_t n) {
     map_two(y, x, y, n, [](F16x a, F16x b) { return a + b; });
+}
+
+void multiply(float* y, const float* x, int64_t n) {
+    map_two(y, x, y, n, [](F16x a, F16x b) { return a * b; });
 }
 
 void scale_add(float* y, float a, const float* x, int64_t n) {

@@ -14,6 +14,7 @@ void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n
 void softmax(float* x, int64_t n);
 void sigmoid(float* x, int64_t n);
 void add(float* y, const float* x, int64_t n);
+void multiply(float* y, const float* x, int64_t n);
 void scale_add(float* y, float a, const float* x, int64_t n);
 void scale(float* y, float a, int64_t n);
 
