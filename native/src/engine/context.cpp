@@ -31,7 +31,7 @@ Context::Context(const Model& model, const ContextOptions& options)
     : model_(model),
       n_ctx_(choose_n_ctx(model, options.n_ctx)),
       kv_(model.config(), options.kv_type, n_ctx_),
-      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_)) {
+      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_), n_ctx_) {
     tokens_.reserve(static_cast<size_t>(n_ctx_));
 }
 

@@ -77,6 +77,7 @@ void FeedForward::place(Carver& carver) {
     weights_ = carver.take<float>(n * static_cast<size_t>(max_k));
     shared_weight_ = carver.take<float>(n);
     entry_token_ = carver.take<int32_t>(static_cast<size_t>(many_entries));
+    if (model_.config().recipe->weight_on_input) entry_weight_ = carver.take<float>(static_cast<size_t>(many_entries));
     token_entry_ = carver.take<int32_t>(n * static_cast<size_t>(max_k + 1));
     const int64_t rows = std::max(few_partials, n_batch_ > kFewTokens ? many_entries : 0);
     partials_ = carver.take<float>(static_cast<size_t>(rows * model_.config().n_embd));
@@ -89,16 +90,16 @@ void FeedForward::place(Carver& carver) {
     }
 }
 
-void FeedForward::run(int64_t il, const ActSet& acts, float* x, int64_t n, int64_t first_position, const Probe& probe) {
+void FeedForward::run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) {
     probe_ = probe ? &probe : nullptr;
     probe_layer_ = il;
     probe_position_ = first_position;
-    route(il, acts, n);
+    route(il, *work.router, n);
     make_groups(il, n);
     if (n <= kFewTokens) {
-        run_few(il, acts, x, n);
+        run_few(il, work, n);
     } else {
-        run_many(il, acts, x, n);
+        run_many(il, work, n);
     }
 }
 
@@ -114,6 +115,8 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
         const auto one = [&](int64_t t, int) {
             route_token(model_.config(), config, kernels, layer.selection_bias, router_logits_ + t * config.n_expert,
                         ids_ + t * config.n_expert_used, weights_ + t * config.n_expert_used);
+            if (!layer.expert_scale) return;
+            for (int64_t j = t * config.n_expert_used; j < (t + 1) * config.n_expert_used; ++j) weights_[j] *= layer.expert_scale[ids_[j]];
         };
         if (n == 1) {
             one(0, 0);
@@ -156,6 +159,7 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
                 Group& group = groups_[static_cast<size_t>(ids_[t * k + j])];
                 const int64_t at = group.first_entry + group.n_entries++;
                 entry_token_[at] = static_cast<int32_t>(t);
+                if (entry_weight_) entry_weight_[at] = weights_[t * k + j];
                 token_entry_[t * (k + 1) + j] = static_cast<int32_t>(at);
             }
         }
@@ -198,6 +202,13 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
     };
     multiply(layout.gate(data), layout.gate_bias(data), scratch.gate);
     multiply(layout.up(data), layout.up_bias(data), scratch.up);
+    if (entry_weight_ && group.routed) {  // both are linear in the input
+        for (int64_t i = 0; i < count; ++i) {
+            const float weight = entry_weight_[group.first_entry + first + i];
+            kernels.scale(scratch.gate + i * layout.granule, weight, layout.granule);
+            kernels.scale(scratch.up + i * layout.granule, weight, layout.granule);
+        }
+    }
     kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
     if (probe_) {
         const std::lock_guard lock(probe_mutex_);
@@ -209,7 +220,7 @@ void FeedForward::intermediate(const Group& group, int64_t granule, int64_t firs
         kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
 }
 
-void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::run_few(int64_t il, const Work& work, int64_t n) {
     const int64_t n_embd = model_.config().n_embd;
     tasks_.clear();
     for (size_t i = 0; i < groups_.size(); ++i) {
@@ -224,7 +235,7 @@ void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
         const StripLayout& layout = group.set->layout;
         std::byte* row = threads_[static_cast<size_t>(thread)].acts;
         const size_t stride = intermediate_row_bytes(layout);
-        intermediate(group, task.granule, 0, group.n_entries, acts, row, stride, thread);
+        intermediate(group, task.granule, 0, group.n_entries, group.routed ? *work.routed : *work.shared, row, stride, thread);
         ops::MatmulJob job;
         job.w = layout.down(group.set->granule(group.expert, task.granule));
         job.acts = row;
@@ -239,11 +250,11 @@ void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
     const int64_t chunks = (n_embd + kReduceColumns - 1) / kReduceColumns;
     workspace_.pool().run(n * chunks, [&](int64_t task, int) {
         const int64_t begin = task % chunks * kReduceColumns;
-        reduce_row(il, task / chunks, begin, std::min(begin + kReduceColumns, n_embd), true, x);
+        reduce_row(il, task / chunks, begin, std::min(begin + kReduceColumns, n_embd), true, work);
     });
 }
 
-void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::run_many(int64_t il, const Work& work, int64_t n) {
     const int64_t n_embd = model_.config().n_embd;
     const int64_t block = std::min(n_batch_, kEntryBlock);
     tasks_.clear();
@@ -261,6 +272,7 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
         const StripLayout& layout = group.set->layout;
         const size_t row = intermediate_row_bytes(layout);
         std::byte* out = intermediate_ + group.intermediate_at + static_cast<size_t>(task.first * layout.n_granules + task.granule) * row;
+        const ActSet& acts = group.routed ? *work.routed : *work.shared;
         intermediate(group, task.granule, task.first, task.count, acts, out, row * static_cast<size_t>(layout.n_granules), thread);
     });
 
@@ -293,14 +305,15 @@ void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) 
             workspace_.kernels().matmul(job);
         }
     });
-    workspace_.pool().run(n, [&](int64_t t, int) { reduce_row(il, t, 0, n_embd, false, x); });
+    workspace_.pool().run(n, [&](int64_t t, int) { reduce_row(il, t, 0, n_embd, false, work); });
 }
 
 // x[t] += sum of the token's experts, columns [begin, end). The order of additions is the contract; both schedules come here.
-void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x) {
+void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, const Work& work) {
     const ops::Kernels& kernels = workspace_.kernels();
     const LayerWeights& layer = model_.layer(il);
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used, n_embd = model_.config().n_embd;
+    const bool weighted_input = model_.config().recipe->weight_on_input;
     const int64_t routed_granules = layer.routed ? layer.routed->layout.n_granules : 0;
     float sum[kReduceColumns], expert[kReduceColumns];
     for (int64_t from = begin; from < end; from += kReduceColumns) {
@@ -321,15 +334,19 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
             for (int64_t j = 0; j < k; ++j) {
                 const int64_t entry = token_entry_[t * (k + 1) + j];
                 const float* bias = layer.routed->down_bias ? layer.routed->down_bias + ids_[t * k + j] * n_embd : nullptr;
-                add_entry(entry, entry * routed_granules, routed_granules, bias, weights_[t * k + j]);
+                add_entry(entry, entry * routed_granules, routed_granules, bias, weighted_input ? 1.0f : weights_[t * k + j]);
             }
+        }
+        if (layer.routed && work.shared_x != work.x) {
+            kernels.scale_add(work.x + t * n_embd + from, model_.config().residual_scale, sum, width);
+            std::fill(sum, sum + width, 0.0f);
         }
         if (layer.shared) {
             const Group& group = groups_.back();
             add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules, nullptr,
                       shared_weight_[t]);
         }
-        kernels.scale_add(x + t * n_embd + from, model_.config().residual_scale, sum, width);
+        kernels.scale_add(work.shared_x + t * n_embd + from, model_.config().residual_scale, sum, width);
     }
 }
 

@@ -90,7 +90,10 @@ private:
         model_.embedding_ = embedding;
         model_.output_norm_ = floats(b.output_norm);
         model_.rope_freqs_ = floats(b.rope_freqs);
-        model_.output_ = linear(b.output, nullptr);
+        model_.output_norm_bias_ = floats(b.output_norm_bias);
+        model_.rope_long_ = floats(b.rope_long);
+        model_.rope_short_ = floats(b.rope_short);
+        model_.output_ = linear(b.output, b.output_bias);
         model_.layers_.assign(b.layers.size(), {});
         for (size_t il = 0; il < b.layers.size(); ++il) {
             batch_ = &batches_[il];
@@ -111,6 +114,16 @@ private:
         w.k_norm = floats(b.k_norm);
         w.sinks = floats(b.sinks);
         w.ffn_norm = floats(b.ffn_norm);
+        w.attn_norm_bias = floats(b.attn_norm_bias);
+        w.ffn_norm_bias = floats(b.ffn_norm_bias);
+        w.post_attention_norm = floats(b.post_attention_norm);
+        w.post_ffn_norm = floats(b.post_ffn_norm);
+        w.expert_norm = floats(b.expert_norm);
+        w.post_expert_norm = floats(b.post_expert_norm);
+        w.post_dense_norm = floats(b.post_dense_norm);
+        w.router_norm = floats(b.router_norm);
+        w.expert_scale = floats(b.expert_scale);
+        w.output_scale = floats(b.output_scale);
         if (b.router) w.router = linear(b.router, b.router_bias);
         w.selection_bias = floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
@@ -238,6 +251,12 @@ std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
 void Model::embed(int32_t token, float* out) const noexcept {
     kernels_->decode_row(embedding_type_, embedding_ + static_cast<size_t>(token) * row_bytes(embedding_type_, config_.n_embd), out,
                          config_.n_embd);
+}
+
+const float* Model::rope_divisors(int64_t n_ctx) const noexcept {
+    if (config_.rope.scaling != RopeScaling::long_short) return rope_freqs_;
+    // By the context, not by the position reached: keys already stored must stay as they were rotated.
+    return n_ctx > config_.rope.original_context ? rope_long_ : rope_short_;
 }
 
 uint64_t Model::expert_bytes() const noexcept {

@@ -24,7 +24,7 @@ bool has_experts(const gguf::File& file, int64_t il) {
     return file.find_tensor(layer_tensor(il, "ffn_gate_inp.weight")) != nullptr;
 }
 
-RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, int64_t n_ctx_train) {
+RopeConfig read_rope(const gguf::File& file, const Keys& keys, const Recipe& recipe, int64_t head_dim, int64_t n_ctx_train) {
     RopeConfig rope;
     rope.pairing = recipe.rope;
     rope.n_rot = keys.integer_or("rope.dimension_count", head_dim, 2, head_dim);
@@ -33,12 +33,19 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
     rope.base = keys.number_or("rope.freq_base", 10000.0);
     if (!(rope.base > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.freq_base' is ", rope.base, ", expected more than 0");
     const std::string kind = keys.text_or("rope.scaling.type", keys.has("rope.scale_linear") ? "linear" : "none");
+    // Converters of Phi's say it by the tensors alone.
+    if (kind == "longrope" || file.find_tensor("rope_factors_long.weight")) {
+        rope.scaling = RopeScaling::long_short;
+        rope.original_context = keys.integer("rope.scaling.original_context_length", 1, kMaxWidth * 1024);
+        rope.attn_factor = keys.number_or("rope.scaling.attn_factor", 1.0);
+        return rope;
+    }
     if (kind == "linear") {
         rope.scaling = RopeScaling::linear;
     } else if (kind == "yarn") {
         rope.scaling = RopeScaling::yarn;
     } else if (kind != "none" && !kind.empty()) {
-        fail(Code::unsupported, "model: rope scaling '", kind, "' is not supported (supported: none, linear, yarn)");
+        fail(Code::unsupported, "model: rope scaling '", kind, "' is not supported (supported: none, linear, yarn, longrope)");
     }
     if (rope.scaling != RopeScaling::none) {
         rope.factor = keys.number_or("rope.scaling.factor", keys.number_or("rope.scale_linear", 1.0));
@@ -51,6 +58,46 @@ RopeConfig read_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim, i
         rope.truncate = recipe.yarn_truncate;
     }
     return rope;
+}
+
+// Of layers with a window: their own base and width, and no scaling.
+RopeConfig read_window_rope(const Keys& keys, const Recipe& recipe, int64_t head_dim) {
+    RopeConfig rope;
+    rope.pairing = recipe.rope;
+    rope.n_rot = keys.integer_or("rope.dimension_count_swa", head_dim, 2, head_dim) / 2 * 2;
+    rope.base = keys.number_or("rope.freq_base_swa", recipe.window_rope_base);
+    if (!(rope.base > 0)) fail(Code::format, "model: key '", recipe.arch, ".rope.freq_base_swa' is ", rope.base, ", expected more than 0");
+    return rope;
+}
+
+// Temperatures of queries, soft caps, tokens that must not be chosen: what few families have.
+void read_extras(const gguf::File& file, const Keys& keys, Config& config) {
+    const Recipe& recipe = *config.recipe;
+    if (recipe.embedding_root) config.embedding_scale = std::sqrt(static_cast<float>(config.n_embd));
+    if (recipe.rope_in_windows) {
+        config.temperature_scale = keys.number_or("attention.temperature_scale", 0.1);
+        config.temperature_length = keys.integer_or("attention.temperature_length", 8192, 1, kMaxWidth * 1024);
+    }
+    const double cap = keys.number_or("final_logit_softcapping", 0.0);
+    if (cap < 0) fail(Code::format, "model: key '", recipe.arch, ".final_logit_softcapping' is ", cap, ", expected 0 or more");
+    config.soft_cap = static_cast<float>(cap);
+    for (const char* key : {"attn_logit_softcapping", "router_logit_softcapping"}) {
+        if (keys.number_or(key, 0.0) != 0.0) fail(Code::unsupported, "model: key '", recipe.arch, ".", key, "' is set; not supported");
+    }
+    // Gemma's E models; their tensors would be named too, but not why.
+    for (const char* key : {"embedding_length_per_layer_input", "attention.shared_kv_layers"}) {
+        if (keys.integer_or(key, 0, 0, kMaxWidth) != 0) {
+            fail(Code::unsupported, "model: key '", recipe.arch, ".", key,
+                 "' is set; per-layer embeddings and shared keys and values are not "
+                 "supported");
+        }
+    }
+    if (const gguf::Value* tokens = file.find("tokenizer.ggml.suppress_tokens")) {
+        for (uint64_t i = 0; i < tokens->count(); ++i) {
+            const std::optional<int64_t> id = tokens->as_i64(i);
+            if (id && *id >= 0 && *id < config.n_vocab) config.suppressed.push_back(static_cast<int32_t>(*id));
+        }
+    }
 }
 
 LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfig& rope, int64_t head_dim_k, int64_t head_dim_v) {
@@ -129,7 +176,10 @@ Config read_config(const gguf::File& file) {
         fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0],
              " and there is no key_length");
     }
-    config.rope = read_rope(keys, recipe, head_dim_k, config.n_ctx_train);
+    const int64_t window_dim_k = keys.integer_or("attention.key_length_swa", head_dim_k, 2, 4096);
+    const int64_t window_dim_v = keys.integer_or("attention.value_length_swa", head_dim_v, 2, 4096);
+    config.rope = read_rope(file, keys, recipe, head_dim_k, config.n_ctx_train);
+    if (recipe.window_rope_base > 0) config.window_rope = read_window_rope(keys, recipe, window_dim_k);
 
     if (recipe.latent) {
         config.latent = read_latent(keys, recipe, config.rope, head_dim_k, head_dim_v);
@@ -149,10 +199,16 @@ Config read_config(const gguf::File& file) {
     config.router_scale = scale == 0.0 ? 1.0f : static_cast<float>(scale);
     const int64_t gating = keys.integer_or("expert_gating_func", 0, 0, 255);  // 0: what the architecture always has
     config.scoring = gating ? static_cast<Scoring>(gating) : recipe.scoring;
-    if (n_expert && config.scoring > Scoring::softmax_selected) {
+    if (n_expert && gating > static_cast<int64_t>(Scoring::softmax_selected)) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".expert_gating_func' is ", gating,
              ", supported: 1 (softmax), 2 (sigmoid), 3 (softmax over the selected)");
     }
+    if (config.scoring == Scoring::sparse_mixer && n_expert && (n_expert_used != 2 || n_expert > kMostSparseExperts)) {
+        fail(Code::unsupported, "model: keys '", recipe.arch, ".expert_used_count' and 'expert_count' are ", n_expert_used, " and ",
+             n_expert, "; this router takes 2 of at most ", kMostSparseExperts);
+    }
+    config.bare_qk_norm = recipe.qk_norm == QkNorm::bare && n_expert != recipe.no_qk_norm_experts;
+    config.groups_by_best = recipe.latent && config.scoring == Scoring::softmax;  // V2's group_limited_greedy; V3 sums two
     config.n_group =
         std::max<int64_t>(1, keys.integer_or("expert_group_count", 1, 0, std::min<int64_t>(kMaxGroups, std::max<int64_t>(1, n_expert))));
     config.n_group_used = std::max<int64_t>(1, keys.integer_or("expert_group_used_count", config.n_group, 0, config.n_group));
@@ -168,11 +224,18 @@ Config read_config(const gguf::File& file) {
         if (divisor == 0.0) fail(Code::format, "model: key '", recipe.arch, ".logit_scale' is 0; logits are divided by it");
         config.logit_scale = static_cast<float>(1.0 / divisor);
     }
+    read_extras(file, keys, config);
+    if (recipe.unit_attention) config.attention_scale = 1.0f;
+    // Gemma 3 27B; its files have no key for it.
+    if (config.n_layer == recipe.wide_scale_layers)
+        config.attention_scale = 1.0f / std::sqrt(static_cast<float>(config.n_embd / n_head[0]));
+    if (!recipe.multipliers && keys.has("attention.scale")) config.attention_scale = static_cast<float>(keys.number("attention.scale"));
     if (keys.number_or("attention.clamp_kqv", 0.0) != 0.0) {
         fail(Code::unsupported, "model: key '", recipe.arch, ".attention.clamp_kqv' is set; clamped projections are not supported");
     }
-    const int64_t window = recipe.window_period ? keys.integer("attention.sliding_window", 1, kMaxWidth * 1024)
-                                                : keys.integer_or("attention.sliding_window", 0, 0, kMaxWidth * 1024);
+    const bool must_say = recipe.window_period && !recipe.default_window;
+    const int64_t window = must_say ? keys.integer("attention.sliding_window", 1, kMaxWidth * 1024)
+                                    : keys.integer_or("attention.sliding_window", recipe.default_window, 0, kMaxWidth * 1024);
     const std::vector<int64_t> slides = window_pattern(keys, recipe, config.n_layer);
     // Some converters write a window that the model never uses; a real one changes results, so it must not pass in silence.
     if (!recipe.window_period && window > 0 && window < config.n_ctx_train) {
@@ -194,9 +257,12 @@ Config read_config(const gguf::File& file) {
             fail(Code::format, "model: key '", recipe.arch, ".attention.head_count_kv' is ", layer.n_head_kv,
                  ", expected 1: all heads share one latent");
         }
-        layer.head_dim_k = head_dim_k;
-        layer.head_dim_v = head_dim_v;
         layer.window = slides[i] ? window : 0;
+        layer.head_dim_k = layer.window ? window_dim_k : head_dim_k;
+        layer.head_dim_v = layer.window ? window_dim_v : head_dim_v;
+        layer.rotates = !recipe.rope_in_windows || window == 0 || layer.window > 0;
+        layer.window_rope = recipe.window_rope_base > 0 && layer.window > 0;
+        if (recipe.two_branches) layer.n_ff_shared = n_ff[i];
         if (n_expert && has_experts(file, il)) {
             layer.n_expert = n_expert;
             layer.n_expert_used = n_expert_used;

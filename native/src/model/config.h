@@ -10,7 +10,12 @@
 
 namespace moepic {
 
-enum class RopeScaling : uint8_t { none, linear, yarn };
+enum class RopeScaling : uint8_t {
+    none,
+    linear,
+    yarn,
+    long_short,  // divisors per pair, one set for contexts up to the original length, one for longer ones (LongRoPE)
+};
 
 struct RopeConfig {
     ops::RopePairing pairing = ops::RopePairing::norm;
@@ -18,9 +23,9 @@ struct RopeConfig {
     double base = 10000.0;
     RopeScaling scaling = RopeScaling::none;
     double factor = 1.0;           // context extension
-    int64_t original_context = 0;  // yarn
+    int64_t original_context = 0;  // yarn, long_short
     double beta_fast = 32.0, beta_slow = 1.0;
-    double attn_factor = 1.0;  // multiplies yarn's magnitude factor
+    double attn_factor = 1.0;  // multiplies yarn's magnitude factor; of long_short, is the factor
     bool truncate = true;      // yarn's ramp begins and ends at whole dimensions
 };
 
@@ -33,6 +38,9 @@ struct LatentConfig {
     int64_t head_dim_v = 0;
 };
 
+// The router of SparseMixer holds this many logits on its stack.
+inline constexpr int64_t kMostSparseExperts = 256;
+
 struct LayerConfig {
     int64_t n_head = 0, n_head_kv = 0;
     int64_t head_dim_k = 0, head_dim_v = 0;
@@ -40,6 +48,8 @@ struct LayerConfig {
     int64_t n_ff = 0;                         // width of one expert, or of the dense feed-forward
     int64_t n_ff_shared = 0;                  // width of the shared expert; 0: none
     int64_t window = 0;                       // positions a token sees, its own included; 0: all
+    bool rotates = true;                      // rope
+    bool window_rope = false;                 // Config::window_rope instead of Config::rope
     int device = -1;                          // -1: CPU
 };
 
@@ -49,13 +59,20 @@ struct Config {
     int64_t n_nextn = 0;  // blocks after the layers that predict further tokens (MTP); not run
     float norm_eps = 1e-5f;
     RopeConfig rope;
+    RopeConfig window_rope;  // of layers with a window, where it differs
     LatentConfig latent;
     Scoring scoring = Scoring::softmax;
     int64_t n_group = 1, n_group_used = 1;                                    // experts are chosen from the best groups only
     bool renormalise = false;                                                 // routing weights
     float embedding_scale = 1.0f, residual_scale = 1.0f, logit_scale = 1.0f;  // multiply embeddings, each block's output, logits
     float attention_scale = 0.0f;                                             // multiplies q . k; 0: 1 / sqrt(head_dim_k)
-    float router_scale = 1.0f;                                                // multiplies routing weights
+    double temperature_scale = 0.0;  // queries of layers that do not rotate times 1 + scale ln(1 + floor((position + 1) / length))
+    int64_t temperature_length = 0;
+    bool bare_qk_norm = false;        // QkNorm::bare, and this model has it
+    float soft_cap = 0.0f;            // logits become cap tanh(logits / cap); 0: they stay
+    std::vector<int32_t> suppressed;  // tokens that are never to be chosen: their logits are -inf
+    bool groups_by_best = false;      // a group of experts is worth its best one, not its best two
+    float router_scale = 1.0f;        // multiplies routing weights
     std::vector<LayerConfig> layers;
 };
 
