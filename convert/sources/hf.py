@@ -25,9 +25,12 @@ from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
 from ..vocabulary import vocabulary_keys
 from . import Content
 from .matrix import MXFP4, Matrix, Packed, Plain, Turned
+from .per_layer import head_sizes, sliding_layers, text_part, usual_layers
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
+# Of checkpoints that see and hear, too.
+_LONG_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
 # Buffers of old checkpoints, derived from the configuration.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
@@ -47,6 +50,9 @@ class Config:
             raise ConversionError(f"'{self.path}' is not JSON: {error}") from None
         if not isinstance(self.values, dict):
             raise ConversionError(f"'{self.path}' is {type(self.values).__name__}, expected an object")
+        self.values = text_part(self.values)
+        if family := FAMILIES.get(str(self.values.get("model_type"))):
+            self.values = family.defaults | self.values
         self.sha256 = hashlib.sha256(raw).hexdigest()
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
@@ -101,7 +107,7 @@ def _find_family(config: Config) -> Family:
     if quantization is not None and not (packed and quantization.get("quant_method") == "mxfp4"):
         raise ConversionError("config.json: 'quantization_config' is set; convert the original, unquantized checkpoint")
     n_ctx = config.integer("max_position_embeddings")
-    window = config.values.get("sliding_window")
+    window = config.values.get(family.window_key)
     windows = bool(family.window_period)
     if not windows and "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
         raise ConversionError(
@@ -109,7 +115,7 @@ def _find_family(config: Config) -> Family:
             f"sliding-window attention is not supported"
         )
     for kind in config.values.get("layer_types") or []:
-        if kind != "full_attention" and not (windows and kind == "sliding_attention"):
+        if kind != "full_attention" and not (windows and kind == family.window_kind):
             raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
     return family
 
@@ -167,7 +173,7 @@ class _Reader:
     """Takes stored tensors by name, checks shapes, and remembers what was taken."""
 
     def __init__(self, stored: dict[str, Weights]) -> None:
-        self._stored = {name.removeprefix(_PREFIX): weights for name, weights in stored.items()}
+        self._stored = {_short(name): weights for name, weights in stored.items()}
         self._taken: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -212,6 +218,11 @@ class _Reader:
             )
 
 
+def _short(name: str) -> str:
+    """A tensor's name without what stands before the text model."""
+    return name.removeprefix(next((one for one in (*_LONG_PREFIXES, _PREFIX) if name.startswith(one)), ""))
+
+
 def _paired(values: Floats, head_dim: int) -> Floats:
     """Rows of each head from [first half | second half] to neighbours (0, d/2, 1, d/2 + 1, ...)."""
     heads = values.reshape(-1, 2, head_dim // 2, values.shape[-1])
@@ -231,6 +242,7 @@ class _Builder:
             raise ConversionError(
                 f"config.json: 'hidden_size' {self.n_embd} is not a multiple of 'num_attention_heads' {self.n_head}"
             )
+        self.slides = sliding_layers(family, config.values, config.integer("num_hidden_layers"))
         if self.n_head % self.n_head_kv:
             raise ConversionError(
                 f"config.json: 'num_attention_heads' {self.n_head} is not a multiple of 'num_key_value_heads' "
@@ -242,16 +254,19 @@ class _Builder:
         kind = self.chooser.choose(name, shape)
         rows, cols = (1, shape[0]) if len(shape) == 1 else shape
         step = max(1, STEP_FLOATS // cols)
+        shift = np.float32(self.family.norm_shift if role == "norm" else 0.0)
         if head_rows:
             step = max(1, step // head_rows) * head_rows
 
         def chunks() -> Iterator[Bytes]:
             # A vector that is stored as a matrix of one column has its elements in the same order.
             if weights.cols != cols:
-                yield encode(weights.rows(0, weights.n_rows).reshape(rows, cols), kind, weights.name).reshape(-1)
+                values = weights.rows(0, weights.n_rows).reshape(rows, cols)
+                yield encode(values + shift if shift else values, kind, weights.name).reshape(-1)
                 return
             for first in range(0, rows, step):
                 values = weights.rows(first, min(first + step, rows))
+                values = values + shift if shift else values
                 yield encode(_paired(values, head_rows) if head_rows else values, kind, weights.name).reshape(-1)
 
         return Tensor(name, shape, kind, role, chunks, min(step, rows) * cols * 12)
@@ -260,24 +275,45 @@ class _Builder:
         return self.tensor(name, role, self.reader.take(stored, shape), shape, head_rows)
 
     def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
-        src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
-        out = [self.take(f"{dst}attn_norm.weight", "norm", f"{src}input_layernorm.weight", (n_embd,))]
-        out += self._latent(dst, src) if family.latent else self._heads(dst, src)
-        ffn_norm = f"{src}post_attention_layernorm.weight"
-        out.append(self.take(f"{dst}{family.ffn_norm}.weight", "norm", ffn_norm, (n_embd,)))
-        if not self.is_moe(il):
-            return out + self._gated(
-                dst, "", "feed-forward", f"{src}mlp", self.config.integer("intermediate_size")
-            ), None
+        src, dst, family = f"layers.{il}.", f"blk.{il}.", self.family
+        out = self.norm(f"{dst}attn_norm", f"{src}input_layernorm")
+        out += self._latent(dst, src) if family.latent else self._heads(il, dst, src)
+        out += self.norm(f"{dst}{family.ffn_norm}", src + family.ffn_norm_stored)
+        for name, stored in family.extra_norms.items():
+            out += self.norm(dst + name, src + stored)
+        if self.reader.has(f"{src}layer_scalar"):
+            out.append(self.take(f"{dst}layer_output_scale.weight", "norm", f"{src}layer_scalar", (1,)))
+        moe = self.is_moe(il)
+        if not moe or family.beside:
+            width = self.config.integer(family.dense_width)
+            out += self._gated(dst, "", "feed-forward", src + family.dense, width)
+        if not moe:
+            return out, None
+        for name, (stored, length) in family.branches.items():
+            role = "norm" if name.endswith("norm.weight") else "router"
+            out.append(self.take(dst + name, role, src + stored, (self.config.integer(length),)))
         return self._moe(il, out)
 
-    def _heads(self, dst: str, src: str) -> list[Tensor]:
+    def norm(self, name: str, stored: str) -> list[Tensor]:
+        """A norm of the model's width, with its bias where the family has one."""
+        parts = ("weight", "bias") if self.family.norm_bias else ("weight",)
+        return [self.take(f"{name}.{part}", "norm", f"{stored}.{part}", (self.n_embd,)) for part in parts]
+
+    def sizes(self, il: int) -> tuple[int, int]:
+        """Width of a head and number of key heads of a layer."""
+        usual = (self.head_dim, self.n_head_kv)
+        return head_sizes(self.family, self.config.values, il, self.slides[il], usual)
+
+    def _heads(self, il: int, dst: str, src: str) -> list[Tensor]:
         """Ordinary attention: q, k, v, output, with what the family adds."""
         n_embd, family, out = self.n_embd, self.family, list[Tensor]()
-        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        head_dim, n_head_kv = self.sizes(il)
+        q_rows, kv_rows = self.n_head * head_dim, n_head_kv * head_dim
         bias = self.config.flag(family.qkv_bias)
         for letter, rows in (("q", q_rows), ("k", kv_rows), ("v", kv_rows)):
-            paired = self.head_dim if family.rows_paired and letter != "v" else 0
+            paired = head_dim if family.rows_paired and letter != "v" else 0
+            if letter == "v" and family.wide_heads and not self.reader.has(f"{src}self_attn.v_proj.weight"):
+                continue  # values are the keys
             stem = f"{src}self_attn.{letter}_proj."
             out.append(self.take(f"{dst}attn_{letter}.weight", "attention", f"{stem}weight", (rows, n_embd), paired))
             if bias:
@@ -289,7 +325,7 @@ class _Builder:
             out.append(self._bias(f"{dst}attn_output.bias", f"{src}self_attn.o_proj.bias", n_embd, 0))
         if family.qk_norm and self.config.flag(family.qk_norm_key):
             for letter, stored, rows in zip("qk", family.qk_norm_names, (q_rows, kv_rows), strict=True):
-                width = rows if family.qk_norm == "whole" else self.head_dim
+                width = rows if family.qk_norm == "whole" else head_dim
                 out.append(
                     self.take(f"{dst}attn_{letter}_norm.weight", "norm", f"{src}self_attn.{stored}.weight", (width,))
                 )
@@ -367,8 +403,12 @@ class _Builder:
 
     def is_moe(self, il: int) -> bool:
         names, config = self.family.experts, self.config
-        if names is None:
+        if names is None or (names.switch and not config.flag(names.switch)):
             return False
+        if names.layers and config.values.get(names.layers) is not None:
+            return il in config.values[names.layers]
+        if kinds := config.values.get("mlp_layer_types"):
+            return bool(kinds[il] == "sparse")
         first = config.integer(names.first_layer, 0, least=0) if names.first_layer else 0
         last = config.integer(names.last_layer, -1, least=-1) if names.last_layer else -1
         dense = il < first or (last >= 0 and il > last) or il in (config.values.get("mlp_only_layers") or [])
@@ -405,6 +445,8 @@ class _Builder:
             stored, bias = self._alternating(names, src, n_expert, n_ff)
             down_bias = src + names.fused[0][1] + "_bias"
             out.append(self.take(f"{dst}ffn_down_exps.bias", "expert", down_bias, (n_expert, n_embd)))
+        elif names.turned:
+            stored = self._columns_of_experts(names, src, n_expert, n_ff)
         else:
             stored = self._rows_of_experts(names, src, n_expert, n_ff)
         kinds = {
@@ -432,6 +474,17 @@ class _Builder:
             "gate": [Plain(take(src + names.gate.format(e=e), (n_ff, n_embd))) for e in experts],
             "up": [Plain(take(src + names.up.format(e=e), (n_ff, n_embd))) for e in experts],
             "down": [Plain(take(src + names.down.format(e=e), (n_embd, n_ff))) for e in experts],
+        }
+
+    def _columns_of_experts(self, names: Experts, src: str, n_expert: int, n_ff: int) -> dict[str, list[Matrix]]:
+        """Experts whose rows are stored as columns, gates before ups."""
+        n_embd, experts = self.n_embd, range(n_expert)
+        wide = self.reader.take(src + names.fused[0][0], (n_expert, n_embd, 2 * n_ff))
+        deep = self.reader.take(src + names.fused[0][1], (n_expert, n_ff, n_embd))
+        return {
+            "gate": [Turned(wide, e * n_embd, n_embd) for e in experts],
+            "up": [Turned(wide, e * n_embd, n_embd, n_ff) for e in experts],
+            "down": [Turned(deep, e * n_ff, n_ff) for e in experts],
         }
 
     def _alternating(
@@ -478,7 +531,7 @@ class _Builder:
             f"{arch}.block_count": k.u32(config.integer("num_hidden_layers")),
             f"{arch}.context_length": k.u32(config.integer("max_position_embeddings")),
             f"{arch}.embedding_length": k.u32(self.n_embd),
-            f"{arch}.feed_forward_length": k.u32(config.integer("intermediate_size")),
+            f"{arch}.feed_forward_length": k.u32(config.integer(family.dense_width)),
             f"{arch}.attention.head_count": k.u32(self.n_head),
             f"{arch}.attention.head_count_kv": k.u32(self.n_head_kv),
             f"{arch}.attention.key_length": k.u32(self.head_dim),
@@ -499,7 +552,7 @@ class _Builder:
             if config.values.get("q_lora_rank"):
                 sizes["q_lora_rank"] = config.integer("q_lora_rank")
             keys |= {f"{arch}.attention.{name}": k.u32(size) for name, size in sizes.items()}
-        if experts := family.experts:
+        if (experts := family.experts) and not (experts.switch and not config.flag(experts.switch)):
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
             keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
@@ -509,24 +562,48 @@ class _Builder:
                 keys[f"{arch}.expert_gating_func"] = k.u32(experts.gating)
             if experts.scale:
                 keys[f"{arch}.expert_weights_scale"] = k.f32(config.number(experts.scale))
-            if experts.groups and config.integer(experts.groups[0], 1) > 1:
+            by = experts.grouped_by
+            if (
+                experts.groups
+                and config.integer(experts.groups[0], 1) > 1
+                and (not by or config.values.get(by[0]) == by[1])
+            ):
                 keys[f"{arch}.expert_group_count"] = k.u32(config.integer(experts.groups[0]))
                 keys[f"{arch}.expert_group_used_count"] = k.u32(config.integer(experts.groups[1]))
             if experts.first_layer:
-                keys[f"{arch}.leading_dense_block_count"] = k.u32(config.integer(experts.first_layer, 0, least=0))
-            if experts.last_layer:
+                dense = [not self.is_moe(il) for il in range(len(self.slides))]
+                keys[f"{arch}.leading_dense_block_count"] = k.u32((*dense, False).index(False))
+            if experts.last_layer or experts.states_step:
                 keys[f"{arch}.interleave_moe_layer_step"] = k.u32(config.integer(experts.step, 1))
             if self.shared_width():
                 keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(self.shared_width())
             if family.shared and family.shared.count:
                 keys[f"{arch}.expert_shared_count"] = k.u32(config.integer(family.shared.count, 0, least=0))
         keys |= {f"{arch}.{key}": k.f32(config.number(name)) for key, name in family.multipliers.items()}
+        keys |= {
+            f"{arch}.{key}": k.f32(0.0 if config.values.get(name) is None else config.number(name))
+            for key, name in family.optional_floats.items()
+        }
+        keys |= {f"{arch}.{key}": k.u32(value) for key, value in family.constants.items()}
+        return keys | {f"{arch}.{key}": value for key, value in self._attention_keys().items()}
+
+    def _attention_keys(self) -> k.Keys:
+        """Windows, and heads that are not the same everywhere."""
+        config, family, keys = self.config, self.family, k.Keys()
         if family.window_period:
-            keys[f"{arch}.attention.sliding_window"] = k.u32(config.integer("sliding_window"))
-            usual = [(il + 1) % family.window_period != 0 for il in range(config.integer("num_hidden_layers"))]
-            slides = [kind == "sliding_attention" for kind in config.values.get("layer_types") or []] or usual
-            if slides != usual:
-                keys[f"{arch}.attention.sliding_window_pattern"] = k.booleans(slides)
+            keys["attention.sliding_window"] = k.u32(config.integer(family.window_key))
+            if family.states_pattern or self.slides != usual_layers(family, len(self.slides)):
+                keys["attention.sliding_window_pattern"] = k.booleans(self.slides)
+        if family.scaled_by and config.integer(family.scaled_by) != self.head_dim:
+            keys["attention.scale"] = k.f32(config.integer(family.scaled_by) ** -0.5)
+        if family.wide_heads:
+            full = next((il for il, slides in enumerate(self.slides) if not slides), 0)
+            wide, n_head_kv = self.sizes(full)[0], [self.sizes(il)[1] for il in range(len(self.slides))]
+            keys |= {f"attention.{name}_length": k.u32(wide) for name in ("key", "value")}
+            keys |= {f"attention.{name}_length_swa": k.u32(self.head_dim) for name in ("key", "value")}
+            keys["attention.head_count_kv"] = k.i32s(n_head_kv)
+        if family.window_key == "attention_chunk_size":
+            keys["attention.temperature_length"] = k.u32(config.integer("floor_scale", 8192))
         return keys
 
 
@@ -554,15 +631,17 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
-    rope, factors = rope_keys_and_factors(family, config.values, builder.head_dim)
-    if factors is not None:
-        head.append(_vector("rope_freqs.weight", "norm", factors))
+    wide = builder.sizes(builder.slides.index(False))[0] if False in builder.slides else builder.head_dim
+    rope, factors = rope_keys_and_factors(family, config.values, wide, builder.head_dim)
+    head += [_vector(f"{rope_name}.weight", "norm", values) for rope_name, values in factors.items()]
     layers = [builder.layer(il) for il in range(n_layer)]
-    tail = [builder.take("output_norm.weight", "norm", "norm.weight", (builder.n_embd,))]
+    tail = builder.norm("output_norm", "norm")
     if tied:
         reader.drop("lm_head.weight")
     else:
         tail.append(builder.take("output.weight", "output", "lm_head.weight", (n_vocab, builder.n_embd)))
+    if family.head_bias and config.flag(family.head_bias):
+        tail.append(builder.take("output.bias", "output", "lm_head.bias", (n_vocab,)))
     warnings = _leave_out(config, family, reader, n_layer)
     reader.refuse_leftovers()
 
@@ -591,7 +670,8 @@ def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) ->
     n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
     patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
     dropped = reader.drop_all("|".join(patterns)) if patterns else 0
-    return [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
+    what = "blocks for multi-token prediction" if n_nextn or not family.defaults else "images and sound"
+    return [f"{dropped} tensors of {what} are left out"] if dropped else []
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:

@@ -24,6 +24,8 @@ GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "output_norm.bias": "model.norm.bias",
+    "output.bias": "lm_head.bias",
 }
 LAYER = {
     "attn_norm.weight": "input_layernorm.weight",
@@ -58,7 +60,34 @@ _LATENT = {
     "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
     **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
 }
+_GEMMA = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
 OWN = {
+    "glm4_moe_lite": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    "phimoe": {
+        "ffn_gate_inp.weight": "mlp.router.weight",
+        "attn_norm.bias": "input_layernorm.bias",
+        "ffn_norm.bias": "post_attention_layernorm.bias",
+    },
+    "gemma3_text": _GEMMA,
+    "gemma4_text": {
+        **_GEMMA,
+        "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+        "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+        "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+        "ffn_gate_inp.weight": "router.proj.weight",
+        "ffn_gate_inp.scale": "router.scale",
+        "ffn_down_exps.scale": "router.per_expert_scale",
+        "layer_output_scale.weight": "layer_scalar",
+    },
+    "llama4_text": {
+        "ffn_gate_inp.weight": "feed_forward.router.weight",
+        **{f"ffn_{w}.weight": f"feed_forward.{w}_proj.weight" for w in ("gate", "up", "down")},
+        **{f"ffn_{w}_shexp.weight": f"feed_forward.shared_expert.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
     "glm4_moe": {
@@ -83,6 +112,9 @@ OWN = {
         "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
     },
 }
+# Where the experts of a layer are, if not in `mlp`; and the rope factors, which are in config.json.
+BLOCK = {"granitemoe": "block_sparse_moe.experts", "gemma4_text": "experts", "llama4_text": "feed_forward.experts"}
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 ARCH = {"gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 
 
@@ -97,8 +129,9 @@ def paired(weights: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 
 
 def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, Any]:
+    shift = np.float32(config.model_type == "gemma3_text" and "norm" in name)  # GGUF holds what multiplies
     if name in GLOBAL:
-        return state[GLOBAL[name]].numpy()
+        return state[GLOBAL[name]].numpy() + shift
     il, rest = name.split(".", 2)[1:]
     if rest in ("attn_k_b.weight", "attn_v_b.weight"):
         both = (
@@ -109,7 +142,7 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
         plain = config.qk_nope_head_dim
         return both[:, :plain].swapaxes(1, 2) if "k_b" in rest else both[:, plain:]
     names = LAYER | OWN.get(config.model_type, {})
-    value = state[f"model.layers.{il}.{names[rest]}"].numpy()
+    value = state[f"model.layers.{il}.{names[rest]}"].numpy() + shift
     if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):
         return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
     return value
@@ -123,18 +156,18 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
     file, state = File(tmp_path / "m.gguf"), model.state_dict()
     seen = 0
     for tensor, stored in file.tensors.items():
-        if tensor == "rope_freqs.weight" or ("_exps" in tensor and "down_exps.bias" not in tensor):
+        if tensor in FACTORS or ("_exps" in tensor and not tensor.endswith(("down_exps.bias", "down_exps.scale"))):
             continue
         want = expected(tensor, config, state)
-        assert stored.shape == want.squeeze().shape, tensor
+        assert stored.shape == (want.squeeze().shape or (1,)), tensor
         assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
         seen += want.size
     for il in range(config.num_hidden_layers):
-        block = "block_sparse_moe" if config.model_type == "granitemoe" else "mlp"
-        fused = state.get(f"model.layers.{il}.{block}.experts.gate_up_proj")
+        block = BLOCK.get(config.model_type, "mlp.experts")
+        fused = state.get(f"model.layers.{il}.{block}.gate_up_proj")
         if fused is None:
             continue
-        down = state[f"model.layers.{il}.{block}.experts.down_proj"].numpy()
+        down = state[f"model.layers.{il}.{block}.down_proj"].numpy()
         if config.model_type == "gpt_oss":  # inputs by outputs, gate and up in turn
             gate, up = (fused.numpy()[:, :, first::2].swapaxes(1, 2) for first in (0, 1))
             down = down.swapaxes(1, 2)
@@ -142,6 +175,9 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
             for which, want in (("gate", biases[:, 0::2]), ("up", biases[:, 1::2])):
                 assert np.array_equal(file.expert_biases(il, which), want), (il, which)
                 seen += want.size
+        elif config.model_type == "llama4_text":  # inputs by outputs, gates before ups
+            gate, up = np.split(fused.numpy().swapaxes(1, 2), 2, axis=1)
+            down = down.swapaxes(1, 2)
         else:
             gate, up = fused.numpy().reshape(len(fused), 2, -1, fused.shape[-1]).swapaxes(0, 1)
         for which, want in (("gate", gate), ("up", up), ("down", down)):

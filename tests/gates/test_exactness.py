@@ -33,6 +33,10 @@ KINDS = [
     ("granitemoe", "q4_0"),
     ("deepseek_v3", "q8_0"),
     ("deepseek_v2", "f32"),
+    ("phimoe", "q8_0"),
+    ("gemma4", "q4_0"),
+    ("gemma4", "f32"),
+    ("llama4_chunks", "q8_0"),
     ("llama", "bf16"),
 ]
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
