@@ -223,9 +223,11 @@ MOEPIC_API int32_t moepic_context_eval(moepic_context* context, const int32_t* t
 MOEPIC_API int32_t moepic_context_logits(const float** out, int64_t* n_rows, int64_t* n_vocab, const moepic_context* context);
 /* Tokens whose keys and values are held; valid until the next call on this context. */
 MOEPIC_API int64_t moepic_context_tokens(const int32_t** out, const moepic_context* context);
-/* Keep the first n tokens, forget the rest. */
+/* Keep the first n tokens, forget the rest. Layers with a window keep only it and some 512 positions before it: going further back is
+ * right, too, but the next eval computes the n tokens again first (counted as prefill). */
 MOEPIC_API int32_t moepic_context_truncate(moepic_context* context, int64_t n);
-/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept. */
+/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept
+ * (0 where it lies further back than windows are kept). */
 MOEPIC_API int64_t moepic_context_reuse(moepic_context* context, const int32_t* tokens, int64_t n);
 /* Stop the running eval at the next layer (it fails with E_CANCELLED); without a running eval, stop the next one. Any thread. */
 MOEPIC_API void moepic_context_cancel(moepic_context* context);

@@ -30,7 +30,7 @@ double now_s() {
 Context::Context(const Model& model, const ContextOptions& options)
     : model_(model),
       n_ctx_(choose_n_ctx(model, options.n_ctx)),
-      kv_(model.config(), options.kv_type, n_ctx_),
+      kv_(model.config(), options.kv_type, n_ctx_, choose_n_batch(options.n_batch, n_ctx_)),
       decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_), n_ctx_) {
     tokens_.reserve(static_cast<size_t>(n_ctx_));
 }
@@ -50,17 +50,15 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
     }
     logit_rows_ = 0;
     logits_.resize(static_cast<size_t>((all_logits ? n : 1) * n_vocab));
+    recompute();
     for (int64_t done = 0; done < n;) {
         if (progress && n > 1 && !progress(done, n)) fail(Code::cancelled, "eval: cancelled after ", done, " of ", n, " tokens");
         const int64_t batch = std::min(decoder_.n_batch(), n - done);
         const bool last = done + batch == n;
         const double start = now_s();
-        decoder_.forward(kv_, tokens.data() + done, batch, held + done,
-                         all_logits ? batch
-                         : last     ? 1
-                                    : 0,
-                         logits_.data() + (all_logits ? done * n_vocab : 0), probe,
-                         [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
+        const int64_t n_logits = all_logits ? batch : last ? 1 : 0;
+        compute(tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(batch)), n_logits,
+                logits_.data() + (all_logits ? done * n_vocab : 0), probe);
         tokens_.insert(tokens_.end(), tokens.begin() + done, tokens.begin() + done + batch);
         done += batch;
         (n == 1 ? stats_.decode_s : stats_.prefill_s) += now_s() - start;
@@ -70,12 +68,34 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
     if (progress && n > 1 && !progress(n, n)) fail(Code::cancelled, "eval: cancelled after all ", n, " tokens");
 }
 
+// One batch, after the positions that are held.
+void Context::compute(std::span<const int32_t> tokens, int64_t n_logits, float* logits, const Probe& seen_by) {
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    kv_.begin(n);
+    decoder_.forward(kv_, tokens.data(), n, kv_.held(), n_logits, logits, seen_by,
+                     [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
+    kv_.finish(n);
+}
+
+// Tokens that a truncation kept, but whose windows are gone; a probe has seen them.
+void Context::recompute() {
+    const int64_t n = static_cast<int64_t>(tokens_.size());
+    while (kv_.held() < n) {
+        const double start = now_s();
+        const int64_t batch = std::min(decoder_.n_batch(), n - kv_.held());
+        compute({tokens_.data() + kv_.held(), static_cast<size_t>(batch)}, 0, nullptr, {});
+        stats_.prefill_s += now_s() - start;
+        stats_.prefill_tokens += batch;
+    }
+}
+
 void Context::truncate(int64_t n) {
     if (n < 0 || n > static_cast<int64_t>(tokens_.size())) {
         fail(Code::argument, "context: can't keep ", n, " tokens of ", tokens_.size());
     }
     if (n == static_cast<int64_t>(tokens_.size())) return;
     tokens_.resize(static_cast<size_t>(n));
+    kv_.rewind(std::min(n, kv_.held()));
     logit_rows_ = 0;
 }
 
@@ -83,9 +103,10 @@ int64_t Context::reuse(std::span<const int32_t> tokens) {
     const size_t limit = tokens.empty() ? 0 : std::min(tokens.size() - 1, tokens_.size());
     size_t same = 0;
     while (same < limit && tokens[same] == tokens_[same]) ++same;
-    truncate(static_cast<int64_t>(same));
-    stats_.reused_tokens += static_cast<int64_t>(same);
-    return static_cast<int64_t>(same);
+    const int64_t kept = kv_.nearest(std::min(static_cast<int64_t>(same), kv_.held()));
+    truncate(kept);
+    stats_.reused_tokens += kept;
+    return kept;
 }
 
 void Context::reset_stats() noexcept {

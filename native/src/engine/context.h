@@ -29,13 +29,15 @@ public:
     Context(const Model& model, const ContextOptions& options);
 
     // Appends tokens; logits of the last one, or of all. Throws argument, context_full (before any compute), cancelled: then the tokens of
-    // finished batches stay and the rest is as if never given.
+    // finished batches stay and the rest is as if never given. Tokens whose windows truncate() could not keep are computed again first.
     void eval(std::span<const int32_t> tokens, bool all_logits);
     std::span<const float> logits() const noexcept { return logits_; }  // [rows][n_vocab]
     int64_t logit_rows() const noexcept { return logit_rows_; }
     std::span<const int32_t> tokens() const noexcept { return tokens_; }
+    // Keeps the first n tokens. Where a layer's window before n is overwritten, the next eval computes them again.
     void truncate(int64_t n);
-    // Keeps the longest common prefix with `tokens`, at most all but one of them; returns its length.
+    // Keeps the longest common prefix with `tokens`, at most all but one of them, or nothing where its windows are gone; returns its
+    // length.
     int64_t reuse(std::span<const int32_t> tokens);
 
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -53,6 +55,9 @@ public:
     void reset_stats() noexcept;
 
 private:
+    void compute(std::span<const int32_t> tokens, int64_t n_logits, float* logits, const Probe& seen_by);
+    void recompute();
+
     const Model& model_;
     const int64_t n_ctx_;
     KvCache kv_;
