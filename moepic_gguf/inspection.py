@@ -66,7 +66,8 @@ class FileReport:
     granule: int | None  # None: an ordinary file, cut when it is loaded
     top_share: float | None
     neuron_order: str | None
-    kv_bytes_per_token: int | None  # keys and values in F16
+    kv_bytes_per_token: int | None  # keys and values in F16, of layers that see every position
+    kv_window_bytes: int  # the same of layers with a window: what the windows hold, whatever the context
     classes: tuple[TensorClass, ...]
     tokenizer: str
     has_chat_template: bool
@@ -101,7 +102,16 @@ def inspect_file(file: GgufFile) -> FileReport:
     n_head_kv = keys.number("attention.head_count_kv") or n_head
     head_dim = keys.number("attention.key_length") or (n_embd // n_head if n_embd and n_head else None)
     value_dim = keys.number("attention.value_length") or head_dim
-    kv = n_layer * n_head_kv * (head_dim + value_dim) * 2 if n_layer and n_head_kv and head_dim and value_dim else None
+    kv: int | None
+    windows = 0
+    if need := file.kv_need():
+        kv, windows = need
+    else:  # not a file of ours: by the keys that every architecture has
+        kv = (
+            n_layer * n_head_kv * (head_dim + value_dim) * 2
+            if n_layer and n_head_kv and head_dim and value_dim
+            else None
+        )
     tokenizer, remarks = _tokenizer(meta)
     problem = file.problem()
     if n_expert and moe_layers and n_layer and moe_layers < n_layer:
@@ -130,6 +140,7 @@ def inspect_file(file: GgufFile) -> FileReport:
         top_share=_top_share(experts) if "moepic.version" in meta else None,
         neuron_order=str(meta["moepic.neuron_order"]) if "moepic.neuron_order" in meta else None,
         kv_bytes_per_token=kv,
+        kv_window_bytes=windows,
         classes=_classes(tensors),
         tokenizer=tokenizer,
         has_chat_template="tokenizer.chat_template" in meta,

@@ -67,6 +67,7 @@ class ModelInfo:
     expert_bytes: int
     active_bytes: int
     kv_bytes_per_token_f16: int
+    kv_window_bytes_f16: int
     isa: str
     layers: tuple[LayerInfo, ...]
 
@@ -80,7 +81,8 @@ class ModelInfo:
             f"{self.n_params / 1e6:,.1f} M weights\n"
             f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per "
             f"token "
-            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, "
+            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token"
+            f"{f' and {show_bytes(self.kv_window_bytes_f16)} in windows' if self.kv_window_bytes_f16 else ''}, "
             f"kernels {self.isa}"
         )
 

@@ -86,7 +86,7 @@ def main(
         raise ArgumentError("give either --ram or --vram: what experts beyond it are served from depends on which")
     expert_bytes = report.expert_bytes * report.n_expert * report.moe_layers
     others = report.file_bytes - expert_bytes
-    kv = (report.kv_bytes_per_token or 0) * n_ctx
+    kv = (report.kv_bytes_per_token or 0) * n_ctx + report.kv_window_bytes
     name, text = ("--ram", ram) if ram is not None else ("--vram", vram)
     asked = parse_budget(text, name=name, whole_bytes=report.file_bytes) or 0
     budget = min(asked - others - kv, expert_bytes)

@@ -136,11 +136,12 @@ typedef struct moepic_model_info {
     int32_t n_expert, n_expert_used;                   /* 0: dense */
     uint64_t n_params;
     uint64_t file_bytes;
-    uint64_t weight_bytes; /* in memory */
-    uint64_t expert_bytes; /* the routed experts' part of weight_bytes */
-    uint64_t active_bytes; /* weights read for one decoded token */
-    uint64_t kv_bytes_per_token_f16;
-    const char* isa; /* kernels in use, static */
+    uint64_t weight_bytes;           /* in memory */
+    uint64_t expert_bytes;           /* the routed experts' part of weight_bytes */
+    uint64_t active_bytes;           /* weights read for one decoded token */
+    uint64_t kv_bytes_per_token_f16; /* of layers that see every position */
+    uint64_t kv_window_bytes_f16;    /* of layers with a window: the windows, whatever the context */
+    const char* isa;                 /* kernels in use, static */
 } moepic_model_info;
 
 typedef struct moepic_layer_info {
@@ -166,6 +167,9 @@ MOEPIC_API int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_m
 /* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
  * that moepic_model_load would. */
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);
+/* Bytes of keys and values in F16 that a model of this file needs: per token of context, and in windows whatever the context. Fails as
+ * moepic_model_check does where the configuration is the reason. */
+MOEPIC_API int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, const moepic_file* file);
 /* The file's metadata; borrowed, valid while the model lives. */
 MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
 /* Ids of the architectures this build runs, separated by spaces; static. */

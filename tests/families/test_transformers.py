@@ -98,6 +98,8 @@ def test_the_fused_layout_and_the_pre_split_file_give_the_same_logits(name):
     "name",
     [
         "llama",
+        "qwen2",
+        "qwen3",
         "mixtral",
         "qwen2_moe",
         "qwen3_moe",

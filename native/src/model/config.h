@@ -76,6 +76,12 @@ struct Config {
     std::vector<LayerConfig> layers;
 };
 
+// Bytes of keys and values in F16: what one more token adds, and what layers with a window hold at most, whatever the context.
+struct KvNeed {
+    uint64_t per_token = 0, in_windows = 0;
+};
+KvNeed kv_need_f16(const Config& config) noexcept;
+
 // Throws format (a key is missing, of a wrong type or out of range) or unsupported (an architecture or option this build can't run).
 Config read_config(const gguf::File& file);
 

