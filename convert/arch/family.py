@@ -109,7 +109,8 @@ class Family:
     constants      GGUF keys -> integers that are always written.
     nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
                    left out.
-    left_out       pattern of other names that are left out.
+    left_out, left_out_of   pattern of other names that are left out; what the left out tensors belong to.
+    no_qk_norm_experts   q and k are normed without a weight, but in models of so many experts; 0: not known by that.
     experts        None: dense only. Layers may still be dense, see hf.py.
     defaults       what absent config keys mean.
     requires       config key -> values that the engine can run; an absent key is fine.
@@ -151,6 +152,8 @@ class Family:
     constants: dict[str, int] = field(default_factory=dict)
     nextn: tuple[str, ...] = ()
     left_out: str | None = None
+    left_out_of: str = "blocks for multi-token prediction"
+    no_qk_norm_experts: int = 0
     experts: Experts | None = None
     shared: Shared | None = None
     defaults: dict[str, Any] = field(default_factory=dict)

@@ -33,6 +33,7 @@ GEMMA3 = Family(
     scaled_by="query_pre_attn_scalar",
     optional_floats={"final_logit_softcapping": "final_logit_softcapping"},
     left_out=_OTHER_THAN_TEXT,
+    left_out_of="images and sound",
     defaults={
         "max_position_embeddings": 131072,
         "num_attention_heads": 8,

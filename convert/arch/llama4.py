@@ -33,7 +33,9 @@ LLAMA4 = Family(
     ),
     shared=Shared(stem="feed_forward.shared_expert", width="intermediate_size"),
     optional_floats={"attention.temperature_scale": "attn_scale"},
-    defaults={"attn_scale": 0.1, "attention_chunk_size": 8192},
+    defaults={"attn_scale": 0.1, "attention_chunk_size": 8192, "use_qk_norm": True},
+    left_out_of="images",
+    no_qk_norm_experts=128,
     left_out=r"(model\.)?(vision_model|multi_modal_projector)\.",
     requires={"hidden_act": ("silu",), "attn_temperature_tuning": (True, 4)},
 )

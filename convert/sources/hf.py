@@ -4,16 +4,14 @@ tensor must find its place.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from moepic_gguf.errors import ConversionError
 
@@ -21,11 +19,13 @@ from .. import keys as k
 from ..arch import FAMILIES, Experts, Family
 from ..quantize import OUTTYPES, Chooser, encode
 from ..rope import rope_keys_and_factors
-from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, row_bytes
+from ..tensors import STEP_FLOATS, Bytes, Floats, Tensor
 from ..vocabulary import vocabulary_keys
 from . import Content
+from .hf_config import Config
+from .hf_experts import HfExperts
 from .matrix import MXFP4, Matrix, Packed, Plain, Turned
-from .per_layer import head_sizes, sliding_layers, text_part, usual_layers
+from .per_layer import head_sizes, sliding_layers, usual_layers
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
@@ -33,64 +33,6 @@ _PREFIX = "model."
 _LONG_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
 # Buffers of old checkpoints, derived from the configuration.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-
-
-class Config:
-    """config.json, asked key by key; every complaint names key and value."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "config.json"
-        try:
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise ConversionError(f"'{folder}' has no readable config.json: {error.strerror}") from None
-        try:
-            self.values: dict[str, Any] = json.loads(raw)
-        except ValueError as error:
-            raise ConversionError(f"'{self.path}' is not JSON: {error}") from None
-        if not isinstance(self.values, dict):
-            raise ConversionError(f"'{self.path}' is {type(self.values).__name__}, expected an object")
-        self.values = text_part(self.values)
-        if family := FAMILIES.get(str(self.values.get("model_type"))):
-            self.values = family.defaults | self.values
-        self.sha256 = hashlib.sha256(raw).hexdigest()
-
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # the same for every layer
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConversionError(
-                f"config.json: '{key}' is {json.dumps(value)}, expected an integer of at least {least}"
-            )
-        return value
-
-    def first_integer(self, keys: tuple[str, ...]) -> int:
-        """The value of the first of several spellings that is there."""
-        return self.integer(next((key for key in keys if self.values.get(key) is not None), keys[0]))
-
-    def number(self, key: str) -> float:
-        value = self.values.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected a number")
-        return float(value)
-
-    def flag(self, key: str | bool) -> bool:
-        if isinstance(key, bool):
-            return key
-        value = self.values.get(key)
-        if not isinstance(value, (bool, type(None))):
-            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected true or false")
-        return bool(value)
-
-    def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
-        if key in self.values and self.values[key] not in allowed:
-            listed = " or ".join(json.dumps(value) for value in allowed)
-            raise ConversionError(
-                f"config.json: '{key}' is {json.dumps(self.values[key])}, which the engine cannot run; supported: "
-                f"{listed}"
-            )
 
 
 def _find_family(config: Config) -> Family:
@@ -118,55 +60,6 @@ def _find_family(config: Config) -> Family:
         if kind != "full_attention" and not (windows and kind == family.window_kind):
             raise ConversionError(f"config.json: 'layer_types' holds {json.dumps(kind)}; supported: \"full_attention\"")
     return family
-
-
-class HfExperts:
-    """Routed experts of one layer, a matrix each. See `tensors.Experts`.
-
-    bias   `[n_expert, n_ff]` of gate and up, as float32, or nothing.
-    """
-
-    def __init__(
-        self,
-        layer: int,
-        kinds: dict[str, GGMLQuantizationType],
-        stored: dict[str, list[Matrix]],
-        n_ff: int,
-        n_embd: int,
-        bias: dict[str, Callable[[], Floats]] | None = None,
-    ) -> None:
-        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(stored["gate"])
-        self._stored, self._bias = stored, bias or {}
-        packed = kinds["down"] is MXFP4 and isinstance(stored["down"][0], Packed)
-        self.order_unit = int(GGML_QUANT_SIZES[MXFP4][0]) if packed else 1
-
-    def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
-        matrix, kind = self._stored[which][expert], self.kinds[which]
-        if isinstance(neurons, slice):
-            return matrix.blocks(neurons.start, neurons.stop, kind)
-        return matrix.blocks(0, self.n_ff, kind)[neurons]
-
-    def columns(self, expert: int, neurons: Neurons) -> Bytes:
-        matrix, kind = self._stored["down"][expert], self.kinds["down"]
-        if self.order_unit == 1:
-            return encode(matrix.rows(0, self.n_embd)[:, neurons], kind, f"down of expert {expert}, layer {self.layer}")
-        # Blocks as they are stored; neurons come in whole ones.
-        wanted = np.arange(self.n_ff)[neurons][:: self.order_unit] // self.order_unit
-        stored = matrix.blocks(0, self.n_embd, kind).reshape(self.n_embd, self.n_ff // self.order_unit, -1)
-        return np.ascontiguousarray(stored[:, wanted]).reshape(self.n_embd, -1)
-
-    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
-        return GGMLQuantizationType.F32 if which in self._bias else None
-
-    def biases(self, which: str) -> Bytes:
-        values = np.ascontiguousarray(self._bias[which]())
-        return values.view(np.uint8).reshape(self.n_expert, self.n_ff, 4)
-
-    def work_bytes(self) -> int:
-        # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
-        # after turning it round). A turned matrix is read with its neighbour.
-        copies = 20 if isinstance(self._stored["gate"][0], Turned) else 12
-        return self.n_ff * self.n_embd * copies + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
 
 
 class _Reader:
@@ -556,6 +449,8 @@ class _Builder:
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
             keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
+            if family.no_qk_norm_experts:
+                self._check_qk_norm(experts)
             if experts.states_width:
                 keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
             if experts.gating:
@@ -586,6 +481,15 @@ class _Builder:
         }
         keys |= {f"{arch}.{key}": k.u32(value) for key, value in family.constants.items()}
         return keys | {f"{arch}.{key}": value for key, value in self._attention_keys().items()}
+
+    def _check_qk_norm(self, experts: Experts) -> None:
+        """A norm of q and k without a weight has no key: readers know it by the number of experts."""
+        without, has = self.family.no_qk_norm_experts, self.config.flag("use_qk_norm")
+        if has is (self.config.first_integer(experts.count) == without):
+            raise ConversionError(
+                f"config.json: 'use_qk_norm' is {json.dumps(has)}; GGUF has no key for it, and readers of "
+                f"'{self.family.arch}' take it for true unless there are {without} experts"
+            )
 
     def _attention_keys(self) -> k.Keys:
         """Windows, and heads that are not the same everywhere."""
@@ -670,8 +574,7 @@ def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) ->
     n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
     patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
     dropped = reader.drop_all("|".join(patterns)) if patterns else 0
-    what = "blocks for multi-token prediction" if n_nextn or not family.defaults else "images and sound"
-    return [f"{dropped} tensors of {what} are left out"] if dropped else []
+    return [f"{dropped} tensors of {family.left_out_of} are left out"] if dropped else []
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:

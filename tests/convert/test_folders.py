@@ -396,3 +396,64 @@ def test_blocks_for_multi_token_prediction_are_left_out_and_said(tmp_path: Path)
     save_file(state | {"model.layers.4.enorm.weight": torch.ones(96)}, source / "model.safetensors")
     with pytest.raises(ConversionError, match=r"'model\.layers\.4\.enorm\.weight' has no place"):
         convert(source, tmp_path / "m.gguf", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "outer", "prefix"),
+    [
+        ("gemma3", "gemma3", "language_model.model."),
+        ("gemma4", "gemma4", "model.language_model."),
+        ("llama4", "llama4", "language_model.model."),
+    ],
+)
+def test_the_text_of_a_model_that_sees_is_converted_alone(name: str, outer: str, prefix: str, tmp_path: Path) -> None:
+    """As published: the text model's configuration inside another, its tensors behind a prefix, image towers beside them."""
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "hf"
+    source.mkdir()
+    config = json.loads((saved(name) / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({"model_type": outer, "text_config": config, "vision_config": {}}))
+    state = load_file(saved(name) / "model.safetensors")
+    renamed = {
+        prefix + key.removeprefix("model.") if key.startswith("model.") else f"language_model.{key}": value
+        for key, value in state.items()
+    }
+    tower = "vision_model" if outer == "llama4" else "vision_tower"
+    renamed |= {f"{tower}.patch.weight": torch.ones(4, 4), "multi_modal_projector.weight": torch.ones(4)}
+    save_file(renamed, source / "model.safetensors")
+    plan = convert(source, tmp_path / "m.gguf")
+    assert any(text.startswith("2 tensors of images") for text in plan.content.warnings)
+    convert(saved(name), tmp_path / "plain.gguf")
+    one, other = File(tmp_path / "m.gguf"), File(tmp_path / "plain.gguf")
+    assert {n: s.raw.tobytes() for n, s in one.tensors.items()} == {
+        n: s.raw.tobytes() for n, s in other.tensors.items()
+    }
+    skipped = ("general.name", "moepic.source")
+    assert {k: v for k, v in one.keys.items() if not k.startswith(skipped)} == {
+        k: v for k, v in other.keys.items() if not k.startswith(skipped)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama4", {"use_qk_norm": False}, "'use_qk_norm' is false"),
+        ("llama4", {"no_rope_layers": [1, 0, 1, 1]}, "'no_rope_layers' is"),
+        ("gemma4", {"num_kv_shared_layers": 2}, "'num_kv_shared_layers' is 2"),
+        ("gemma4", {"hidden_size_per_layer_input": 64}, "'hidden_size_per_layer_input' is 64"),
+        ("gemma3", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is true"),
+        ("phimoe", {"router_jitter_noise": 0.1}, "'router_jitter_noise' is 0.1"),
+    ],
+)
+def test_settings_that_the_engine_cannot_run_are_named(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved(name).iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ConversionError, match=message):
+        convert(source, tmp_path / "m.gguf")
