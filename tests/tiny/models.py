@@ -477,6 +477,8 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "deepseek_v3_yarn": functools.partial(deepseek_v3, rope_parameters=_YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}),
+    # A latent of whole 32-blocks.
+    "deepseek_v3_64": functools.partial(deepseek_v3, kv_lora_rank=64),
     "deepseek_v2_groups": functools.partial(
         deepseek_v2, q_lora_rank=40, n_group=4, topk_group=2, topk_method="group_limited_greedy"
     ),

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "base/thread_pool.h"
+#include "engine/latent_parts.h"
 #include "expert/granule.h"
 #include "model/type_lookup.h"
 
@@ -72,11 +73,17 @@ private:
         const StripLayout* layout;
         std::byte* dst;
     };
+    struct LatentParts {
+        const gguf::Tensor* joined;
+        int64_t n_head;
+        std::byte *keys, *values;
+    };
     // What one layer (or the rest of the model) wants filled.
     struct Batch {
         std::vector<Copy> copies;
         std::vector<Tile> tiles;
         std::vector<Strips> strips;
+        std::vector<LatentParts> latent_parts;
     };
 
     void place(std::byte* base) {
@@ -109,6 +116,7 @@ private:
         if (b.wq_a) w.wq_a = linear(b.wq_a, nullptr);
         if (b.wk_b) w.wk_b = linear(b.wk_b, nullptr);
         if (b.wv_b) w.wv_b = linear(b.wv_b, nullptr);
+        if (b.wkv_b) place_latent_parts(b.wkv_b, w);
         w.wo = linear(b.wo, b.bo);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
@@ -129,6 +137,18 @@ private:
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
         if (b.routed) place_experts(*b.routed, w.routed, true);
         if (b.shared) place_experts(*b.shared, w.shared, false);
+    }
+
+    void place_latent_parts(const gguf::Tensor* joined, LayerWeights& w) {
+        const LatentConfig& latent = model_.config_.latent;
+        const int64_t n_head = static_cast<int64_t>(joined->ne[1]) / (latent.plain + latent.head_dim_v);
+        w.wk_b.w = latent_keys_shape(latent, n_head);
+        w.wv_b.w = latent_values_shape(latent, n_head, Type{joined->type});
+        std::byte* keys = carver_.take<std::byte>(ops::tiled_bytes(w.wk_b.w.type, w.wk_b.w.rows, w.wk_b.w.cols));
+        std::byte* values = carver_.take<std::byte>(ops::tiled_bytes(w.wv_b.w.type, w.wv_b.w.rows, w.wv_b.w.cols));
+        w.wk_b.w.data = keys;
+        w.wv_b.w.data = values;
+        batch_->latent_parts.push_back({joined, n_head, keys, values});
     }
 
     void place_experts(const ExpertBinding& b, std::optional<ExpertSet>& out, bool routed) {
@@ -179,6 +199,7 @@ private:
         uint64_t bytes = 0;
         for (const Copy& copy : batch.copies) bytes += copy.tensor->n_bytes;
         for (const Tile& tile : batch.tiles) bytes += tile.tensor->n_bytes;
+        for (const LatentParts& p : batch.latent_parts) bytes += p.joined->n_bytes;
         for (const Strips& s : batch.strips) bytes += s.layout->strip_bytes() * static_cast<size_t>(s.binding->n_expert);
         return bytes;
     }
@@ -209,6 +230,10 @@ private:
                                   tile.dst + at);
             });
             model_.file_.dont_need(*tile.tensor);
+        }
+        for (const LatentParts& p : batch.latent_parts) {
+            fill_latent_parts(kernels, pool, *p.joined, model_.config_.latent, p.n_head, p.keys, p.values);
+            model_.file_.dont_need(*p.joined);
         }
         for (const Strips& s : batch.strips) {
             std::vector<StripFiller> fillers;

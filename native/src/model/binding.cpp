@@ -157,8 +157,12 @@ private:
         }
         layer.wk = need(blk + "attn_kv_a_mqa.weight", {config_.n_embd, c.head_dim_k});
         layer.k_norm = need_floats(blk + "attn_kv_a_norm.weight", latent.kv_rank);
-        layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
-        layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        if (latent.joined) {
+            layer.wkv_b = need(blk + "attn_kv_b.weight", {latent.kv_rank, c.n_head * (latent.plain + latent.head_dim_v)});
+        } else {
+            layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
+            layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        }
         layer.wo = need(blk + "attn_output.weight", {c.n_head * latent.head_dim_v, config_.n_embd});
     }
 

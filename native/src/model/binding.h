@@ -44,9 +44,10 @@ struct LayerBinding {
     const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
     // With latent attention wq makes heads [plain | rotated] (from wq_a's output where there is one, normed by q_norm), wk makes
     // [latent | rotated] (the latent normed by k_norm), and there is no wv.
-    const gguf::Tensor* wq_a = nullptr;  // [n_embd, q_rank]
-    const gguf::Tensor* wk_b = nullptr;  // [plain, kv_rank, n_head]
-    const gguf::Tensor* wv_b = nullptr;  // [kv_rank, head_dim_v, n_head]
+    const gguf::Tensor* wq_a = nullptr;   // [n_embd, q_rank]
+    const gguf::Tensor* wk_b = nullptr;   // [plain, kv_rank, n_head]
+    const gguf::Tensor* wv_b = nullptr;   // [kv_rank, head_dim_v, n_head]
+    const gguf::Tensor* wkv_b = nullptr;  // in place of both: [kv_rank, n_head * (plain + head_dim_v)]
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
     const gguf::Tensor* sinks = nullptr;  // [n_head]
     const gguf::Tensor *attn_norm_bias = nullptr, *ffn_norm_bias = nullptr;

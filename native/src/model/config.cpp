@@ -101,17 +101,22 @@ void read_extras(const gguf::File& file, const Keys& keys, Config& config) {
 }
 
 LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfig& rope, int64_t head_dim_k, int64_t head_dim_v) {
-    if (!keys.has("attention.key_length_mla")) {
-        fail(Code::unsupported, "model: key '", recipe.arch,
-             ".attention.key_length_mla' is missing: a file from before 2025, whose attention is not "
-             "absorbed; convert the model again");
-    }
     LatentConfig latent;
     latent.kv_rank = keys.integer("attention.kv_lora_rank", 1, kMaxWidth);
     latent.q_rank = keys.integer_or("attention.q_lora_rank", 0, 0, kMaxWidth);
-    latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, 4096) - rope.n_rot;
-    latent.head_dim_v = keys.integer("attention.value_length_mla", 1, 4096);
-    if (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank) {
+    latent.joined = !keys.has("attention.key_length_mla");
+    if (latent.joined) {
+        latent.plain = head_dim_k - rope.n_rot;
+        latent.head_dim_v = head_dim_v;
+        if (latent.plain < 1) {
+            fail(Code::format, "model: key '", recipe.arch, ".attention.key_length' is ", head_dim_k, ", expected more than the ",
+                 rope.n_rot, " rotated dimensions");
+        }
+    } else {
+        latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, 4096) - rope.n_rot;
+        latent.head_dim_v = keys.integer("attention.value_length_mla", 1, 4096);
+    }
+    if (!latent.joined && (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank)) {
         fail(Code::format, "model: keys '", recipe.arch, ".attention.key_length' and 'value_length' are ", head_dim_k, " and ", head_dim_v,
              ", expected ", latent.kv_rank + rope.n_rot, " and ", latent.kv_rank, " (latent and rotated part; latent)");
     }
@@ -166,23 +171,28 @@ Config read_config(const gguf::File& file) {
     }
 
     const std::vector<int64_t> n_head = keys.integers("attention.head_count", config.n_layer, 1, kMaxCount);
-    const std::vector<int64_t> n_head_kv =
+    std::vector<int64_t> n_head_kv =
         keys.has("attention.head_count_kv") ? keys.integers("attention.head_count_kv", config.n_layer, 1, kMaxCount) : n_head;
     const std::vector<int64_t> n_ff = keys.has("feed_forward_length") ? keys.integers("feed_forward_length", config.n_layer, 0, kMaxWidth)
                                                                       : std::vector<int64_t>(static_cast<size_t>(config.n_layer), 0);
-    const int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
-    const int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, 4096);
+    int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
+    int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, 4096);
     if (!keys.has("attention.key_length") && config.n_embd % n_head[0]) {
         fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0],
              " and there is no key_length");
     }
+    config.rope = read_rope(file, keys, recipe, head_dim_k, config.n_ctx_train);
     const int64_t window_dim_k = keys.integer_or("attention.key_length_swa", head_dim_k, 2, 4096);
     const int64_t window_dim_v = keys.integer_or("attention.value_length_swa", head_dim_v, 2, 4096);
-    config.rope = read_rope(file, keys, recipe, head_dim_k, config.n_ctx_train);
     if (recipe.window_rope_base > 0) config.window_rope = read_window_rope(keys, recipe, window_dim_k);
 
     if (recipe.latent) {
         config.latent = read_latent(keys, recipe, config.rope, head_dim_k, head_dim_v);
+        if (config.latent.joined) {  // it runs absorbed like the others
+            head_dim_k = config.latent.kv_rank + config.rope.n_rot;
+            head_dim_v = config.latent.kv_rank;
+            std::fill(n_head_kv.begin(), n_head_kv.end(), 1);
+        }
         // The model stretches logits where YaRN stretches cos and sin; the key holds 0.1 mscale_all_dim.
         const double stretch = config.rope.scaling == RopeScaling::yarn ? std::max(0.0, std::log(config.rope.factor)) : 0.0;
         const double magnitude = 1.0 + keys.number_or("rope.scaling.yarn_log_multiplier", 0.0) * stretch;

@@ -36,6 +36,7 @@ struct LatentConfig {
     int64_t q_rank = 0;   // queries go through this width first; 0: they don't
     int64_t plain = 0;    // dims of a query head that are not rotated
     int64_t head_dim_v = 0;
+    bool joined = false;  // the file is from before 2025: attn_kv_b holds, per head, rows of attn_k_b (not turned) and of attn_v_b
 };
 
 // The router of SparseMixer holds this many logits on its stack.
