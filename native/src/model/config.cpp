@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kMaxWidth = int64_t{1} << 22;
 constexpr int64_t kMaxCount = int64_t{1} << 20;
 constexpr int64_t kMaxLayers = 4096;
+constexpr int64_t kMaxHead = 3840;  // a head's width; attention's scratch holds 8 rows of such keys and values
 constexpr int64_t kMaxGroups = 64;  // of experts; engine/router.cpp holds a bit for each
 
 std::string layer_tensor(int64_t il, const char* rest) {
@@ -102,7 +103,7 @@ void read_extras(const gguf::File& file, const Keys& keys, Config& config) {
 
 LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfig& rope, int64_t head_dim_k, int64_t head_dim_v) {
     LatentConfig latent;
-    latent.kv_rank = keys.integer("attention.kv_lora_rank", 1, kMaxWidth);
+    latent.kv_rank = keys.integer("attention.kv_lora_rank", 1, kMaxHead - rope.n_rot);
     latent.q_rank = keys.integer_or("attention.q_lora_rank", 0, 0, kMaxWidth);
     latent.joined = !keys.has("attention.key_length_mla");
     if (latent.joined) {
@@ -113,12 +114,12 @@ LatentConfig read_latent(const Keys& keys, const Recipe& recipe, const RopeConfi
                  rope.n_rot, " rotated dimensions");
         }
     } else {
-        latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, 4096) - rope.n_rot;
-        latent.head_dim_v = keys.integer("attention.value_length_mla", 1, 4096);
-    }
-    if (!latent.joined && (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank)) {
-        fail(Code::format, "model: keys '", recipe.arch, ".attention.key_length' and 'value_length' are ", head_dim_k, " and ", head_dim_v,
-             ", expected ", latent.kv_rank + rope.n_rot, " and ", latent.kv_rank, " (latent and rotated part; latent)");
+        latent.plain = keys.integer("attention.key_length_mla", rope.n_rot + 1, kMaxHead) - rope.n_rot;
+        latent.head_dim_v = keys.integer("attention.value_length_mla", 1, kMaxHead);
+        if (head_dim_k != latent.kv_rank + rope.n_rot || head_dim_v != latent.kv_rank) {
+            fail(Code::format, "model: keys '", recipe.arch, ".attention.key_length' and 'value_length' are ", head_dim_k, " and ",
+                 head_dim_v, ", expected ", latent.kv_rank + rope.n_rot, " and ", latent.kv_rank, " (latent and rotated part; latent)");
+        }
     }
     if (latent.kv_rank % ops::kTileRows || latent.head_dim_v % ops::kTileRows) {
         fail(Code::unsupported, "model: latents of ", latent.kv_rank, " and values of ", latent.head_dim_v, " are not multiples of ",
@@ -175,15 +176,15 @@ Config read_config(const gguf::File& file) {
         keys.has("attention.head_count_kv") ? keys.integers("attention.head_count_kv", config.n_layer, 1, kMaxCount) : n_head;
     const std::vector<int64_t> n_ff = keys.has("feed_forward_length") ? keys.integers("feed_forward_length", config.n_layer, 0, kMaxWidth)
                                                                       : std::vector<int64_t>(static_cast<size_t>(config.n_layer), 0);
-    int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, 4096);
-    int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, 4096);
+    int64_t head_dim_k = keys.integer_or("attention.key_length", config.n_embd / n_head[0], 2, kMaxHead);
+    int64_t head_dim_v = keys.integer_or("attention.value_length", config.n_embd / n_head[0], 2, kMaxHead);
     if (!keys.has("attention.key_length") && config.n_embd % n_head[0]) {
         fail(Code::format, "model: embedding_length ", config.n_embd, " is not a multiple of head_count ", n_head[0],
              " and there is no key_length");
     }
     config.rope = read_rope(file, keys, recipe, head_dim_k, config.n_ctx_train);
-    const int64_t window_dim_k = keys.integer_or("attention.key_length_swa", head_dim_k, 2, 4096);
-    const int64_t window_dim_v = keys.integer_or("attention.value_length_swa", head_dim_v, 2, 4096);
+    const int64_t window_dim_k = keys.integer_or("attention.key_length_swa", head_dim_k, 2, kMaxHead);
+    const int64_t window_dim_v = keys.integer_or("attention.value_length_swa", head_dim_v, 2, kMaxHead);
     if (recipe.window_rope_base > 0) config.window_rope = read_window_rope(keys, recipe, window_dim_k);
 
     if (recipe.latent) {
@@ -270,6 +271,10 @@ Config read_config(const gguf::File& file) {
         layer.window = slides[i] ? window : 0;
         layer.head_dim_k = layer.window ? window_dim_k : head_dim_k;
         layer.head_dim_v = layer.window ? window_dim_v : head_dim_v;
+        if (layer.head_dim_k > kMaxHead || layer.head_dim_v > kMaxHead) {
+            fail(Code::unsupported, "model: layer ", il, " has heads of ", layer.head_dim_k, " and ", layer.head_dim_v, ", more than ",
+                 kMaxHead);
+        }
         layer.rotates = !recipe.rope_in_windows || window == 0 || layer.window > 0;
         layer.window_rope = recipe.window_rope_base > 0 && layer.window > 0;
         if (recipe.two_branches) layer.n_ff_shared = n_ff[i];
