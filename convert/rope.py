@@ -21,17 +21,36 @@ from .arch import Family
 
 
 def rope_keys_and_factors(
-    family: Family, config: dict[str, Any], head_dim: int
-) -> tuple[k.Keys, npt.NDArray[np.float32] | None]:
-    """Keys without the architecture prefix, and the divisors of each frequency `[head_dim / 2]` where the scaling
-    needs them (Llama 3).
+    family: Family, config: dict[str, Any], head_dim: int, window_head_dim: int
+) -> tuple[k.Keys, dict[str, npt.NDArray[np.float32]]]:
+    """Keys without the architecture prefix, and by tensor name the divisors of each frequency `[head_dim / 2]` where the
+    scaling needs them.
 
     Raises ConversionError for a scaling, or a setting of one, that GGUF readers cannot express.
     """
     parameters: dict[str, Any] = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
+    if not family.window_rope_base:
+        return _of_full_layers(family, parameters, config, head_dim)
+    window: dict[str, Any] = {}
+    if "full_attention" in parameters or "sliding_attention" in parameters:
+        window, parameters = parameters.get("sliding_attention") or {}, parameters.get("full_attention") or {}
+    if window.get("rope_type", "default") != "default" or window.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ConversionError(f"config.json: rope of layers with a window is {json.dumps(window)}; supported: default")
+    keys, factors = _of_full_layers(family, parameters, config, head_dim)
+    base = window.get("rope_theta") or config.get("rope_local_base_freq") or family.window_rope_base
+    keys["rope.freq_base_swa"] = k.f32(float(base))
+    if family.wide_heads:
+        keys["rope.dimension_count_swa"] = k.u32(window_head_dim)
+    return keys, factors
+
+
+def _of_full_layers(
+    family: Family, parameters: dict[str, Any], config: dict[str, Any], head_dim: int
+) -> tuple[k.Keys, dict[str, npt.NDArray[np.float32]]]:
+    """The same for layers that see everything."""
     kind = parameters.get("rope_type", parameters.get("type", "default"))
     base = float(parameters.get("rope_theta") or config.get("rope_theta") or family.rope_base)
-    n_rot = _rotated(family, parameters, config, head_dim)
+    n_rot = head_dim if kind == "proportional" else _rotated(family, parameters, config, head_dim)
     if kind == "dynamic" and parameters.get("alpha"):  # Hunyuan: a fixed stretch, in spite of its name
         base, kind = base * _number(parameters, "alpha") ** (n_rot / (n_rot - 2)), "default"
     keys: k.Keys = {"rope.dimension_count": k.u32(n_rot), "rope.freq_base": k.f32(base)}
@@ -39,17 +58,24 @@ def rope_keys_and_factors(
         stated = parameters.get("mrope_section") or family.rope_sections
         keys["rope.dimension_sections"] = k.i32s([*stated, 0, 0, 0, 0][:4])
     if kind in (None, "default"):
-        return keys, None
+        return keys, {}
+    if kind == "proportional":
+        return keys, {"rope_freqs": _proportional(parameters, head_dim)}
+    if kind in ("longrope", "su"):
+        scaled, long, short = _long_and_short(parameters, config, n_rot)
+        return keys | scaled, {"rope_factors_long": long, "rope_factors_short": short}
     if kind == "linear":
         return keys | {
             "rope.scaling.type": k.string("linear"),
             "rope.scaling.factor": k.f32(_number(parameters, "factor")),
-        }, None
+        }, {}
     if kind == "yarn":
-        return keys | (_latent_yarn if family.latent else _yarn)(family, parameters, config), None
+        return keys | (_latent_yarn if family.latent else _yarn)(family, parameters, config), {}
     if kind == "llama3":
-        return keys, _llama3(parameters, config, base, n_rot)
-    raise ConversionError(f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3")
+        return keys, {"rope_freqs": _llama3(parameters, config, base, n_rot)}
+    raise ConversionError(
+        f"config.json: rope type is {json.dumps(kind)}; supported: default, linear, yarn, llama3, longrope, proportional"
+    )
 
 
 def _rotated(family: Family, parameters: dict[str, Any], config: dict[str, Any], head_dim: int) -> int:
@@ -126,6 +152,46 @@ def _latent_yarn(family: Family, parameters: dict[str, Any], config: dict[str, A
 
 def _magnitude(factor: float, scale: float) -> float:
     return 0.1 * scale * math.log(factor) + 1.0
+
+
+def _proportional(parameters: dict[str, Any], head_dim: int) -> npt.NDArray[np.float32]:
+    """Gemma 4: the first pairs turn as if all did, the rest stand still, which in GGUF is a divisor beyond any
+    position.
+    """
+    if parameters.get("factor") not in (None, 1, 1.0):
+        raise ConversionError(f"config.json: rope setting 'factor' is {json.dumps(parameters['factor'])}; supported: 1")
+    turning = int(_number(parameters, "partial_rotary_factor", 1.0) * head_dim // 2)
+    return np.where(np.arange(head_dim // 2) < turning, 1.0, 1e30).astype(np.float32)
+
+
+def _long_and_short(
+    parameters: dict[str, Any], config: dict[str, Any], n_rot: int
+) -> tuple[k.Keys, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """LongRoPE (Ding et al. 2024): divisors for contexts beyond the original length and for those within it."""
+    found = []
+    for key in ("long_factor", "short_factor"):
+        values = parameters.get(key)
+        if not isinstance(values, list) or len(values) != n_rot // 2:
+            raise ConversionError(f"config.json: rope setting '{key}' must be a list of {n_rot // 2} numbers")
+        found.append(np.array(values, np.float32))
+    original = _original_context(parameters, config)
+    stretch = _number(config, "max_position_embeddings") / original
+    paper = math.sqrt(1 + math.log(stretch) / math.log(original)) if stretch > 1 else 1.0
+    usual = _number(parameters, "attention_factor", paper)
+    long, short = (_number(parameters, key, usual) for key in ("long_mscale", "short_mscale"))
+    if long != short:
+        raise ConversionError(
+            f"config.json: rope settings 'long_mscale' {long:g} and 'short_mscale' {short:g} differ; GGUF has one"
+        )
+    return (
+        {
+            "rope.scaling.type": k.string("longrope"),
+            "rope.scaling.original_context_length": k.u32(original),
+            "rope.scaling.attn_factor": k.f32(long),
+        },
+        found[0],
+        found[1],
+    )
 
 
 def _llama3(parameters: dict[str, Any], config: dict[str, Any], base: float, head_dim: int) -> npt.NDArray[np.float32]:

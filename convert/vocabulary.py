@@ -23,6 +23,8 @@ from .pretokenizer import pre_name
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _SPACE = "\u2581"
+# Gemma 4's marks of channels and tools: shown, so that a reader of chats can see them.
+_SHOWN = ("<|channel>", "<channel|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endofturn|>")
 
 
@@ -61,7 +63,9 @@ def vocabulary_keys(
         keys["tokenizer.ggml.add_space_prefix"] = k.boolean(bool(settings.get("add_prefix_space", True)))
         add_bos, add_eos = settings.get("add_bos_token", True), settings.get("add_eos_token", False)
     else:
-        keys, tokens = _read_tokenizer_json(tokenizer, pre)
+        keys, tokens = _read_tokenizer_json(
+            tokenizer, pre, plain=str(config.get("model_type", "")).startswith("gemma4")
+        )
         add_bos, add_eos = _added_around(tokenizer, settings)
     if len(tokens.texts) > n_vocab:
         raise ConversionError(
@@ -79,6 +83,8 @@ def vocabulary_keys(
     keys["tokenizer.ggml.token_type"] = k.i32s(tokens.kinds)
     special = _special_ids(tokens, settings, generation, config, _json(folder / "special_tokens_map.json") or {})
     keys |= {f"tokenizer.ggml.{name}_token_id": k.u32(token) for name, token in special.items()}
+    if suppressed := [i for i in generation.get("suppress_tokens") or [] if isinstance(i, int) and 0 <= i < n_vocab]:
+        keys["tokenizer.ggml.suppress_tokens"] = k.i32s(suppressed)
     for name, flag in (("bos", add_bos), ("eos", add_eos)):
         if flag and name not in special:
             raise ConversionError(f"the tokenizer adds a {name} token, but none is named in tokenizer_config.json")
@@ -98,7 +104,8 @@ def _json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _read_tokenizer_json(tokenizer: dict[str, Any], pre: str | None) -> tuple[k.Keys, _Tokens]:
+def _read_tokenizer_json(tokenizer: dict[str, Any], pre: str | None, *, plain: bool) -> tuple[k.Keys, _Tokens]:
+    """Keys and tokens. `plain`: a BPE over characters keeps its merges (`gemma4`), instead of becoming scores (`llama`)."""
     model = tokenizer.get("model") or {}
     if model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise ConversionError(
@@ -114,6 +121,12 @@ def _read_tokenizer_json(tokenizer: dict[str, Any], pre: str | None) -> tuple[k.
             "tokenizer.ggml.pre": k.string("default"),
             "tokenizer.ggml.add_space_prefix": k.boolean(_adds_space(tokenizer)),
         }
+        if plain:
+            for text in tokens.ids.keys() & set(_SHOWN):
+                tokens.kinds[tokens.ids[text]] = USER_DEFINED
+            keys["tokenizer.ggml.model"] = k.string("gemma4")
+            del keys["tokenizer.ggml.pre"]
+            keys["tokenizer.ggml.merges"] = k.strings([f"{left} {right}" for left, right in merges])
         return keys, tokens
     _check_normalizer(tokenizer.get("normalizer"))
     for text in ("continuing_subword_prefix", "end_of_word_suffix"):

@@ -31,7 +31,8 @@ class Footprint:
     """Bytes of each part; together with the experts cached they are the budget.
 
     dense    all weights but routed experts, a tied embedding twice (rows to look up, tiles to multiply).
-    kv       keys and values for the positions asked for.
+    kv       keys and values for the positions asked for; of layers with a window, the window.
+    state    states of a sequence, and the checkpoints that a context keeps of them.
     scratch  activations of a batch; an estimate.
     staging  frames that missing bytes land in, and a landing granule per thread.
     process  what the process needs beside them: a constant.
@@ -42,6 +43,7 @@ class Footprint:
 
     dense: int
     kv: int
+    state: int
     scratch: int
     staging: int
     process: int
@@ -52,7 +54,7 @@ class Footprint:
     @property
     def overhead(self) -> int:
         """Everything but experts: the smallest budget that works, with every expert streamed."""
-        return self.dense + self.kv + self.scratch + self.staging + self.process
+        return self.dense + self.kv + self.state + self.scratch + self.staging + self.process
 
     @property
     def whole(self) -> int:
@@ -63,7 +65,7 @@ class Footprint:
         """Bytes of a budget that are left for experts. Raises `BudgetError` with need, have, and the smallest budget that works."""
         left = budget_bytes - self.overhead
         if left < 0:
-            parts = ", ".join(f"{show_bytes(size)} {what}" for what, size in self.parts().items())
+            parts = ", ".join(f"{show_bytes(size)} {what}" for what, size in self.parts().items() if size)
             raise BudgetError(
                 f"{name}: need {show_bytes(self.overhead)} ({parts}), have {show_bytes(budget_bytes)}; the smallest that works is {self.overhead} bytes "
                 f"({show_bytes(self.overhead)}), with no expert cached; fewer positions need less"
@@ -75,6 +77,7 @@ class Footprint:
         return {
             "weights besides experts": self.dense,
             "keys and values": self.kv,
+            "states": self.state,
             "scratch": self.scratch,
             "staging": self.staging,
             "process": self.process,
@@ -107,7 +110,8 @@ def footprint(
     embedding = embedding or Embedding(0, False)
     return Footprint(
         dense=report.file_bytes - experts + (embedding.n_bytes if embedding.is_tied else 0),
-        kv=(report.kv_bytes_per_token or 0) * n_ctx,
+        kv=(report.kv_bytes_per_token or 0) * n_ctx + report.kv_window_bytes,
+        state=_states(report),
         scratch=_scratch(report, n_granule, min(n_batch, n_ctx)),
         staging=max(STAGING_BYTES, 2 * unit) + landing,
         process=DEVICE_BYTES if on_device else PROCESS_BYTES,
@@ -115,6 +119,12 @@ def footprint(
         unit=unit,
         lookup=embedding.n_bytes,
     )
+
+
+def _states(report: FileReport) -> int:
+    """Of a context: as many as 256 MiB hold, from 4 to 16 (native/src/engine/sequence_state.h says what for)."""
+    one = report.state_bytes or 0
+    return one * min(max(2**28 // one, 4), 16) if one else 0
 
 
 def _scratch(report: FileReport, n_granule: int, n_batch: int) -> int:

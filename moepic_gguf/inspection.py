@@ -68,7 +68,8 @@ class FileReport:
     top_share: float | None
     neuron_order: str | None
     kv_layers: int | None  # layers with keys and values
-    kv_bytes_per_token: int | None  # keys and values in F16
+    kv_bytes_per_token: int | None  # keys and values in F16, of layers that see every position
+    kv_window_bytes: int  # the same of layers with a window: what the windows hold, whatever the context
     state_bytes: int | None  # of one sequence, whatever its length; None: every layer has keys and values
     classes: tuple[TensorClass, ...]
     tokenizer: str
@@ -105,9 +106,16 @@ def inspect_file(file: GgufFile) -> FileReport:
     head_dim = keys.number("attention.key_length") or (n_embd // n_head if n_embd and n_head else None)
     value_dim = keys.number("attention.value_length") or head_dim
     kv_layers, state = _mixers(keys, tensors, n_layer, n_embd)
-    kv = None
-    if kv_layers is not None and n_head_kv and head_dim and value_dim:
-        kv = kv_layers * n_head_kv * (head_dim + value_dim) * 2
+    kv: int | None
+    windows = 0
+    if need := file.kv_need():
+        kv, windows = need
+    else:  # not a file of ours: by the keys that every architecture has
+        kv = (
+            kv_layers * n_head_kv * (head_dim + value_dim) * 2
+            if kv_layers and n_head_kv and head_dim and value_dim
+            else None
+        )
     tokenizer, remarks = _tokenizer(meta)
     problem = file.problem()
     if n_expert and moe_layers and n_layer and moe_layers < n_layer:
@@ -137,6 +145,7 @@ def inspect_file(file: GgufFile) -> FileReport:
         neuron_order=str(meta["moepic.neuron_order"]) if "moepic.neuron_order" in meta else None,
         kv_layers=kv_layers,
         kv_bytes_per_token=kv,
+        kv_window_bytes=windows,
         state_bytes=state,
         classes=_classes(tensors),
         tokenizer=tokenizer,

@@ -124,13 +124,14 @@ class Model:
         weights = self.info.weight_bytes
         stats = [context.stats for context in (self.context, *self._more) if not context.is_closed]
         kv, scratch = sum(s.kv_bytes for s in stats), sum(s.scratch_bytes for s in stats)
+        states = sum(s.state_bytes for s in stats)
         staging = self.info.staging_bytes
-        need = weights + kv + scratch + staging
+        need = weights + kv + states + scratch + staging
         if need > budget:
             raise BudgetError(
                 f"ram: '{self._weights.path.name}' needs {show_bytes(need)} ({need} bytes: weights "
                 f"{show_bytes(weights)}, keys and values "
-                f"{show_bytes(kv)}, scratch {show_bytes(scratch)}, staging {show_bytes(staging)}), the budget is {show_bytes(budget)} ({budget} "
+                f"{show_bytes(kv)}, {f'states {show_bytes(states)}, ' if states else ''}scratch {show_bytes(scratch)}, staging {show_bytes(staging)}), the budget is {show_bytes(budget)} ({budget} "
                 f"bytes); lower n_ctx or "
                 f"n_batch, use kv_type='q8_0', or raise ram"
             )

@@ -68,6 +68,7 @@ class ModelInfo:
     expert_bytes: int
     active_bytes: int
     kv_bytes_per_token_f16: int
+    kv_window_bytes_f16: int
     isa: str
     streams: bool  # experts are streamed through an expert cache
     n_moe_layer: int
@@ -85,7 +86,8 @@ class ModelInfo:
             f"{self.n_params / 1e6:,.1f} M weights\n"
             f"weights {show_bytes(self.weight_bytes)} ({show_bytes(self.expert_bytes)} in routed experts), read per "
             f"token "
-            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token, "
+            f"{show_bytes(self.active_bytes)}, keys and values {show_bytes(self.kv_bytes_per_token_f16)} per token"
+            f"{f' and {show_bytes(self.kv_window_bytes_f16)} in windows' if self.kv_window_bytes_f16 else ''}, "
             f"kernels {self.isa}"
             + (
                 f"\nstreamed: expert cache {show_bytes(self.cache_bytes)}, staging {show_bytes(self.staging_bytes)}"

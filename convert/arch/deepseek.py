@@ -1,8 +1,10 @@
-"""DeepSeek V2 (Lite) and V3: latent attention, leading dense layers, plain shared experts; V3 chooses experts by groups
+"""DeepSeek V2 (Lite) and V3, GLM-4.7-Flash: latent attention, leading dense layers, plain shared experts; V3 chooses experts by groups
 and with a selection bias.
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 from .family import Experts, Family, Shared
 
@@ -12,7 +14,7 @@ _REQUIRES = {"hidden_act": ("silu",), "attention_bias": (False, None), "mlp_bias
 DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
     arch="deepseek2",
-    title="DeepSeek V2-Lite",
+    title="DeepSeek V2",
     latent=True,
     experts=Experts(
         count=("n_routed_experts",),
@@ -21,10 +23,12 @@ DEEPSEEK_V2 = Family(
         norm=False,
         gating=1,
         scale="routed_scaling_factor",
+        groups=("n_group", "topk_group"),
+        grouped_by=("topk_method", "group_limited_greedy"),
         first_layer="first_k_dense_replace",
     ),
     shared=_SHARED,
-    requires=_REQUIRES | {"norm_topk_prob": (False, None), "topk_method": ("greedy", None)},
+    requires=_REQUIRES | {"norm_topk_prob": (False, None), "topk_method": ("greedy", "group_limited_greedy", None)},
 )
 
 DEEPSEEK_V3 = Family(
@@ -48,3 +52,5 @@ DEEPSEEK_V3 = Family(
     requires=_REQUIRES
     | {"rope_interleave": (True, None), "topk_method": ("noaux_tc", None), "scoring_func": ("sigmoid", None)},
 )
+
+GLM4_MOE_LITE = dataclasses.replace(DEEPSEEK_V3, model_type="glm4_moe_lite", title="GLM-4.7-Flash")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .family import Experts, Family, Shared
+from .family import NEXTN, Experts, Family, Shared
 
 ERNIE4_5_MOE = Family(
     model_type="ernie4_5_moe",
@@ -20,6 +20,6 @@ ERNIE4_5_MOE = Family(
         step="moe_layer_interval",
     ),
     shared=Shared(stem="mlp.shared_experts", width="moe_intermediate_size", count="moe_num_shared_experts"),
-    left_out=r"mtp_",
+    left_out={NEXTN: r"mtp_"},
     requires={"hidden_act": ("silu",), "use_bias": (False, None)},
 )

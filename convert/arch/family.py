@@ -7,6 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+# What most left out tensors belong to, as messages say it.
+NEXTN = "blocks for multi-token prediction"
+
 
 @dataclass(frozen=True)
 class Experts:
@@ -17,13 +20,18 @@ class Experts:
     gate, up, down         one tensor per expert, as on the hub.
     fused                  names of pairs of tensors with all experts, as transformers 5 keeps them: [E, 2I, H] (gate
                            first) and [E, H, I].
+    turned                 the fused tensors are [E, H, 2I] (gates, then ups) and [E, I, H].
     alternating            the fused tensors are [E, H, 2I] (gate, up, gate, ...) and [E, I, H], or MXFP4 blocks with
                            the same order of outputs; with biases under their names + "_bias".
     routers, router_bias   names the router goes by, and its bias.
     selection_bias         names of what is added to the scores for the choice of experts only.
     selection_key          config key that may switch it off.
     scale, groups          config keys: factor of the weights; groups of experts, and how many of them a token may use.
+    grouped_by             config key and the value with which groups are used; None: always.
     first_layer, last_layer, step   config keys: layers with experts; -1 is the last. Others are dense.
+    switch                 config key that says whether there are experts at all.
+    layers                 config key that lists the layers with experts; where it is there, it decides.
+    states_step            interleave_moe_layer_step is written.
     gating                 GGUF's expert_gating_func; 0 leaves the key out, readers know it from the architecture.
     states_width           the key expert_feed_forward_length is written; where the width is the model's only one,
                            feed_forward_length says it, and llama.cpp knows no other key for some.
@@ -38,6 +46,7 @@ class Experts:
     down: str = "mlp.experts.{e}.down_proj.weight"
     routers: tuple[str, ...] = ("mlp.gate.weight",)
     router_bias: str | None = None
+    turned: bool = False
     alternating: bool = False
     gating: int = 0
     states_width: bool = True
@@ -45,9 +54,13 @@ class Experts:
     selection_key: str | None = None
     scale: str | None = None
     groups: tuple[str, str] | None = None
+    grouped_by: tuple[str, str] | None = None
     first_layer: str | None = None
     last_layer: str | None = None
     step: str = "decoder_sparse_step"
+    switch: str | None = None
+    layers: str | None = None
+    states_step: bool = False
     fused: tuple[tuple[str, str], ...] = (
         ("mlp.experts.gate_up_proj", "mlp.experts.down_proj"),
         ("mlp.experts.gate_up_proj.weight", "mlp.experts.down_proj.weight"),
@@ -94,25 +107,39 @@ class Family:
     qkv_bias       config key that switches biases of q, k, v on; or the family's fixed answer.
     output_bias    that key switches a bias of the output projection on, too.
     ffn_norm       GGUF name of the norm before the feed-forward.
+    norms, extra_norms   what the norms before mixer and feed-forward are called in the checkpoint; more norms of a
+                   layer: GGUF name -> name.
+    last_norm, norm_eps   GGUF's and the stored name of the norm after all layers; the config key of every norm's epsilon.
+    norm_shift     what is added to every norm's weight, but that of a delta net: GGUF holds weights that multiply.
+    norm_bias      norms of the model's width are LayerNorms, with biases.
+    head_bias      config key that switches a bias of the output matrix on.
+    dense, dense_names   name of a dense feed-forward's tensors, and what gate, up and down are called in it.
+    dense_width, widths_adjusted   config key of its width; that is not the width: the tensors tell.
+    beside         a layer with experts has the dense feed-forward, and the names under `branches`, beside them.
+    branches       GGUF name -> (name, config keys of its length) of what only such layers have.
     sinks          name of the attention sinks.
     window_period  all but every n-th layer see a window, unless layer_types says otherwise; 0: no windows.
+    window_kind, window_key   what layer_types calls such a layer, and the config key of the window's length.
+    window_rope_base   rope of layers with a window has a base of its own; what it is where none is named. 0: it hasn't.
+    states_pattern the pattern of windows is always written.
+    wide_heads     layers without a window have heads and numbers of key heads of their own: global_head_dim,
+                   num_global_key_value_heads or per_layer_config.
+    scaled_by      config key of the number whose root divides q . k, where it is not the width of a head.
     yarn_truncate  what the setting `truncate` of YaRN must be: GGUF has no key for it, readers know it.
     latent         attention is DeepSeek's: one compressed key and value for all heads.
     multipliers    GGUF keys of scales -> config keys.
+    optional_floats   the same for numbers that may be absent or null, which is 0.
+    constants      GGUF keys -> integers that are always written.
     nextn          config keys with the number of blocks for multi-token prediction, which follow the layers and are
                    left out.
-    left_out       pattern of other names of such blocks.
-    vision         pattern of names of the part that sees, which is left out.
+    left_out       other tensors that are left out: what they belong to -> pattern of their names.
     state_mixer    of the layers that are not attention.
     gated_attention   q_proj makes query and gate of each head.
-    norms_around_one  stored norms, but that of a delta net, lack the 1 that GGUF's have.
-    norms, last_norm, norm_eps   what the norms before mixer and feed-forward are called; GGUF's and the stored name of
-                   the last one; the config key of their epsilon.
     attention_output  what the output projection is called.
-    gated, gated_names   name of a dense feed-forward's tensors, and what gate, up and down are called in it.
-    widths_adjusted   intermediate_size is not the width of the feed-forward: the tensors tell.
     rope_sections  written as rope.dimension_sections, unless the configuration has others.
+    no_qk_norm_experts   q and k are normed without a weight, but in models of so many experts; 0: not known by that.
     experts        None: dense only. Layers may still be dense, see hf.py.
+    defaults       what absent config keys mean.
     requires       config key -> values that the engine can run; an absent key is fine.
     """
 
@@ -128,25 +155,40 @@ class Family:
     qkv_bias: str | bool = False
     output_bias: bool = False
     ffn_norm: str = "ffn_norm"
-    sinks: str | None = None
-    window_period: int = 0
-    yarn_truncate: bool = True
-    latent: bool = False
-    multipliers: dict[str, str] = field(default_factory=dict)
-    nextn: tuple[str, ...] = ()
-    left_out: str | None = None
-    vision: str | None = None
-    state_mixer: StateMixer | None = None
-    gated_attention: bool = False
-    norms_around_one: bool = False
     norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
     last_norm: tuple[str, str] = ("output_norm", "norm")
     norm_eps: str = "rms_norm_eps"
-    attention_output: str = "o_proj"
-    gated: str = "mlp.{w}_proj.weight"
-    gated_names: tuple[str, str, str] = ("gate", "up", "down")
+    extra_norms: dict[str, str] = field(default_factory=dict)
+    norm_shift: float = 0.0
+    norm_bias: bool = False
+    head_bias: str | None = None
+    dense: str = "mlp.{w}_proj.weight"
+    dense_names: tuple[str, str, str] = ("gate", "up", "down")
+    dense_width: str = "intermediate_size"
     widths_adjusted: bool = False
+    beside: bool = False
+    branches: dict[str, tuple[str, str]] = field(default_factory=dict)
+    sinks: str | None = None
+    window_period: int = 0
+    window_kind: str = "sliding_attention"
+    window_key: str = "sliding_window"
+    window_rope_base: float = 0.0
+    states_pattern: bool = False
+    wide_heads: bool = False
+    scaled_by: str | None = None
+    yarn_truncate: bool = True
+    latent: bool = False
+    multipliers: dict[str, str] = field(default_factory=dict)
+    optional_floats: dict[str, str] = field(default_factory=dict)
+    constants: dict[str, int] = field(default_factory=dict)
+    nextn: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
+    state_mixer: StateMixer | None = None
+    gated_attention: bool = False
+    attention_output: str = "o_proj"
     rope_sections: tuple[int, ...] = ()
+    no_qk_norm_experts: int = 0
     experts: Experts | None = None
     shared: Shared | None = None
+    defaults: dict[str, Any] = field(default_factory=dict)
     requires: dict[str, tuple[Any, ...]] = field(default_factory=dict)

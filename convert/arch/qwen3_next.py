@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .family import Experts, Family, Shared, StateMixer
+from .family import NEXTN, Experts, Family, Shared, StateMixer
 
 _REQUIRES = {"hidden_act": ("silu",), "attention_bias": (False, None), "attn_output_gate": (True, None)}
 _EXPERTS = Experts(
@@ -25,13 +25,13 @@ QWEN3_NEXT = Family(
     title="Qwen3-Next, Qwen3-Coder-Next",
     rope_part=0.25,
     qk_norm="head",
-    norms_around_one=True,
+    norm_shift=1.0,
     gated_attention=True,
     ffn_norm="post_attention_norm",
     state_mixer=StateMixer("delta_net", "linear_attention"),
     experts=_EXPERTS,
     shared=_SHARED,
-    left_out=r"mtp\.",
+    left_out={NEXTN: r"mtp\."},
     requires=_REQUIRES,
 )
 
@@ -44,12 +44,11 @@ def _qwen3_5(model_type: str, arch: str, title: str, **moe: Any) -> Family:
         rope_part=0.25,
         rope_sections=_SECTIONS,
         qk_norm="head",
-        norms_around_one=True,
+        norm_shift=1.0,
         gated_attention=True,
         ffn_norm="post_attention_norm",
         state_mixer=StateMixer("delta_net", "linear_attention", tiled_value_heads=True),
-        left_out=r"mtp\.",
-        vision=r"visual\.",
+        left_out={NEXTN: r"mtp\.", "images": r"visual\."},
         requires=_REQUIRES,
         **moe,
     )

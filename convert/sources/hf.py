@@ -4,91 +4,35 @@ tensor must find its place.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
 from moepic_gguf.errors import ConversionError
 
 from .. import keys as k
-from ..arch import FAMILIES, Experts, Family
+from ..arch import FAMILIES, NEXTN, Experts, Family
 from ..quantize import OUTTYPES, Chooser, encode
 from ..rope import rope_keys_and_factors
-from ..tensors import STEP_FLOATS, Bytes, Floats, Neurons, Tensor, made, row_bytes
+from ..tensors import STEP_FLOATS, Bytes, Floats, Tensor, made
 from ..vocabulary import vocabulary_keys
 from . import Content, state_mixers
+from .hf_config import Config
+from .hf_experts import HfExperts
 from .matrix import MXFP4, Matrix, Packed, Plain, Turned
+from .per_layer import head_sizes, sliding_layers, usual_layers
 from .safetensors import Weights, read_folder
 
 _PREFIX = "model."
-# Of models that also see: the text model's names and settings are one step further in.
-_INNER_PREFIX = "language_model."
+# Of checkpoints that see and hear, too.
+_LONG_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
 # Buffers of old checkpoints, derived from the configuration.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
-
-
-class Config:
-    """config.json, asked key by key; every complaint names key and value."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "config.json"
-        try:
-            raw = self.path.read_bytes()
-        except OSError as error:
-            raise ConversionError(f"'{folder}' has no readable config.json: {error.strerror}") from None
-        try:
-            self.values: dict[str, Any] = json.loads(raw)
-        except ValueError as error:
-            raise ConversionError(f"'{self.path}' is not JSON: {error}") from None
-        if not isinstance(self.values, dict):
-            raise ConversionError(f"'{self.path}' is {type(self.values).__name__}, expected an object")
-        if isinstance(self.values.get("text_config"), dict):
-            self.values |= {key: value for key, value in self.values["text_config"].items() if key != "model_type"}
-        self.sha256 = hashlib.sha256(raw).hexdigest()
-
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
-        value = self.values.get(key)
-        value = default if value is None else value
-        if isinstance(value, list) and value and all(one == value[0] for one in value):
-            value = value[0]  # the same for every layer
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ConversionError(
-                f"config.json: '{key}' is {json.dumps(value)}, expected an integer of at least {least}"
-            )
-        return value
-
-    def first_integer(self, keys: tuple[str, ...]) -> int:
-        """The value of the first of several spellings that is there."""
-        return self.integer(next((key for key in keys if self.values.get(key) is not None), keys[0]))
-
-    def number(self, key: str) -> float:
-        value = self.values.get(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected a number")
-        return float(value)
-
-    def flag(self, key: str | bool) -> bool:
-        if isinstance(key, bool):
-            return key
-        value = self.values.get(key)
-        if not isinstance(value, (bool, type(None))):
-            raise ConversionError(f"config.json: '{key}' is {json.dumps(value)}, expected true or false")
-        return bool(value)
-
-    def refuse_unless(self, key: str, allowed: tuple[Any, ...]) -> None:
-        if key in self.values and self.values[key] not in allowed:
-            listed = " or ".join(json.dumps(value) for value in allowed)
-            raise ConversionError(
-                f"config.json: '{key}' is {json.dumps(self.values[key])}, which the engine cannot run; supported: "
-                f"{listed}"
-            )
 
 
 def _find_family(config: Config) -> Family:
@@ -105,14 +49,14 @@ def _find_family(config: Config) -> Family:
     if quantization is not None and not (packed and quantization.get("quant_method") == "mxfp4"):
         raise ConversionError("config.json: 'quantization_config' is set; convert the original, unquantized checkpoint")
     n_ctx = config.integer("max_position_embeddings")
-    window = config.values.get("sliding_window")
+    window = config.values.get(family.window_key)
     windows = bool(family.window_period)
     if not windows and "use_sliding_window" not in family.requires and isinstance(window, int) and 0 < window < n_ctx:
         raise ConversionError(
             f"config.json: 'sliding_window' is {window}, less than max_position_embeddings {n_ctx}; "
             f"sliding-window attention is not supported"
         )
-    known = {"full_attention"} | ({"sliding_attention"} if windows else set())
+    known = {"full_attention"} | ({family.window_kind} if windows else set())
     known |= {family.state_mixer.layer_type} if family.state_mixer else set()
     for kind in config.values.get("layer_types") or []:
         if kind not in known:
@@ -121,62 +65,11 @@ def _find_family(config: Config) -> Family:
     return family
 
 
-class HfExperts:
-    """Routed experts of one layer, a matrix each. See `tensors.Experts`.
-
-    bias   `[n_expert, n_ff]` of gate and up, as float32, or nothing.
-    """
-
-    def __init__(
-        self,
-        layer: int,
-        kinds: dict[str, GGMLQuantizationType],
-        stored: dict[str, list[Matrix]],
-        n_ff: int,
-        n_embd: int,
-        bias: dict[str, Callable[[], Floats]] | None = None,
-    ) -> None:
-        self.layer, self.kinds, self.n_ff, self.n_embd, self.n_expert = layer, kinds, n_ff, n_embd, len(stored["gate"])
-        self._stored, self._bias = stored, bias or {}
-        packed = kinds["down"] is MXFP4 and isinstance(stored["down"][0], Packed)
-        self.order_unit = int(GGML_QUANT_SIZES[MXFP4][0]) if packed else 1
-
-    def rows(self, which: str, expert: int, neurons: Neurons) -> Bytes:
-        matrix, kind = self._stored[which][expert], self.kinds[which]
-        if isinstance(neurons, slice):
-            return matrix.blocks(neurons.start, neurons.stop, kind)
-        return matrix.blocks(0, self.n_ff, kind)[neurons]
-
-    def columns(self, expert: int, neurons: Neurons) -> Bytes:
-        matrix, kind = self._stored["down"][expert], self.kinds["down"]
-        if self.order_unit == 1:
-            return encode(matrix.rows(0, self.n_embd)[:, neurons], kind, f"down of expert {expert}, layer {self.layer}")
-        # Blocks as they are stored; neurons come in whole ones.
-        wanted = np.arange(self.n_ff)[neurons][:: self.order_unit] // self.order_unit
-        stored = matrix.blocks(0, self.n_embd, kind).reshape(self.n_embd, self.n_ff // self.order_unit, -1)
-        return np.ascontiguousarray(stored[:, wanted]).reshape(self.n_embd, -1)
-
-    def bias_kind(self, which: str) -> GGMLQuantizationType | None:
-        return GGMLQuantizationType.F32 if which in self._bias else None
-
-    def biases(self, which: str) -> Bytes:
-        values = np.ascontiguousarray(self._bias[which]())
-        return values.view(np.uint8).reshape(self.n_expert, self.n_ff, 4)
-
-    def work_bytes(self) -> int:
-        # Stored bytes, float32, a contiguous copy of the columns wanted, and the encoded result twice (before and
-        # after turning it round). A turned matrix is read with its neighbour.
-        copies = 20 if isinstance(self._stored["gate"][0], Turned) else 12
-        return self.n_ff * self.n_embd * copies + 2 * self.n_embd * row_bytes(self.n_ff, self.kinds["down"])
-
-
 class _Reader:
     """Takes stored tensors by name, checks shapes, and remembers what was taken."""
 
     def __init__(self, stored: dict[str, Weights]) -> None:
-        self._stored = {
-            name.removeprefix(_PREFIX).removeprefix(_INNER_PREFIX): weights for name, weights in stored.items()
-        }
+        self._stored = {_short(name): weights for name, weights in stored.items()}
         self._taken: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -227,6 +120,11 @@ class _Reader:
             )
 
 
+def _short(name: str) -> str:
+    """A tensor's name without what stands before the text model."""
+    return name.removeprefix(next((one for one in (*_LONG_PREFIXES, _PREFIX) if name.startswith(one)), ""))
+
+
 def _paired(values: Floats, head_dim: int) -> Floats:
     """Rows of each head from [first half | second half] to neighbours (0, d/2, 1, d/2 + 1, ...)."""
     heads = values.reshape(-1, 2, head_dim // 2, values.shape[-1])
@@ -246,6 +144,7 @@ class _Builder:
             raise ConversionError(
                 f"config.json: 'hidden_size' {self.n_embd} is not a multiple of 'num_attention_heads' {self.n_head}"
             )
+        self.slides = sliding_layers(family, config.values, config.integer("num_hidden_layers"))
         if self.n_head % self.n_head_kv:
             raise ConversionError(
                 f"config.json: 'num_attention_heads' {self.n_head} is not a multiple of 'num_key_value_heads' "
@@ -257,16 +156,19 @@ class _Builder:
         kind = self.chooser.choose(name, shape)
         rows, cols = (1, shape[0]) if len(shape) == 1 else shape
         step = max(1, STEP_FLOATS // cols)
+        shift = np.float32(self.family.norm_shift if role == "norm" else 0.0)
         if head_rows:
             step = max(1, step // head_rows) * head_rows
 
         def chunks() -> Iterator[Bytes]:
             # A vector that is stored as a matrix of one column has its elements in the same order.
             if weights.cols != cols:
-                yield encode(weights.rows(0, weights.n_rows).reshape(rows, cols), kind, weights.name).reshape(-1)
+                values = weights.rows(0, weights.n_rows).reshape(rows, cols)
+                yield encode(values + shift if shift else values, kind, weights.name).reshape(-1)
                 return
             for first in range(0, rows, step):
                 values = weights.rows(first, min(first + step, rows))
+                values = values + shift if shift else values
                 yield encode(_paired(values, head_rows) if head_rows else values, kind, weights.name).reshape(-1)
 
         return Tensor(name, shape, kind, role, chunks, min(step, rows) * cols * 12)
@@ -275,23 +177,31 @@ class _Builder:
         return self.tensor(name, role, self.reader.take(stored, shape), shape, head_rows)
 
     def layer(self, il: int) -> tuple[list[Tensor], HfExperts | None]:
-        src, dst, n_embd, family = f"layers.{il}.", f"blk.{il}.", self.n_embd, self.family
-        out = [self.norm(f"{dst}attn_norm.weight", f"{src}{family.norms[0]}.weight", n_embd)]
+        src, dst, family = f"layers.{il}.", f"blk.{il}.", self.family
+        out = self.norm(f"{dst}attn_norm", src + family.norms[0])
         if self.has_state(il):
             out += state_mixers.tensors(self, dst, src)
         else:
-            out += self._latent(dst, src) if family.latent else self._heads(dst, src)
-        out.append(self.norm(f"{dst}{family.ffn_norm}.weight", f"{src}{family.norms[1]}.weight", n_embd))
-        if not self.is_moe(il):
-            return out + self._gated(dst, "", "feed-forward", src + family.gated, self.dense_width()), None
+            out += self._latent(dst, src) if family.latent else self._heads(il, dst, src)
+        out += self.norm(f"{dst}{family.ffn_norm}", src + family.norms[1])
+        for name, stored in family.extra_norms.items():
+            out += self.norm(dst + name, src + stored)
+        if self.reader.has(f"{src}layer_scalar"):
+            out.append(self.take(f"{dst}layer_output_scale.weight", "norm", f"{src}layer_scalar", (1,)))
+        moe = self.is_moe(il)
+        if not moe or family.beside:
+            out += self._gated(dst, "", "feed-forward", src + family.dense, self.dense_width())
+        if not moe:
+            return out, None
+        for name, (stored, length) in family.branches.items():
+            role = "norm" if name.endswith("norm.weight") else "router"
+            out.append(self.take(dst + name, role, src + stored, (self.config.integer(length),)))
         return self._moe(il, out)
 
-    def norm(self, name: str, stored: str, width: int) -> Tensor:
-        """The weights of a norm, with the 1 that some checkpoints leave out."""
-        if not self.family.norms_around_one:
-            return self.take(name, "norm", stored, (width,))
-        weights = self.reader.take(stored, (width,))
-        return made(name, (width,), "norm", lambda: weights.rows(0, 1)[0] + np.float32(1))
+    def norm(self, name: str, stored: str) -> list[Tensor]:
+        """A norm of the model's width, with its bias where the family has one."""
+        parts = ("weight", "bias") if self.family.norm_bias else ("weight",)
+        return [self.take(f"{name}.{part}", "norm", f"{stored}.{part}", (self.n_embd,)) for part in parts]
 
     def has_state(self, il: int) -> bool:
         """Whether layer `il` keeps a state instead of keys and values."""
@@ -301,17 +211,25 @@ class _Builder:
     def dense_width(self) -> int:
         """Width of a dense feed-forward."""
         if not self.family.widths_adjusted:
-            return self.config.integer("intermediate_size")
-        return self.reader.rows_of("layers.0." + self.family.gated.format(w=self.family.gated_names[0]))
+            return self.config.integer(self.family.dense_width)
+        return self.reader.rows_of("layers.0." + self.family.dense.format(w=self.family.dense_names[0]))
 
-    def _heads(self, dst: str, src: str) -> list[Tensor]:
+    def sizes(self, il: int) -> tuple[int, int]:
+        """Width of a head and number of key heads of a layer."""
+        usual = (self.head_dim, self.n_head_kv)
+        return head_sizes(self.family, self.config.values, il, self.slides[il], usual)
+
+    def _heads(self, il: int, dst: str, src: str) -> list[Tensor]:
         """Ordinary attention: q, k, v, output, with what the family adds."""
         n_embd, family, out = self.n_embd, self.family, list[Tensor]()
-        q_rows, kv_rows = self.n_head * self.head_dim, self.n_head_kv * self.head_dim
+        head_dim, n_head_kv = self.sizes(il)
+        q_rows, kv_rows = self.n_head * head_dim, n_head_kv * head_dim
         bias = self.config.flag(family.qkv_bias)
         wide_q = 2 * q_rows if family.gated_attention else q_rows
         for letter, rows in (("q", wide_q), ("k", kv_rows), ("v", kv_rows)):
-            paired = self.head_dim if family.rows_paired and letter != "v" else 0
+            paired = head_dim if family.rows_paired and letter != "v" else 0
+            if letter == "v" and family.wide_heads and not self.reader.has(f"{src}self_attn.v_proj.weight"):
+                continue  # values are the keys
             stem = f"{src}self_attn.{letter}_proj."
             out.append(self.take(f"{dst}attn_{letter}.weight", "attention", f"{stem}weight", (rows, n_embd), paired))
             if bias:
@@ -322,8 +240,10 @@ class _Builder:
             out.append(self._bias(f"{dst}attn_output.bias", f"{output}bias", n_embd, 0))
         if family.qk_norm and self.config.flag(family.qk_norm_key):
             for letter, stored, rows in zip("qk", family.qk_norm_names, (q_rows, kv_rows), strict=True):
-                width = rows if family.qk_norm == "whole" else self.head_dim
-                out.append(self.norm(f"{dst}attn_{letter}_norm.weight", f"{src}self_attn.{stored}.weight", width))
+                width = rows if family.qk_norm == "whole" else head_dim
+                out.append(
+                    self.take(f"{dst}attn_{letter}_norm.weight", "norm", f"{src}self_attn.{stored}.weight", (width,))
+                )
         if family.sinks:
             out.append(self.take(f"{dst}attn_sinks.weight", "attention", src + family.sinks, (self.n_head,)))
         return out
@@ -393,13 +313,17 @@ class _Builder:
         shapes = {"gate": (width, self.n_embd), "up": (width, self.n_embd), "down": (self.n_embd, width)}
         return [
             self.take(f"{dst}ffn_{w}{suffix}.weight", role, stored.format(w=name), shape)
-            for (w, shape), name in zip(shapes.items(), self.family.gated_names, strict=True)
+            for (w, shape), name in zip(shapes.items(), self.family.dense_names, strict=True)
         ]
 
     def is_moe(self, il: int) -> bool:
         names, config = self.family.experts, self.config
-        if names is None:
+        if names is None or (names.switch and not config.flag(names.switch)):
             return False
+        if names.layers and config.values.get(names.layers) is not None:
+            return il in config.values[names.layers]
+        if kinds := config.values.get("mlp_layer_types"):
+            return bool(kinds[il] == "sparse")
         first = config.integer(names.first_layer, 0, least=0) if names.first_layer else 0
         last = config.integer(names.last_layer, -1, least=-1) if names.last_layer else -1
         dense = il < first or (last >= 0 and il > last) or il in (config.values.get("mlp_only_layers") or [])
@@ -438,6 +362,8 @@ class _Builder:
             stored, bias = self._alternating(names, src, n_expert, n_ff)
             down_bias = src + names.fused[0][1] + "_bias"
             out.append(self.take(f"{dst}ffn_down_exps.bias", "expert", down_bias, (n_expert, n_embd)))
+        elif names.turned:
+            stored = self._columns_of_experts(names, src, n_expert, n_ff)
         else:
             stored = self._rows_of_experts(names, src, n_expert, n_ff)
         kinds = {
@@ -465,6 +391,17 @@ class _Builder:
             "gate": [Plain(take(src + names.gate.format(e=e), (n_ff, n_embd))) for e in experts],
             "up": [Plain(take(src + names.up.format(e=e), (n_ff, n_embd))) for e in experts],
             "down": [Plain(take(src + names.down.format(e=e), (n_embd, n_ff))) for e in experts],
+        }
+
+    def _columns_of_experts(self, names: Experts, src: str, n_expert: int, n_ff: int) -> dict[str, list[Matrix]]:
+        """Experts whose rows are stored as columns, gates before ups."""
+        n_embd, experts = self.n_embd, range(n_expert)
+        wide = self.reader.take(src + names.fused[0][0], (n_expert, n_embd, 2 * n_ff))
+        deep = self.reader.take(src + names.fused[0][1], (n_expert, n_ff, n_embd))
+        return {
+            "gate": [Turned(wide, e * n_embd, n_embd) for e in experts],
+            "up": [Turned(wide, e * n_embd, n_embd, n_ff) for e in experts],
+            "down": [Turned(deep, e * n_ff, n_ff) for e in experts],
         }
 
     def _alternating(
@@ -518,7 +455,7 @@ class _Builder:
             f"{arch}.attention.layer_norm_rms_epsilon": k.f32(config.number(family.norm_eps)),
             f"{arch}.vocab_size": k.u32(config.integer("vocab_size")),
         }
-        if config.values.get("intermediate_size") is not None or family.experts is None:
+        if config.values.get(family.dense_width) is not None or family.experts is None:
             keys[f"{arch}.feed_forward_length"] = k.u32(self.dense_width())
         if family.state_mixer:
             keys |= state_mixers.keys(self)
@@ -535,34 +472,69 @@ class _Builder:
             if config.values.get("q_lora_rank"):
                 sizes["q_lora_rank"] = config.integer("q_lora_rank")
             keys |= {f"{arch}.attention.{name}": k.u32(size) for name, size in sizes.items()}
-        if experts := family.experts:
+        if (experts := family.experts) and not (experts.switch and not config.flag(experts.switch)):
             keys[f"{arch}.expert_count"] = k.u32(config.first_integer(experts.count))
             keys[f"{arch}.expert_used_count"] = k.u32(config.integer(experts.used))
             keys[f"{arch}.expert_weights_norm"] = k.boolean(config.flag(experts.norm))
+            if family.no_qk_norm_experts:
+                self._check_qk_norm(experts)
             if experts.states_width:
                 keys[f"{arch}.expert_feed_forward_length"] = k.u32(config.integer(experts.width))
             if experts.gating:
                 keys[f"{arch}.expert_gating_func"] = k.u32(experts.gating)
             if experts.scale:
                 keys[f"{arch}.expert_weights_scale"] = k.f32(config.number(experts.scale))
-            if experts.groups and config.integer(experts.groups[0], 1) > 1:
+            by = experts.grouped_by
+            if (
+                experts.groups
+                and config.integer(experts.groups[0], 1) > 1
+                and (not by or config.values.get(by[0]) == by[1])
+            ):
                 keys[f"{arch}.expert_group_count"] = k.u32(config.integer(experts.groups[0]))
                 keys[f"{arch}.expert_group_used_count"] = k.u32(config.integer(experts.groups[1]))
             if experts.first_layer:
-                keys[f"{arch}.leading_dense_block_count"] = k.u32(config.integer(experts.first_layer, 0, least=0))
-            if experts.last_layer:
+                dense = [not self.is_moe(il) for il in range(len(self.slides))]
+                keys[f"{arch}.leading_dense_block_count"] = k.u32((*dense, False).index(False))
+            if experts.last_layer or experts.states_step:
                 keys[f"{arch}.interleave_moe_layer_step"] = k.u32(config.integer(experts.step, 1))
             if self.shared_width():
                 keys[f"{arch}.expert_shared_feed_forward_length"] = k.u32(self.shared_width())
             if family.shared and family.shared.count:
                 keys[f"{arch}.expert_shared_count"] = k.u32(config.integer(family.shared.count, 0, least=0))
         keys |= {f"{arch}.{key}": k.f32(config.number(name)) for key, name in family.multipliers.items()}
+        keys |= {
+            f"{arch}.{key}": k.f32(0.0 if config.values.get(name) is None else config.number(name))
+            for key, name in family.optional_floats.items()
+        }
+        keys |= {f"{arch}.{key}": k.u32(value) for key, value in family.constants.items()}
+        return keys | {f"{arch}.{key}": value for key, value in self._attention_keys().items()}
+
+    def _check_qk_norm(self, experts: Experts) -> None:
+        """A norm of q and k without a weight has no key: readers know it by the number of experts."""
+        without, has = self.family.no_qk_norm_experts, self.config.flag("use_qk_norm")
+        if has is (self.config.first_integer(experts.count) == without):
+            raise ConversionError(
+                f"config.json: 'use_qk_norm' is {json.dumps(has)}; GGUF has no key for it, and readers of "
+                f"'{self.family.arch}' take it for true unless there are {without} experts"
+            )
+
+    def _attention_keys(self) -> k.Keys:
+        """Windows, and heads that are not the same everywhere."""
+        config, family, keys = self.config, self.family, k.Keys()
         if family.window_period:
-            keys[f"{arch}.attention.sliding_window"] = k.u32(config.integer("sliding_window"))
-            usual = [(il + 1) % family.window_period != 0 for il in range(config.integer("num_hidden_layers"))]
-            slides = [kind == "sliding_attention" for kind in config.values.get("layer_types") or []] or usual
-            if slides != usual:
-                keys[f"{arch}.attention.sliding_window_pattern"] = k.booleans(slides)
+            keys["attention.sliding_window"] = k.u32(config.integer(family.window_key))
+            if family.states_pattern or self.slides != usual_layers(family, len(self.slides)):
+                keys["attention.sliding_window_pattern"] = k.booleans(self.slides)
+        if family.scaled_by and config.integer(family.scaled_by) != self.head_dim:
+            keys["attention.scale"] = k.f32(config.integer(family.scaled_by) ** -0.5)
+        if family.wide_heads:
+            full = next((il for il, slides in enumerate(self.slides) if not slides), 0)
+            wide, n_head_kv = self.sizes(full)[0], [self.sizes(il)[1] for il in range(len(self.slides))]
+            keys |= {f"attention.{name}_length": k.u32(wide) for name in ("key", "value")}
+            keys |= {f"attention.{name}_length_swa": k.u32(self.head_dim) for name in ("key", "value")}
+            keys["attention.head_count_kv"] = k.i32s(n_head_kv)
+        if family.window_key == "attention_chunk_size":
+            keys["attention.temperature_length"] = k.u32(config.integer("floor_scale", 8192))
         return keys
 
 
@@ -590,16 +562,18 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
     builder = _Builder(config, family, reader, chooser)
 
     head = [builder.take("token_embd.weight", "embedding", "embed_tokens.weight", (n_vocab, builder.n_embd))]
-    rope, factors = rope_keys_and_factors(family, config.values, builder.head_dim)
-    if factors is not None:
-        head.append(_vector("rope_freqs.weight", "norm", factors))
+    wide = builder.sizes(builder.slides.index(False))[0] if False in builder.slides else builder.head_dim
+    rope, factors = rope_keys_and_factors(family, config.values, wide, builder.head_dim)
+    head += [_vector(f"{rope_name}.weight", "norm", values) for rope_name, values in factors.items()]
     layers = [builder.layer(il) for il in range(n_layer)]
     last_norm, stored_norm = family.last_norm
-    tail = [builder.norm(f"{last_norm}.weight", f"{stored_norm}.weight", builder.n_embd)]
+    tail = builder.norm(last_norm, stored_norm)
     if tied:
         reader.drop("lm_head.weight")
     else:
         tail.append(builder.take("output.weight", "output", "lm_head.weight", (n_vocab, builder.n_embd)))
+    if family.head_bias and config.flag(family.head_bias):
+        tail.append(builder.take("output.bias", "output", "lm_head.bias", (n_vocab,)))
     warnings = _leave_out(config, family, reader, n_layer)
     reader.refuse_leftovers()
 
@@ -624,13 +598,12 @@ def open_folder(folder: Path, outtype: str | None, *, with_vocabulary: bool = Tr
 
 
 def _leave_out(config: Config, family: Family, reader: _Reader, n_layer: int) -> list[str]:
-    """Drop blocks for multi-token prediction, which follow the layers, and what sees; say so."""
+    """Drop what the family leaves out, and blocks for multi-token prediction, which follow the layers; say so."""
     n_nextn = next((config.integer(key, least=0) for key in family.nextn if config.values.get(key) is not None), 0)
-    patterns = [rf"layers\.{n_layer + i}\." for i in range(n_nextn)] + ([family.left_out] if family.left_out else [])
-    dropped = reader.drop_all("|".join(patterns)) if patterns else 0
-    said = [f"{dropped} tensors of blocks for multi-token prediction are left out"] if dropped else []
-    seeing = reader.drop_all(family.vision) if family.vision else 0
-    return said + ([f"{seeing} tensors of the part that sees are left out: the file serves text"] if seeing else [])
+    patterns = {what: [pattern] for what, pattern in family.left_out.items()}
+    patterns.setdefault(NEXTN, []).extend(rf"layers\.{n_layer + i}\." for i in range(n_nextn))
+    dropped = {what: reader.drop_all("|".join(names)) for what, names in patterns.items() if names}
+    return [f"{count} tensors of {what} are left out" for what, count in dropped.items() if count]
 
 
 def _stored_type(stored: dict[str, Weights]) -> str:

@@ -22,7 +22,8 @@ from .safetensors import Weights
 
 if TYPE_CHECKING:
     from ..arch import Family
-    from .hf import Config, _Builder
+    from .hf import _Builder
+    from .hf_config import Config
 
 Order = npt.NDArray[np.int64]
 
@@ -138,7 +139,7 @@ def _delta_net(builder: _Builder, dst: str, src: str) -> list[Tensor]:
     bias, rate, order = take(f"{net}dt_bias", (s.n_v,)), take(f"{net}A_log", (s.n_v,)), s.value_order(1)
     out.append(made(f"{dst}ssm_dt.bias", (s.n_v,), "mixer", lambda: bias.rows(0, 1)[0][order]))
     out.append(made(f"{dst}ssm_a", (s.n_v,), "mixer", lambda: -np.exp(rate.rows(0, 1)[0][order])))
-    out.append(builder.take(f"{dst}ssm_norm.weight", "norm", f"{net}norm.weight", (s.d_v,)))
+    out.append(builder.take(f"{dst}ssm_norm.weight", "mixer", f"{net}norm.weight", (s.d_v,)))
     last = take(f"{net}out_proj.weight", (n_embd, value_rows))
     out.append(_reordered(builder, f"{dst}ssm_out.weight", last, np.arange(n_embd), s.value_order(s.d_v)))
     return out

@@ -80,9 +80,10 @@ def _print(report: FileReport, record: dict[str, object]) -> None:
     else:
         console.print("experts     none (dense)")
     if report.kv_bytes_per_token:
-        tokens = 2**30 // report.kv_bytes_per_token
+        tokens = max(0, 2**30 - report.kv_window_bytes) // report.kv_bytes_per_token
+        windows = f" and {show_bytes(report.kv_window_bytes)} in windows" if report.kv_window_bytes else ""
         console.print(
-            f"keys/values {show_bytes(report.kv_bytes_per_token)} per token in F16: {tokens:,} tokens per GiB"
+            f"keys/values {show_bytes(report.kv_bytes_per_token)} per token{windows} in F16: {tokens:,} tokens per GiB"
         )
     if report.state_bytes:
         console.print(

@@ -174,7 +174,7 @@ typedef struct moepic_memory {
     int32_t streams;      /* non-zero: experts would be streamed */
     uint64_t weights;     /* that have to be in memory anyway */
     uint64_t experts;     /* all routed experts */
-    uint64_t kv, scratch; /* of the context in the options */
+    uint64_t kv, state, scratch; /* of the context in the options */
     uint64_t staging;     /* buffers of transfers; 0 where nothing would be streamed */
     uint64_t cache;       /* left for experts; 0 where nothing would be streamed */
     uint64_t least;       /* the smallest ram_bytes that works with these options */
@@ -188,12 +188,13 @@ typedef struct moepic_model_info {
     int32_t n_expert, n_expert_used;                   /* 0: dense */
     uint64_t n_params;
     uint64_t file_bytes;
-    uint64_t weight_bytes; /* in memory: resident weights and the expert cache */
-    uint64_t expert_bytes; /* of all routed experts, wherever they are */
-    uint64_t active_bytes; /* weights read for one decoded token */
-    uint64_t kv_bytes_per_token_f16;
-    const char* isa; /* kernels in use, static */
-    int32_t streams; /* non-zero: experts are streamed */
+    uint64_t weight_bytes;           /* in memory: resident weights and the expert cache */
+    uint64_t expert_bytes;           /* of all routed experts, wherever they are */
+    uint64_t active_bytes;           /* weights read for one decoded token */
+    uint64_t kv_bytes_per_token_f16; /* of layers that see every position */
+    uint64_t kv_window_bytes_f16;    /* of layers with a window: the windows, whatever the context */
+    const char* isa;                 /* kernels in use, static */
+    int32_t streams;                 /* non-zero: experts are streamed */
     int32_t n_moe_layer;
     uint64_t cache_bytes;   /* of the expert cache; 0: every expert is resident */
     uint64_t staging_bytes; /* buffers of transfers, besides weight_bytes */
@@ -224,6 +225,9 @@ MOEPIC_API int32_t moepic_model_memory(moepic_memory* out, const char* path, con
 /* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
  * that moepic_model_load would. */
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);
+/* Bytes of keys and values in F16 that a model of this file needs: per token of context, and in windows whatever the context. Fails as
+ * moepic_model_check does where the configuration is the reason. */
+MOEPIC_API int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, const moepic_file* file);
 /* The file's metadata; borrowed, valid while the model lives. */
 MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
 
@@ -305,11 +309,13 @@ MOEPIC_API int32_t moepic_context_eval(moepic_context* context, const int32_t* t
 MOEPIC_API int32_t moepic_context_logits(const float** out, int64_t* n_rows, int64_t* n_vocab, const moepic_context* context);
 /* Tokens whose keys and values are held; valid until the next call on this context. */
 MOEPIC_API int64_t moepic_context_tokens(const int32_t** out, const moepic_context* context);
-/* Keep the first n tokens, forget the rest. Models whose layers keep a state (delta nets, short convolutions) go back to the nearest
- * checkpoint, and the next eval computes the tokens from there to n again, first (counted as prefill). */
+/* Keep the first n tokens, forget the rest. Two kinds of layers can't go back everywhere: those with a window keep only it and some 512
+ * positions before it, and those with a state (delta nets, short convolutions) keep checkpoints. The result is right all the same: the next
+ * eval first computes again what lies between the nearest position that all layers can go on from and n (counted as prefill). */
 MOEPIC_API int32_t moepic_context_truncate(moepic_context* context, int64_t n);
-/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept:
- * with states, no more than up to a checkpoint, which there is before the last token of each prompt and where each prompt began. */
+/* Keep the longest common prefix with `tokens`, but at most n - 1 of them, so that the last one is computed; returns how many were kept: no
+ * more than layers can go on from. With states that is a checkpoint, which there is before the last token of each prompt and where each
+ * prompt began; where windows are no longer kept, 0. */
 MOEPIC_API int64_t moepic_context_reuse(moepic_context* context, const int32_t* tokens, int64_t n);
 /* Stop the running eval at the next layer (it fails with E_CANCELLED); without a running eval, stop the next one. Any thread. */
 MOEPIC_API void moepic_context_cancel(moepic_context* context);

@@ -24,6 +24,8 @@ GLOBAL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
+    "output_norm.bias": "model.norm.bias",
+    "output.bias": "lm_head.bias",
     "token_embd_norm.weight": "model.embedding_norm.weight",
 }
 LAYER = {
@@ -59,6 +61,11 @@ _LATENT = {
     "attn_kv_a_norm.weight": "self_attn.kv_a_layernorm.weight",
     **{f"ffn_{w}_shexp.weight": f"mlp.shared_experts.{w}_proj.weight" for w in ("gate", "up", "down")},
 }
+_GEMMA = {
+    "post_attention_norm.weight": "post_attention_layernorm.weight",
+    "ffn_norm.weight": "pre_feedforward_layernorm.weight",
+    "post_ffw_norm.weight": "post_feedforward_layernorm.weight",
+}
 # Delta nets: what is stored as it is. The rest is put in order, see `delta_net`.
 _DELTA = {"ssm_ba.weight": "linear_attn.in_proj_ba.weight", "ssm_norm.weight": "linear_attn.norm.weight"}
 _LFM2 = {
@@ -75,6 +82,28 @@ _LFM2 = {
     **{f"shortconv.{w}.weight": f"conv.{w}.weight" for w in ("in_proj", "conv", "out_proj")},
 }
 OWN = {
+    "glm4_moe_lite": _LATENT | {"exp_probs_b.bias": "mlp.gate.e_score_correction_bias"},
+    "phimoe": {
+        "ffn_gate_inp.weight": "mlp.router.weight",
+        "attn_norm.bias": "input_layernorm.bias",
+        "ffn_norm.bias": "post_attention_layernorm.bias",
+    },
+    "gemma3_text": _GEMMA,
+    "gemma4_text": {
+        **_GEMMA,
+        "pre_ffw_norm_2.weight": "pre_feedforward_layernorm_2.weight",
+        "post_ffw_norm_1.weight": "post_feedforward_layernorm_1.weight",
+        "post_ffw_norm_2.weight": "post_feedforward_layernorm_2.weight",
+        "ffn_gate_inp.weight": "router.proj.weight",
+        "ffn_gate_inp.scale": "router.scale",
+        "ffn_down_exps.scale": "router.per_expert_scale",
+        "layer_output_scale.weight": "layer_scalar",
+    },
+    "llama4_text": {
+        "ffn_gate_inp.weight": "feed_forward.router.weight",
+        **{f"ffn_{w}.weight": f"feed_forward.{w}_proj.weight" for w in ("gate", "up", "down")},
+        **{f"ffn_{w}_shexp.weight": f"feed_forward.shared_expert.{w}_proj.weight" for w in ("gate", "up", "down")},
+    },
     "qwen3_next": _DELTA,
     "qwen3_5_moe_text": _DELTA,
     "qwen3_5_text": _DELTA,
@@ -104,6 +133,9 @@ OWN = {
         "ffn_down_exps.bias": "mlp.experts.down_proj_bias",
     },
 }
+# Where the experts of a layer are, if not in `mlp`; and the rope factors, which are in config.json.
+BLOCK = {"granitemoe": "block_sparse_moe.experts", "gemma4_text": "experts", "llama4_text": "feed_forward.experts"}
+FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 ARCH = {"gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 
 
@@ -153,9 +185,10 @@ def delta_net(rest: str, config: Any, net: dict[str, np.ndarray[Any, Any]]) -> n
 
 
 def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, Any]:
-    around_one = config.model_type.startswith(("qwen3_next", "qwen3_5")) and "norm" in name and "ssm" not in name
+    shifted = config.model_type.startswith(("gemma3", "qwen3_next", "qwen3_5")) and "norm" in name and "ssm" not in name
+    shift = np.float32(shifted)  # GGUF holds what multiplies
     if name in GLOBAL:
-        return state[GLOBAL[name]].numpy() + np.float32(around_one)
+        return state[GLOBAL[name]].numpy() + shift
     il, rest = name.split(".", 2)[1:]
     prefix = f"model.layers.{il}.linear_attn."
     net = {key.removeprefix(prefix): value.numpy() for key, value in state.items() if key.startswith(prefix)}
@@ -170,10 +203,10 @@ def expected(name: str, config: Any, state: dict[str, Any]) -> np.ndarray[Any, A
         plain = config.qk_nope_head_dim
         return both[:, :plain].swapaxes(1, 2) if "k_b" in rest else both[:, plain:]
     names = LAYER | OWN.get(config.model_type, {})
-    value = state[f"model.layers.{il}.{names[rest]}"].numpy()
+    value = state[f"model.layers.{il}.{names[rest]}"].numpy() + shift
     if config.model_type in ("llama", "mixtral", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight"):
         return paired(value, config.num_attention_heads if "_q" in rest else config.num_key_value_heads)
-    return value + np.float32(1) if around_one else value
+    return value
 
 
 @pytest.mark.parametrize("layout", ["hub", "fused"])
@@ -184,18 +217,18 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
     file, state = File(tmp_path / "m.gguf"), model.state_dict()
     seen = 0
     for tensor, stored in file.tensors.items():
-        if tensor == "rope_freqs.weight" or ("_exps" in tensor and "down_exps.bias" not in tensor):
+        if tensor in FACTORS or ("_exps" in tensor and not tensor.endswith(("down_exps.bias", "down_exps.scale"))):
             continue
         want = expected(tensor, config, state)
-        assert stored.shape == want.squeeze().shape, tensor
+        assert stored.shape == (want.squeeze().shape or (1,)), tensor
         assert np.array_equal(stored.floats(), want.reshape(stored.shape)), tensor
         seen += want.size
     for il in range(config.num_hidden_layers):
-        block = {"granitemoe": "block_sparse_moe", "lfm2_moe": "feed_forward"}.get(config.model_type, "mlp")
-        fused = state.get(f"model.layers.{il}.{block}.experts.gate_up_proj")
+        block = BLOCK.get(config.model_type, "mlp.experts")
+        fused = state.get(f"model.layers.{il}.{block}.gate_up_proj")
         if fused is None:
             continue
-        down = state[f"model.layers.{il}.{block}.experts.down_proj"].numpy()
+        down = state[f"model.layers.{il}.{block}.down_proj"].numpy()
         if config.model_type == "gpt_oss":  # inputs by outputs, gate and up in turn
             gate, up = (fused.numpy()[:, :, first::2].swapaxes(1, 2) for first in (0, 1))
             down = down.swapaxes(1, 2)
@@ -203,6 +236,9 @@ def test_every_weight_arrives_unchanged_in_f32(name: str, layout: str, tmp_path:
             for which, want in (("gate", biases[:, 0::2]), ("up", biases[:, 1::2])):
                 assert np.array_equal(file.expert_biases(il, which), want), (il, which)
                 seen += want.size
+        elif config.model_type == "llama4_text":  # inputs by outputs, gates before ups
+            gate, up = np.split(fused.numpy().swapaxes(1, 2), 2, axis=1)
+            down = down.swapaxes(1, 2)
         else:
             gate, up = fused.numpy().reshape(len(fused), 2, -1, fused.shape[-1]).swapaxes(0, 1)
         for which, want in (("gate", gate), ("up", up), ("down", down)):
@@ -421,3 +457,64 @@ def test_blocks_for_multi_token_prediction_are_left_out_and_said(tmp_path: Path)
     save_file(state | {"model.layers.4.enorm.weight": torch.ones(96)}, source / "model.safetensors")
     with pytest.raises(ConversionError, match=r"'model\.layers\.4\.enorm\.weight' has no place"):
         convert(source, tmp_path / "m.gguf", force=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "outer", "prefix"),
+    [
+        ("gemma3", "gemma3", "language_model.model."),
+        ("gemma4", "gemma4", "model.language_model."),
+        ("llama4", "llama4", "language_model.model."),
+    ],
+)
+def test_the_text_of_a_model_that_sees_is_converted_alone(name: str, outer: str, prefix: str, tmp_path: Path) -> None:
+    """As published: the text model's configuration inside another, its tensors behind a prefix, image towers beside them."""
+    from safetensors.torch import load_file, save_file
+
+    source = tmp_path / "hf"
+    source.mkdir()
+    config = json.loads((saved(name) / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({"model_type": outer, "text_config": config, "vision_config": {}}))
+    state = load_file(saved(name) / "model.safetensors")
+    renamed = {
+        prefix + key.removeprefix("model.") if key.startswith("model.") else f"language_model.{key}": value
+        for key, value in state.items()
+    }
+    tower = "vision_model" if outer == "llama4" else "vision_tower"
+    renamed |= {f"{tower}.patch.weight": torch.ones(4, 4), "multi_modal_projector.weight": torch.ones(4)}
+    save_file(renamed, source / "model.safetensors")
+    plan = convert(source, tmp_path / "m.gguf")
+    assert any(text.startswith("2 tensors of images") for text in plan.content.warnings)
+    convert(saved(name), tmp_path / "plain.gguf")
+    one, other = File(tmp_path / "m.gguf"), File(tmp_path / "plain.gguf")
+    assert {n: s.raw.tobytes() for n, s in one.tensors.items()} == {
+        n: s.raw.tobytes() for n, s in other.tensors.items()
+    }
+    skipped = ("general.name", "moepic.source")
+    assert {k: v for k, v in one.keys.items() if not k.startswith(skipped)} == {
+        k: v for k, v in other.keys.items() if not k.startswith(skipped)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("llama4", {"use_qk_norm": False}, "'use_qk_norm' is false"),
+        ("llama4", {"no_rope_layers": [1, 0, 1, 1]}, "'no_rope_layers' is"),
+        ("gemma4", {"num_kv_shared_layers": 2}, "'num_kv_shared_layers' is 2"),
+        ("gemma4", {"hidden_size_per_layer_input": 64}, "'hidden_size_per_layer_input' is 64"),
+        ("gemma3", {"use_bidirectional_attention": True}, "'use_bidirectional_attention' is true"),
+        ("phimoe", {"router_jitter_noise": 0.1}, "'router_jitter_noise' is 0.1"),
+    ],
+)
+def test_settings_that_the_engine_cannot_run_are_named(
+    name: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = tmp_path / "hf"
+    source.mkdir()
+    for path in saved(name).iterdir():
+        (source / path.name).write_bytes(path.read_bytes())
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ConversionError, match=message):
+        convert(source, tmp_path / "m.gguf")

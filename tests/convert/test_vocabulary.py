@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import processors
 
 from convert.pretokenizer import pre_name
 from convert.to_gguf import convert
+from moepic_gguf import Model
 from moepic_gguf.errors import ConversionError
 from moepic_gguf.tokenizer import Tokenizer
 from tests.convert.reading import File
@@ -165,3 +167,31 @@ def test_a_bare_sentencepiece_model_is_read(tmp_path: Path) -> None:
     for text in TEXTS:
         if "\u0000" not in text and "\t" not in text and "  " not in text:  # SentencePiece normalizes those away
             assert ours.encode(text, add_special=False) == model.encode(text), text
+
+
+@pytest.mark.parametrize("family", ["gemma3", "gemma4"])
+def test_tokenizers_of_the_gemmas_add_no_space(family: str, tmp_path: Path) -> None:
+    """Gemma 3's becomes scores, Gemma 4's keeps its merges; what must not be chosen is in the file, and never is."""
+    from tokenizers import decoders, normalizers
+
+    source = sentencepiece_like()
+    source.backend_tokenizer.normalizer = normalizers.Replace(" ", "\u2581")
+    source.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    source.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    save(built(family)[1], tmp_path / "hf", tokenizer=source)
+    (tmp_path / "hf" / "generation_config.json").write_text(json.dumps({"suppress_tokens": [7, 300]}))
+    convert(tmp_path / "hf", tmp_path / "m.gguf")
+    keys = File(tmp_path / "m.gguf").keys
+    assert keys["tokenizer.ggml.model"] == {"gemma3": "llama", "gemma4": "gemma4"}[family]
+    assert keys["tokenizer.ggml.suppress_tokens"] == [7, 300]
+    ours = Tokenizer.from_metadata(keys)
+    for text in TEXTS:
+        assert ours.encode(text) == source.encode(text), text
+        assert ours.decode(ours.encode(text)[1:]) == text
+    with Model.load(tmp_path / "m.gguf", n_ctx=32) as model:
+        logits = model.logits([3, 4, 5])
+    assert np.array_equal(np.flatnonzero(np.isinf(logits[1])), [7, 300])

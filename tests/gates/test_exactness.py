@@ -33,12 +33,24 @@ KINDS = [
     ("granitemoe", "q4_0"),
     ("deepseek_v3", "q8_0"),
     ("deepseek_v2", "f32"),
+    ("phimoe", "q8_0"),
+    ("gemma4", "q4_0"),
+    ("gemma4", "f32"),
+    ("llama4_chunks", "q8_0"),
+    ("minimax_m2", "q8_0"),
+    ("ernie4_5_moe", "f32"),
+    ("hunyuan", "q4_0"),
+    ("glm4_moe_lite", "q8_0"),
     ("qwen3_next", "q8_0"),
     ("qwen3_next_mixed", "f32"),
     ("qwen3_5_moe_256", "q4_k_m"),
     ("lfm2_moe", "q4_0"),
     ("llama", "bf16"),
+    ("qwen2", "f16"),
+    ("qwen3", "q8_0"),
+    ("gemma3", "q8_0"),
 ]
+DENSE = {"llama", "qwen2", "qwen3", "gemma3"}
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
 
 
@@ -101,7 +113,7 @@ def test_batch_size_does_not_matter(baseline, name, kind, n_batch):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [k for k in KINDS if k[0] != "llama"], ids=[i for i in KIND_IDS if not i.startswith("llama")]
+    ("name", "kind"), [k for k in KINDS if k[0] not in DENSE], ids=["-".join(k) for k in KINDS if k[0] not in DENSE]
 )
 @pytest.mark.parametrize("ratio", ["0", "0.34", "0.5", "1"])
 def test_the_cut_of_the_file_does_not_matter(baseline, name, kind, ratio):

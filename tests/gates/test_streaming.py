@@ -20,13 +20,18 @@ from tests.making import gguf_file, resplit
 TOKENS = np.random.default_rng(7).integers(3, 320, 57).tolist()
 PROMPT, BATCH = 40, 5
 
-# (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, floats.
+# (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, floats; a dense feed-forward beside the
+# experts with a norm for the router; weights on the experts' input, and layers between those with experts; layers with states; LayerNorms.
 KINDS = [
     ("qwen3_moe_256", "q4_k"),
     ("qwen2_moe_1408", "q8_0"),
     ("gpt_oss", "mxfp4"),
     ("mixtral", "f32"),
     ("deepseek_v3", "q8_0"),
+    ("gemma4", "q4_0"),
+    ("llama4", "f32"),
+    ("qwen3_next", "q8_0"),
+    ("phimoe", "q8_0"),
 ]
 IDS = [f"{name}-{kind}" for name, kind in KINDS]
 

@@ -73,6 +73,15 @@ class Vector:
         check(lib.moepic_test_rms_norm(ISAS[self.isa], as_float(out), as_float(weight), eps, as_float(out), out.size))
         return out
 
+    def soft_cap(self, x: Floats) -> Floats:
+        return self._in_place(3, x)
+
+    def layer_norm(self, x: Floats, weight: Floats, bias: Floats, eps: float) -> Floats:
+        out = np.array(x, dtype=np.float32)
+        arrays = [as_float(one) for one in (out, weight, bias)]
+        check(lib.moepic_test_layer_norm(ISAS[self.isa], *arrays, eps, as_float(out), out.size))
+        return out
+
     def rope(self, head: Floats, cos_sin: Floats, n_rot: int, neox: bool) -> Floats:
         out = np.array(head, dtype=np.float32)
         check(lib.moepic_test_rope(ISAS[self.isa], as_float(out), as_float(cos_sin), n_rot, int(neox)))
@@ -83,6 +92,9 @@ class Vector:
 
     def silu_clamped_glu(self, gate: Floats, up: Floats) -> Floats:
         return self._glu(1, gate, up)
+
+    def gelu_glu(self, gate: Floats, up: Floats) -> Floats:
+        return self._glu(2, gate, up)
 
     def _glu(self, kind: int, gate: Floats, up: Floats) -> Floats:
         out = np.array(gate, dtype=np.float32)

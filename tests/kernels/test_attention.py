@@ -81,8 +81,10 @@ class Case:
         own = torch.arange(self.first_pos, self.n_pos)[:, None]
         past = torch.arange(self.n_pos)[None, :]
         mask = past <= own
-        if window:
+        if window > 0:
             mask &= past > own - window
+        if window < 0:  # chunks
+            mask &= past >= own // -window * -window
         extra = 0.0
         if sinks:
             # One more key that is all zero but for a channel that carries the logit; its value is zero.
@@ -109,7 +111,7 @@ class Case:
 def test_agrees_with_torch(kv_type: str, n_head: int, n_head_kv: int, dim_k: int, dim_v: int) -> None:
     for n_pos, n_tokens in [(1, 1), (16, 1), (40, 17), (257, 1), (531, 37)]:
         case = Case(kv_type, n_pos, n_tokens, n_head, n_head_kv, dim_k, dim_v)
-        for window, sinks in [(0, False), (100, True)]:
+        for window, sinks in [(0, False), (100, True), (-100, False)]:
             expected, bound = case.oracle(window, sinks)
             found = case.run(FAST, window=window, sinks=case.sinks if sinks else None)
             assert_close(
@@ -198,6 +200,18 @@ def test_a_prefilled_token_equals_its_own_decode(isa: str, kv_type: str, n_pos: 
                 isa, cache, case.q[t : t + 1], seen - 1, scale=case.scale, window=window, sinks=case.sinks
             )
             assert_same_bits(alone[0], prefill[t], f"token {t} at position {seen - 1}, window {window}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+def test_a_ring_gives_the_bytes_of_all_positions(isa: str, kv_type: str) -> None:
+    """512 positions are kept of 1300; the window and the tokens of the job are among them."""
+    case = Case(kv_type, 1300, 40, 4, 2, 64, store_with=isa)
+    ring = KvCache(kv_type, 2, 64, 64, 512)
+    ring.store(isa, 0, case.k, case.v)
+    for window in (1, 100, 472, -300):
+        found, _ = attend(isa, ring, case.q, case.first_pos, scale=case.scale, window=window)
+        assert_same_bits(found, case.run(isa, window=window), f"window {window}")
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])

@@ -162,7 +162,7 @@ def test_a_product_and_a_gate_are_exact_per_element(isa, n):
     check(lib.moepic_test_multiply(ISAS[isa], as_float(out), as_float(x), n))
     assert np.array_equal(out, x * y)
     gated = np.empty(n, np.float32)
-    check(lib.moepic_test_glu(ISAS[isa], 2, as_float(x), as_float(y), as_float(gated), n))
+    check(lib.moepic_test_glu(ISAS[isa], 3, as_float(x), as_float(y), as_float(gated), n))
     # An exponential of 1 ulp, an addition and a division.
     want = y / (1 + np.exp(-x.astype(np.float64)))
     assert np.all(np.abs(gated - want) <= 2.5 * EPS * np.abs(want))

@@ -55,9 +55,12 @@ def test_every_instruction_set_gives_the_same_bits() -> None:
             ("sigmoid", (mixed,)),
             ("silu_glu", (mixed, np.resize(y, mixed.shape))),
             ("silu_clamped_glu", (mixed, np.resize(y, mixed.shape))),
+            ("gelu_glu", (mixed, np.resize(y, mixed.shape))),
+            ("soft_cap", (mixed,)),
             ("softmax", (x,)),
             ("rms_norm", (x, w, 1e-5)),
             ("rms_norm", (x, None, 1e-6)),
+            ("layer_norm", (x, w, y, 1e-5)),
             ("scale_add", (y, 0.3, x)),
             ("add", (y, x)),
             ("scale", (mixed, 0.3)),
@@ -170,3 +173,46 @@ def test_sums_are_rounded_once(isa: str, n: int) -> None:
     # A product of floats is exact in float64 and the sum is off by 2^-53 at most; fma rounds once.
     exact = y.astype(np.float64) + x.astype(np.float64) * float(a)
     assert_close(Vector(isa).scale_add(y, float(a), x), exact, U * np.abs(exact) * (1 + 1e-6) + 2.0**-150, "scale_add")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("n", SIZES)
+def test_layer_norm_agrees_with_torch(isa: str, n: int) -> None:
+    """The mean of values of size X is (n / 16 + 6) u X off, and so is each difference from it, by one rounding more; squares, root and
+    products add what rms_norm has. Far from zero, so that a variance by the difference of two sums would fail.
+    """
+    x, w, b = random_floats(n, 1) + np.float32(100), random_floats(n, 2), random_floats(n, 3)
+    exact = torch.nn.functional.layer_norm(
+        torch.from_numpy(x).double(), (n,), torch.from_numpy(w).double(), torch.from_numpy(b).double(), 1e-5
+    ).numpy()
+    inverse = 1 / np.sqrt(x.astype(np.float64).var() + 1e-5)
+    off = (n / 16 + 7) * U * np.abs(x).max() * inverse
+    bound = np.abs(w) * (off + (n / 16 + 12) * U * (np.abs(exact - b).max() / np.abs(w).min() + 1)) + 2 * U * np.abs(
+        exact
+    )
+    assert_close(Vector(isa).layer_norm(x, w, b, 1e-5), exact, bound, f"layer_norm of {n}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_gelu_agrees_with_torch(isa: str) -> None:
+    """gelu = g / (1 + e^-y), y = sqrt(8 / pi) (g + 0.044715 g^3): 4 roundings of y move it by 4 u |y| (1 - sigmoid(y)), exp by 2 u,
+    sum, quotient and product by 3 u more. An e^-y beyond the largest float is infinite, so what is below 2^-120 may vanish.
+    """
+    g = np.concatenate([np.linspace(-12, 12, 4001), random_floats(500, 3, 0.01)]).astype(np.float32)
+    up = np.resize(random_floats(640, 4), g.shape)
+    y = 1.5957691216057308 * (g.astype(np.float64) + 0.044715 * g.astype(np.float64) ** 3)
+    exact = g / (1 + np.exp(-y))
+    # torch's 1 + tanh ends at 2^-53 of g; down to there it says the same.
+    theirs = torch.nn.functional.gelu(torch.from_numpy(g).double(), approximate="tanh").numpy()
+    np.testing.assert_allclose(exact, theirs, atol=2.0**-49)
+    bound = 1.05 * U * (4 * np.abs(y) + 6) * np.abs(exact * up) + 2.0**-120
+    assert_close(Vector(isa).gelu_glu(g, up), exact * up, bound, "gelu")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_soft_cap_agrees_with_numpy(isa: str) -> None:
+    """30 (2 / (1 + e^-2y) - 1): the quotient, of size up to 2, has an error of 8 u; the argument's 2 roundings move it by 2 u at most."""
+    x = np.concatenate([np.linspace(-200, 200, 4001), random_floats(500, 3), [np.inf, -np.inf]]).astype(np.float32)
+    exact = 30 * np.tanh(x.astype(np.float64) / 30)
+    assert_close(Vector(isa).soft_cap(x), exact, 30 * 10 * U, "soft cap")
+    assert np.isnan(Vector(isa).soft_cap(np.array([np.nan], np.float32))).all()

@@ -23,6 +23,7 @@ _DECISIVE = (
     "mlp.gate.weight",
     "gate.wg.weight",
     "router.weight",
+    "router.proj.weight",
     "shared_expert_gate.weight",
     "feed_forward.gate.weight",
 )
@@ -37,7 +38,7 @@ def _draw(model: Any, seed: int) -> None:
                 continue
             seen.add(id(parameter))
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-            if "norm" in name:
+            if ("norm" in name and not name.endswith("bias")) or name.endswith("scale"):
                 parameter.copy_(parameter.round() + 0.1 * noise)  # around one, or zero where transformers adds the one
             elif name.endswith("A_log"):
                 parameter.copy_(noise)  # heads that forget within a token, and heads that remember for tens
@@ -50,6 +51,8 @@ def _draw(model: Any, seed: int) -> None:
                 parameter.copy_(noise * (wide / parameter.shape[-1] ** 0.5))
 
         for name, buffer in sorted(model.named_buffers()):
+            if name.endswith("layer_scalar"):
+                buffer.copy_(1 + 0.1 * torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
             if name.endswith(("correction_bias", "expert_bias")):
                 buffer.copy_(0.3 * torch.randn(buffer.shape, generator=generator, dtype=torch.float32))
 
@@ -294,6 +297,115 @@ def deepseek_v3(seed: int = 26, **changes: Any) -> tuple[Any, Any]:
     return _build("deepseek_v3", seed, _common(**_LATENT, q_lora_rank=40, n_group=4, topk_group=2) | changes)
 
 
+def glm4_moe_lite(seed: int = 35, **changes: Any) -> tuple[Any, Any]:
+    """GLM-4.7-Flash: as DeepSeek V3 without groups, a dense layer by `mlp_layer_types`. Returns (config, model)."""
+    sizes = {key: value for key, value in _LATENT.items() if key != "first_k_dense_replace"}
+    return _build("glm4_moe_lite", seed, _common(**sizes, q_lora_rank=40) | changes)
+
+
+def phimoe(seed: int = 40, **changes: Any) -> tuple[Any, Any]:
+    """Phi-3.5-MoE: 8 experts, 2 of them one after the other, width 512, LayerNorms, biases on all of attention and the
+    output, short factors up to 128 positions. Its router jumps where a logit enters the reach of the best one; the seed is
+    one where greedy text stays away from that. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "num_local_experts": 8,
+        "attention_bias": True,
+        "lm_head_bias": True,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "short_factor": [1.0, 1.0, 1.05, 1.1, 1.2, 1.3, 1.5, 1.8],
+            "long_factor": PHI_LONG,
+            "short_mscale": 1.25,
+            "long_mscale": 1.25,
+            "original_max_position_embeddings": 128,
+        },
+    }
+    return _build("phimoe", seed, _common(**sizes) | changes)
+
+
+PHI_LONG = [1.0, 1.1, 1.4, 2.0, 4.0, 9.0, 16.0, 20.0]
+
+
+def gemma3(seed: int = 37, **changes: Any) -> tuple[Any, Any]:
+    """Gemma 3: heads 6/2 of width 32 scaled as if they were 24 wide, two layers with a window of 12 and one without,
+    tied. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "tie_word_embeddings": True,
+    }
+    return _build("gemma3_text", seed, _common(**sizes) | changes)
+
+
+def gemma4(seed: int = 38, **changes: Any) -> tuple[Any, Any]:
+    """Gemma 4 26B: 8 experts, top-3, width 512, beside a dense feed-forward; heads 6/2 of 32 with a window of 12, in the
+    last layer 6/3 of 64 whose values are the keys; logits capped at 30. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "global_head_dim": 64,
+        "num_global_key_value_heads": 3,
+        "attention_k_eq_v": True,
+        "sliding_window": 12,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+        "hidden_size_per_layer_input": 0,
+        "enable_moe_block": True,
+        "num_experts": 8,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 512,
+        "final_logit_softcapping": 30.0,
+        "tie_word_embeddings": True,
+    }
+    config, model = _build("gemma4_text", seed, _common(**sizes) | changes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if layer.enable_moe_block:  # its input has length one, not the width's root
+                layer.router.proj.weight.mul_(config.hidden_size**0.5)
+    return config, model
+
+
+def llama4(seed: int = 39, **changes: Any) -> tuple[Any, Any]:
+    """Llama 4: every second layer has 6 experts, top-1, width 512, and a shared one; heads 6/2 of 16; the fourth layer
+    sees everything and does not rotate. Returns (config, model).
+    """
+    sizes = {
+        "hidden_size": 96,
+        "intermediate_size": 512,
+        "intermediate_size_mlp": 160,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "num_local_experts": 6,
+        "interleave_moe_layer_step": 2,
+    }
+    config, model = _build("llama4_text", seed, _common(**sizes) | changes)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            if layer.is_moe_layer:  # their inputs are rows, so the draw took the wrong fan-in
+                layer.feed_forward.experts.gate_up_proj.mul_(3)
+    return config, model
+
+
 def qwen3_next(seed: int = 41, **changes: Any) -> tuple[Any, Any]:
     """Qwen3-Next: a full layer after two delta nets of 2 key heads and 6 value heads of 16; gated heads 6/2 of
     width 32, 8 rotated; 12 experts, top-3, width 512, gated shared expert of 96. Returns (config, model).
@@ -363,6 +475,8 @@ _DELTA = {
     "moe_intermediate_size": 512,
     "shared_expert_intermediate_size": 96,
 }
+
+
 _LATENT = {
     "hidden_size": 80,
     "intermediate_size": 160,
@@ -438,6 +552,37 @@ MODELS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "deepseek_v3_yarn": functools.partial(deepseek_v3, rope_parameters=_YARN | {"mscale": 0.8, "mscale_all_dim": 0.8}),
+    # A latent of whole 32-blocks.
+    "deepseek_v3_64": functools.partial(deepseek_v3, kv_lora_rank=64),
+    "deepseek_v2_groups": functools.partial(
+        deepseek_v2, q_lora_rank=40, n_group=4, topk_group=2, topk_method="group_limited_greedy"
+    ),
+    "glm4_moe_lite": glm4_moe_lite,
+    "phimoe": phimoe,
+    "phimoe_plain": functools.partial(
+        phimoe,
+        attention_bias=False,
+        lm_head_bias=False,
+        num_local_experts=3,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "gemma3": gemma3,
+    "gemma3_usual": functools.partial(gemma3, num_hidden_layers=7, layer_types=None, query_pre_attn_scalar=32),
+    "gemma3_linear": functools.partial(
+        gemma3,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
+    "gemma4": gemma4,
+    "gemma4_dense": functools.partial(
+        gemma4, enable_moe_block=False, attention_k_eq_v=False, final_logit_softcapping=None
+    ),
+    "llama4": llama4,
+    "llama4_chunks": functools.partial(
+        llama4, attention_chunk_size=16, floor_scale=8, attn_scale=0.3, num_experts_per_tok=2
+    ),
     "granitemoe": granitemoe,
     "hunyuan": hunyuan,
     "qwen3_next": qwen3_next,

@@ -54,6 +54,7 @@ int32_t moepic_model_memory(moepic_memory* out, const char* path, const moepic_m
         memory.weights = needs.weights;
         memory.experts = needs.experts;
         memory.kv = needs.kv;
+        memory.state = needs.state;
         memory.scratch = needs.scratch;
         memory.staging = needs.staging;
         memory.cache = needs.cache;
@@ -85,8 +86,9 @@ int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* handle
         for (const LayerConfig& layer : config.layers) {
             info.n_expert = std::max(info.n_expert, static_cast<int32_t>(layer.n_expert));
             info.n_expert_used = std::max(info.n_expert_used, static_cast<int32_t>(layer.n_expert_used));
-            info.kv_bytes_per_token_f16 += static_cast<uint64_t>(layer.n_head_kv * (layer.head_dim_k + layer.head_dim_v)) * 2;
         }
+        info.kv_bytes_per_token_f16 = kv_need_f16(config).per_token;
+        info.kv_window_bytes_f16 = kv_need_f16(config).in_windows;
         info.n_params = model.n_params();
         info.file_bytes = model.file().file_bytes();
         info.weight_bytes = model.weight_bytes();
@@ -131,6 +133,17 @@ int32_t moepic_model_check(const moepic_file* file) {
     return guard([&] {
         need(file, "file");
         bind_tensors(*file->file, read_config(*file->file));
+    });
+}
+
+int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, const moepic_file* file) {
+    return guard([&] {
+        need(per_token, "per_token");
+        need(in_windows, "in_windows");
+        need(file, "file");
+        const KvNeed found = kv_need_f16(read_config(*file->file));
+        *per_token = found.per_token;
+        *in_windows = found.in_windows;
     });
 }
 

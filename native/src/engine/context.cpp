@@ -1,6 +1,7 @@
 #include "engine/context.h"
 
 #include <algorithm>
+#include <cassert>
 #include <chrono>
 
 #include "base/error.h"
@@ -30,21 +31,11 @@ double now_s() {
 Context::Context(const Model& model, const ContextOptions& options)
     : model_(model),
       n_ctx_(choose_n_ctx(model, options.n_ctx)),
-      kv_(model.config(), options.kv_type, n_ctx_),
+      kv_(model.config(), options.kv_type, n_ctx_, choose_n_batch(options.n_batch, n_ctx_)),
       state_(model.config()),
-      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_)) {
+      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_), n_ctx_) {
     tokens_.reserve(static_cast<size_t>(n_ctx_));
     logits_.reserve(static_cast<size_t>(model.config().n_vocab));
-}
-
-// One batch, from first_pos on, where the state is. `keep_at`: see SequenceState::begin.
-void Context::compute(std::span<const int32_t> tokens, int64_t first_pos, int64_t keep_at, int64_t n_logits, float* logits,
-                      const Probe& seen_by) {
-    const int64_t n = static_cast<int64_t>(tokens.size());
-    state_.begin(n, keep_at);
-    decoder_.forward(kv_, state_, tokens.data(), n, first_pos, n_logits, logits, seen_by,
-                     [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
-    state_.finish();
 }
 
 void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
@@ -62,13 +53,7 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
     }
     logit_rows_ = 0;
     logits_.resize(static_cast<size_t>((all_logits ? n : 1) * n_vocab));
-    while (!state_.is_empty() && state_.position() < held) {  // the same tokens again: a probe has seen them
-        const double start = now_s();
-        const int64_t from = state_.position(), batch = std::min(decoder_.n_batch(), held - from);
-        compute({tokens_.data() + from, static_cast<size_t>(batch)}, from, -1, 0, nullptr, {});
-        stats_.prefill_s += now_s() - start;
-        stats_.prefill_tokens += batch;
-    }
+    recompute();
     for (int64_t done = 0; done < n;) {
         if (progress && n > 1 && !progress(done, n)) fail(Code::cancelled, "eval: cancelled after ", done, " of ", n, " tokens");
         const int64_t batch = std::min(decoder_.n_batch(), n - done);
@@ -76,7 +61,7 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
         const double start = now_s();
         // An answer is generated anew from the last token of its prompt.
         const int64_t keep_at = last && n > 1 ? batch - 1 : -1, n_logits = all_logits ? batch : last ? 1 : 0;
-        compute(tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(batch)), held + done, keep_at, n_logits,
+        compute(tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(batch)), keep_at, n_logits,
                 logits_.data() + (all_logits ? done * n_vocab : 0), probe);
         tokens_.insert(tokens_.end(), tokens.begin() + done, tokens.begin() + done + batch);
         done += batch;
@@ -87,13 +72,49 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
     if (progress && n > 1 && !progress(n, n)) fail(Code::cancelled, "eval: cancelled after all ", n, " tokens");
 }
 
+// One batch, after the positions that are held. `keep_at`: see SequenceState::begin.
+void Context::compute(std::span<const int32_t> tokens, int64_t keep_at, int64_t n_logits, float* logits, const Probe& seen_by) {
+    assert(state_.is_empty() || state_.position() == kv_.held());
+    const int64_t n = static_cast<int64_t>(tokens.size());
+    kv_.begin(n);
+    state_.begin(n, keep_at);
+    decoder_.forward(kv_, state_, tokens.data(), n, kv_.held(), n_logits, logits, seen_by,
+                     [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
+    kv_.finish(n);
+    state_.finish();
+}
+
+// Tokens that a truncation kept, but whose windows or states are gone; a probe has seen them.
+void Context::recompute() {
+    const int64_t n = static_cast<int64_t>(tokens_.size());
+    while (kv_.held() < n) {
+        const double start = now_s();
+        const int64_t batch = std::min(decoder_.n_batch(), n - kv_.held());
+        compute({tokens_.data() + kv_.held(), static_cast<size_t>(batch)}, -1, 0, nullptr, {});
+        stats_.prefill_s += now_s() - start;
+        stats_.prefill_tokens += batch;
+    }
+}
+
+// The latest of the first n positions that keys, values and states can all go on from. Windows give n or nothing, so asking them once more
+// about the state's answer settles it.
+int64_t Context::nearest(int64_t n) const noexcept {
+    return kv_.nearest(state_.nearest(kv_.nearest(std::min(n, kv_.held()))));
+}
+
+void Context::rewind(int64_t n) noexcept {
+    const int64_t to = nearest(n);
+    kv_.rewind(to);
+    state_.rewind(to);
+}
+
 void Context::truncate(int64_t n) {
     if (n < 0 || n > static_cast<int64_t>(tokens_.size())) {
         fail(Code::argument, "context: can't keep ", n, " tokens of ", tokens_.size());
     }
     if (n == static_cast<int64_t>(tokens_.size())) return;
     tokens_.resize(static_cast<size_t>(n));
-    state_.rewind(n);
+    rewind(n);
     logit_rows_ = 0;
 }
 
@@ -101,7 +122,7 @@ int64_t Context::reuse(std::span<const int32_t> tokens) {
     const size_t limit = tokens.empty() ? 0 : std::min(tokens.size() - 1, tokens_.size());
     size_t same = 0;
     while (same < limit && tokens[same] == tokens_[same]) ++same;
-    const int64_t kept = state_.nearest(static_cast<int64_t>(same));
+    const int64_t kept = nearest(static_cast<int64_t>(same));
     truncate(kept);
     stats_.reused_tokens += kept;
     return kept;

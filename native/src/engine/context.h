@@ -23,16 +23,17 @@ public:
     Context(const Model& model, const ContextOptions& options);
 
     // Appends tokens; logits of the last one, or of all. Throws argument, context_full (before any compute), cancelled: then the tokens of
-    // finished batches stay and the rest is as if never given. Tokens whose state truncate() gave up are computed again first.
+    // finished batches stay and the rest is as if never given. Tokens whose windows or states truncate() could not keep are computed again
+    // first.
     void eval(std::span<const int32_t> tokens, bool all_logits);
     std::span<const float> logits() const noexcept { return logits_; }  // [rows][n_vocab]
     int64_t logit_rows() const noexcept { return logit_rows_; }
     std::span<const int32_t> tokens() const noexcept { return tokens_; }
-    // Keeps the first n tokens. A model with states goes back to the nearest one kept; the tokens from there to n are computed again, by
-    // the next eval.
+    // Keeps the first n tokens. Where a layer's window before n is overwritten, or no state was kept at n, the next eval computes tokens
+    // again: from the nearest position that all layers can go on from.
     void truncate(int64_t n);
-    // Keeps the longest common prefix with `tokens`, at most all but one of them, and where there are states, no more than up to one that
-    // was kept; returns its length.
+    // Keeps the longest common prefix with `tokens`, at most all but one of them, and no more than all layers can go on from at once; returns
+    // its length.
     int64_t reuse(std::span<const int32_t> tokens);
 
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }
@@ -50,14 +51,18 @@ public:
     RoutingTrace& trace() noexcept { return decoder_.feed_forward().trace(); }
     Timeline& timeline() noexcept { return decoder_.feed_forward().timeline(); }
     const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }
+    // All that is held besides the model: the RAM budget counts it.
+    uint64_t bytes() const noexcept { return kv_bytes() + state_bytes() + scratch_bytes(); }
     uint64_t kv_bytes() const noexcept { return kv_.bytes(); }
     uint64_t state_bytes() const noexcept { return state_.bytes(); }
     uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes() + logits_.capacity() * sizeof(float); }
     void reset_stats() noexcept;
 
 private:
-    void compute(std::span<const int32_t> tokens, int64_t first_pos, int64_t keep_at, int64_t n_logits, float* logits,
-                 const Probe& seen_by);
+    void compute(std::span<const int32_t> tokens, int64_t keep_at, int64_t n_logits, float* logits, const Probe& seen_by);
+    void recompute();
+    int64_t nearest(int64_t n) const noexcept;
+    void rewind(int64_t n) noexcept;
 
     const Model& model_;
     const int64_t n_ctx_;

@@ -13,14 +13,21 @@ constexpr int64_t kAttentionTokens = 32;
 // Heads of latent attention that one task computes: they read the same keys.
 constexpr int64_t kLatentHeads = 8;
 
+// How much longer queries are at a position: far from the start a softmax over more keys would flatten (Nakanishi 2025).
+float temperature(const Config& config, int64_t position) {
+    const double steps = std::floor(static_cast<double>(position + 1) / static_cast<double>(config.temperature_length));
+    return static_cast<float>(1.0 + config.temperature_scale * std::log1p(steps));
+}
+
 }  // namespace
 
-Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch)
+Decoder::Decoder(const Model& model, int n_threads, int64_t n_batch, int64_t n_ctx)
     : model_(model),
       n_batch_(n_batch),
       workspace_(model.kernels(), n_threads, model.n_in_place()),
       feed_forward_(model, workspace_, n_batch),
-      rope_(model.config().rope, model.rope_freqs()) {
+      rope_(model.config().rope, model.rope_divisors(n_ctx)),
+      window_rope_(model.config().window_rope, nullptr) {
     if (model.config().recipe->mixer == Mixer::delta_net) delta_net_.emplace(model, workspace_, n_batch);
     if (model.config().recipe->mixer == Mixer::short_conv) short_conv_.emplace(model, workspace_, n_batch);
     for (const LayerConfig& layer : model.config().layers) {
@@ -50,6 +57,9 @@ void Decoder::place(Carver& carver) {
     v_ = carver.take<float>(n * static_cast<size_t>(v_rows_));
     attended_ = carver.take<float>(n * static_cast<size_t>(out_rows_));
     angles_ = carver.take<float>(n * static_cast<size_t>(model_.config().rope.n_rot));
+    window_angles_ = carver.take<float>(n * static_cast<size_t>(model_.config().window_rope.n_rot));
+    if (model_.config().recipe->post_norms) sum_ = carver.take<float>(n * n_embd);
+    if (model_.config().recipe->two_branches) dense_sum_ = carver.take<float>(n * n_embd);
     const LatentConfig& latent = model_.config().latent;
     values_ = carver.take<float>(n * static_cast<size_t>(n_head_ * latent.head_dim_v));
     raw_ = carver.take<float>(n * static_cast<size_t>(raw_rows_));
@@ -64,19 +74,31 @@ void Decoder::place(Carver& carver) {
         values |= act_mask(w.wv_b);
     }
     acts_.reserve(carver, in, model_.config().n_embd, n_batch_);
+    if (model_.config().recipe->two_branches) {
+        expert_acts_.reserve(carver, in, model_.config().n_embd, n_batch_);
+        router_acts_.reserve(carver, in, model_.config().n_embd, n_batch_);
+    }
     out_acts_.reserve(carver, out, out_rows_, n_batch_);
     compressed_acts_.reserve(carver, compressed, latent.q_rank, n_batch_);
     plain_acts_.reserve(carver, plain, latent.plain, n_batch_ * n_head_);
     value_acts_.reserve(carver, values, latent.kv_rank, n_batch_ * n_head_);
 }
 
-void Decoder::norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed) {
+void Decoder::norm(const Norm& norm, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed) {
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = model_.config().n_embd;
     const float eps = model_.config().norm_eps;
     workspace_.pool().run(n, [&](int64_t t, int) {
-        kernels.rms_norm(x + t * n_embd, weight, eps, normed + t * n_embd, n_embd);
-        acts.quantize(kernels, mask, normed + t * n_embd, n_embd, t);
+        float* to = normed + t * n_embd;
+        norm.apply(kernels, eps, x + t * n_embd, to, n_embd);
+        acts.quantize(kernels, mask, to, n_embd, t);
+    });
+}
+
+void Decoder::norm_in_place(const float* weight, float* x, int64_t n) {
+    const int64_t n_embd = model_.config().n_embd;
+    workspace_.pool().run(n, [&](int64_t t, int) {
+        workspace_.kernels().rms_norm(x + t * n_embd, weight, model_.config().norm_eps, x + t * n_embd, n_embd);
     });
 }
 
@@ -120,12 +142,13 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
     if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);
+    window_rope_.fill(first_pos, n, window_angles_);
 
     for (int64_t il = 0; il < config.n_layer; ++il) {
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = model_.layer(il);
         const int64_t start = timeline.is_on() ? now_ns() : 0;
-        norm(w.attn_norm, acts_, mixer_mask(il), x_, n, normed_);
+        norm({w.attn_norm, w.attn_norm_bias}, acts_, mixer_mask(il), x_, n, normed_);
         mix(il, kv, state, n, first_pos);
         if (timeline.is_on())
             timeline.record({.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
@@ -134,38 +157,84 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
         const int64_t rest = n - drop;
         if (rest == 0) break;
         float* x = x_ + drop * n_embd;
+        if (w.post_attention_norm) norm_in_place(w.post_attention_norm, projected_ + drop * n_embd, rest);
         kernels.scale_add(x, config.residual_scale, projected_ + drop * n_embd, rest * n_embd);
-        norm(w.ffn_norm, acts_, feed_forward_.input_mask(il), x, rest, normed_);
-        if (probe) probe({ProbeKind::ffn_input, il, -1, -1, first_pos, rest, n_embd, normed_, nullptr});
-        feed_forward_.run(il, acts_, x, rest, first_pos, probe);
+        feed(il, x, rest, first_pos, probe);
+        if (w.output_scale) kernels.scale(x, *w.output_scale, rest * n_embd);
     }
     if (n_logits == 0) return;
-    norm(model_.output_norm(), acts_, act_mask(model_.output()), x_ + (n - n_logits) * n_embd, n_logits, normed_);
+    norm({model_.output_norm(), model_.output_norm_bias()}, acts_, act_mask(model_.output()), x_ + (n - n_logits) * n_embd, n_logits,
+         normed_);
     const Projection head{&model_.output(), logits};
     workspace_.project({&head, 1}, acts_, n_logits);
-    if (config.logit_scale != 1.0f) kernels.scale(logits, config.logit_scale, n_logits * config.n_vocab);
+    finish_logits(logits, n_logits);
+}
+
+// What a family does to logits after the output matrix.
+void Decoder::finish_logits(float* logits, int64_t n) {
+    const Config& config = model_.config();
+    const ops::Kernels& kernels = workspace_.kernels();
+    if (config.logit_scale != 1.0f) kernels.scale(logits, config.logit_scale, n * config.n_vocab);
+    if (config.soft_cap > 0) {
+        workspace_.pool().run(n, [&](int64_t t, int) { kernels.soft_cap(logits + t * config.n_vocab, config.soft_cap, config.n_vocab); });
+    }
+    for (int64_t t = 0; t < n; ++t) {
+        for (int32_t token : config.suppressed) logits[t * config.n_vocab + token] = -INFINITY;
+    }
+}
+
+void Decoder::feed(int64_t il, float* x, int64_t n, int64_t first_pos, const Probe& probe) {
+    const LayerWeights& w = model_.layer(il);
+    const ops::Kernels& kernels = workspace_.kernels();
+    const int64_t n_embd = model_.config().n_embd;
+    const ActMask mask = feed_forward_.input_mask(il);
+    norm({w.ffn_norm, w.ffn_norm_bias}, acts_, mask, x, n, normed_);
+    FeedForward::Work work{x, &acts_, &acts_, &acts_, x, x};
+    const bool two_branches = w.expert_norm != nullptr;
+    if (two_branches) {
+        // The router sees the residual itself, of length one; the experts see it with their own norm.
+        norm(router_norm(w, n_embd), router_acts_, mask, x, n, normed_);
+        norm({w.expert_norm}, expert_acts_, mask, x, n, normed_);
+        work = {x, &router_acts_, &expert_acts_, &acts_, sum_, dense_sum_};
+        std::fill(dense_sum_, dense_sum_ + n * n_embd, 0.0f);
+    } else if (w.post_ffn_norm) {
+        work.x = work.shared_x = sum_;
+    }
+    if (w.post_ffn_norm) std::fill(sum_, sum_ + n * n_embd, 0.0f);
+    if (probe) probe({ProbeKind::ffn_input, il, -1, -1, first_pos, n, n_embd, normed_, nullptr});
+    feed_forward_.run(il, work, n, first_pos, probe);
+    if (two_branches) {
+        norm_in_place(w.post_expert_norm, sum_, n);
+        norm_in_place(w.post_dense_norm, dense_sum_, n);
+        kernels.add(sum_, dense_sum_, n * n_embd);
+    }
+    if (!w.post_ffn_norm) return;
+    norm_in_place(w.post_ffn_norm, sum_, n);
+    kernels.add(x, sum_, n * n_embd);
 }
 
 // Queries, keys and values of ordinary attention, normed and rotated, from acts_ that hold the normed input.
-void Decoder::make_heads(int64_t il, int64_t n) {
+void Decoder::make_heads(int64_t il, int64_t n, int64_t first_pos) {
     const Config& config = model_.config();
     const LayerConfig& c = config.layers[static_cast<size_t>(il)];
     const LayerWeights& w = model_.layer(il);
     const ops::Kernels& kernels = workspace_.kernels();
-    const bool gated = config.recipe->gated_attention;
-    const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = w.wk.w.rows, n_rot = config.rope.n_rot;
+    const Recipe& recipe = *config.recipe;
+    const bool gated = recipe.gated_attention, own_values = w.wv.w.rows > 0;
+    const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = w.wk.w.rows, v_rows = c.n_head_kv * c.head_dim_v;
+    const int64_t n_rot = c.window_rope ? config.window_rope.n_rot : config.rope.n_rot;
+    const float* angles = c.window_rope ? window_angles_ : angles_;
 
     const Projection qkv[] = {{&w.wq, gated ? raw_ : q_}, {&w.wk, k_}, {&w.wv, v_}};
-    workspace_.project(qkv, acts_, n);
+    workspace_.project({qkv, own_values ? size_t{3} : size_t{2}}, acts_, n);
 
-    const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* angles) {
-        const Recipe& recipe = *config.recipe;
+    const auto finish_heads = [&](float* row, int64_t rows, int64_t n_head, const float* norm_weight, const float* at) {
         if (norm_weight && recipe.qk_norm == QkNorm::whole) kernels.rms_norm(row, norm_weight, config.norm_eps, row, rows);
         for (int64_t h = 0; h < n_head; ++h) {
             float* head = row + h * c.head_dim_k;
-            const bool normed = norm_weight && recipe.qk_norm == QkNorm::per_head;
+            const bool normed = (norm_weight && recipe.qk_norm == QkNorm::per_head) || (config.bare_qk_norm && c.rotates);
             if (normed && !recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
-            kernels.rope(head, angles, n_rot, config.rope.pairing);
+            if (c.rotates) kernels.rope(head, at, n_rot, config.rope.pairing);
             if (normed && recipe.norm_after_rope) kernels.rms_norm(head, norm_weight, config.norm_eps, head, c.head_dim_k);
         }
     };
@@ -174,8 +243,13 @@ void Decoder::make_heads(int64_t il, int64_t n) {
             const float* query = raw_ + 2 * (t * q_rows + h * c.head_dim_k);  // its gate follows
             std::copy(query, query + c.head_dim_k, q_ + t * q_rows + h * c.head_dim_k);
         }
-        finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles_ + t * n_rot);
-        finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles_ + t * n_rot);
+        float* v = v_ + t * v_rows;
+        if (!own_values) std::copy(k_ + t * k_rows, k_ + (t + 1) * k_rows, v);
+        for (int64_t h = 0; recipe.value_norm && h < c.n_head_kv; ++h)
+            kernels.rms_norm(v + h * c.head_dim_v, nullptr, config.norm_eps, v + h * c.head_dim_v, c.head_dim_v);
+        finish_heads(q_ + t * q_rows, q_rows, c.n_head, w.q_norm, angles + t * n_rot);
+        finish_heads(k_ + t * k_rows, k_rows, c.n_head_kv, w.k_norm, angles + t * n_rot);
+        if (!c.rotates && config.temperature_scale != 0.0) kernels.scale(q_ + t * q_rows, temperature(config, first_pos + t), q_rows);
     });
 }
 
@@ -247,9 +321,9 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     if (latent) {
         make_latent_heads(il, n);
     } else {
-        make_heads(il, n);
+        make_heads(il, n, first_pos);
     }
-    const int64_t k_rows = w.wk.w.rows, v_rows = latent ? k_rows : w.wv.w.rows;
+    const int64_t k_rows = w.wk.w.rows, v_rows = latent ? k_rows : c.n_head_kv * c.head_dim_v;
     const float* v = latent ? k_ : v_;
     // Positions of one block share cache lines, so a task stores whole blocks.
     const int64_t first_block = first_pos / ops::kKvBlock, blocks = (first_pos + n - 1) / ops::kKvBlock - first_block + 1;
@@ -279,6 +353,7 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
         job.head_end = std::min(first_head + group, c.n_head);
         job.scale = config.attention_scale != 0.0f ? config.attention_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
         job.window = c.window;
+        job.chunked = config.recipe->window_chunks;
         job.sinks = w.sinks;
         job.scratch = workspace_.scratch(thread);
         kernels.attention(job);

@@ -21,7 +21,7 @@ namespace moepic {
 
 class Decoder {
 public:
-    Decoder(const Model& model, int n_threads, int64_t n_batch);
+    Decoder(const Model& model, int n_threads, int64_t n_batch, int64_t n_ctx);
 
     // Tokens at positions [first_pos, first_pos + n), n <= n_batch. Logits [n_logits][n_vocab] of the last n_logits tokens.
     // `state` was told of the batch by begin(); a model without states needs none.
@@ -45,11 +45,15 @@ private:
     void mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos);
     ActMask mixer_mask(int64_t il) const noexcept;
     void attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos);
-    void make_heads(int64_t il, int64_t n);
+    void make_heads(int64_t il, int64_t n, int64_t first_pos);
     void make_latent_heads(int64_t il, int64_t n);
     void project_heads(const Linear& linear, const ActSet& acts, int64_t n_head, int64_t n, float* y, int64_t apart);
-    // acts = quantized(rms(x) * weight) for every token.
-    void norm(const float* weight, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed);
+    // x += feed-forward(norm(x)), with whatever norms and branches the layer has around it.
+    void feed(int64_t il, float* x, int64_t n, int64_t first_pos, const Probe& probe);
+    // acts = quantized(norm(x)) for every token.
+    void norm(const Norm& norm, ActSet& acts, ActMask mask, const float* x, int64_t n, float* normed);
+    void norm_in_place(const float* weight, float* x, int64_t n);
+    void finish_logits(float* logits, int64_t n);
     void quantize(ActSet& acts, ActMask mask, const float* x, int64_t cols, int64_t n);
 
     const Model& model_;
@@ -58,13 +62,14 @@ private:
     FeedForward feed_forward_;
     std::optional<DeltaNet> delta_net_;
     std::optional<ShortConv> short_conv_;
-    RopeTable rope_;
+    RopeTable rope_, window_rope_;
     Region region_;
     int64_t q_rows_ = 0, k_rows_ = 0, v_rows_ = 0, out_rows_ = 0;  // widest layer
     float *x_ = nullptr, *normed_ = nullptr;                       // [n_batch][n_embd]
     float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;             // [n_batch][rows]
-    float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr;
-    ActSet acts_, out_acts_;
+    float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr, *window_angles_ = nullptr;
+    float *sum_ = nullptr, *dense_sum_ = nullptr;  // [n_batch][n_embd] where sums are normed before they are added
+    ActSet acts_, out_acts_, expert_acts_, router_acts_;
     // Heads before they are carried into the latent's space, of latent attention, or heads with their gates, of gated attention; compressed
     // queries and attended values of the heads, of latent attention.
     int64_t raw_rows_ = 0, n_head_ = 0;

@@ -78,6 +78,7 @@ void FeedForward::place(Carver& carver) {
     weights_ = carver.take<float>(n * static_cast<size_t>(max_k));
     shared_weight_ = carver.take<float>(n);
     entry_token_ = carver.take<int32_t>(static_cast<size_t>(many_entries));
+    if (model_.config().recipe->weight_on_input) entry_weight_ = carver.take<float>(static_cast<size_t>(many_entries));
     token_entry_ = carver.take<int32_t>(n * static_cast<size_t>(max_k + 1));
     const int64_t rows = std::max(few_partials, n_batch_ > kFewTokens ? many_entries : 0);
     partials_ = carver.take<float>(static_cast<size_t>(rows * model_.config().n_embd));
@@ -97,20 +98,20 @@ void FeedForward::place(Carver& carver) {
     guess_ids_.resize(static_cast<size_t>(max_k));
 }
 
-void FeedForward::run(int64_t il, const ActSet& acts, float* x, int64_t n, int64_t first_position, const Probe& probe) {
+void FeedForward::run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) {
     probe_ = probe ? &probe : nullptr;
     probe_layer_ = il;
     probe_position_ = first_position;
     const int64_t start = timeline_.is_on() ? now_ns() : 0;
-    route(il, acts, n);
+    route(il, *work.router, n);
     make_groups(il, n);
     const int64_t routed = timeline_.is_on() ? now_ns() : 0;
     if (model_.streamer() && model_.layer(il).routed) {
-        stream(il, acts, x, n);
+        stream(il, work, n);
     } else if (n <= kFewTokens) {
-        run_few(il, acts, x, n);
+        run_few(il, work, n);
     } else {
-        run_many(il, acts, x, n);
+        run_many(il, work, n);
     }
     if (timeline_.is_on()) {
         const auto layer = static_cast<int32_t>(il);
@@ -131,6 +132,8 @@ void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
         const auto one = [&](int64_t t, int) {
             route_token(model_.config(), config, kernels, layer.selection_bias, router_logits_ + t * config.n_expert,
                         ids_ + t * config.n_expert_used, weights_ + t * config.n_expert_used);
+            if (!layer.expert_scale) return;
+            for (int64_t j = t * config.n_expert_used; j < (t + 1) * config.n_expert_used; ++j) weights_[j] *= layer.expert_scale[ids_[j]];
         };
         if (n == 1) {
             one(0, 0);
@@ -188,6 +191,7 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
                 Group& group = groups_[static_cast<size_t>(ids_[t * k + j])];
                 const int64_t at = group.first_entry + group.n_entries++;
                 entry_token_[at] = static_cast<int32_t>(t);
+                if (entry_weight_) entry_weight_[at] = weights_[t * k + j];
                 token_entry_[t * (k + 1) + j] = static_cast<int32_t>(at);
             }
         }
@@ -208,10 +212,11 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
 }
 
 void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count,
-                               const ActSet& acts, std::byte* out, size_t stride, int thread) {
+                               const Work& work, std::byte* out, size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
     const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
+    const ActSet& acts = group.routed ? *work.routed : *work.shared;
     const auto multiply = [&](const ops::TiledMatrix& w, const float* bias, float* y) {
         const ops::ActKind kind = ops::act_kind(w.type);
         ops::MatmulJob job;
@@ -229,6 +234,13 @@ void FeedForward::intermediate(const Group& group, int64_t granule, const std::b
     };
     multiply(layout.gate(data), layout.gate_bias(data), scratch.gate);
     multiply(layout.up(data), layout.up_bias(data), scratch.up);
+    if (entry_weight_ && group.routed) {  // both are linear in the input
+        for (int64_t i = 0; i < count; ++i) {
+            const float weight = entry_weight_[group.first_entry + first + i];
+            kernels.scale(scratch.gate + i * layout.granule, weight, layout.granule);
+            kernels.scale(scratch.up + i * layout.granule, weight, layout.granule);
+        }
+    }
     kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
     if (probe_) {
         const std::lock_guard lock(probe_mutex_);
@@ -240,12 +252,12 @@ void FeedForward::intermediate(const Group& group, int64_t granule, const std::b
         kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
 }
 
-void FeedForward::compute_few(const Group& group, int64_t granule, const std::byte* data, const ActSet& acts, int thread) {
+void FeedForward::compute_few(const Group& group, int64_t granule, const std::byte* data, const Work& work, int thread) {
     const int64_t n_embd = model_.config().n_embd;
     const StripLayout& layout = group.set->layout;
     std::byte* row = threads_[static_cast<size_t>(thread)].acts;
     const size_t stride = intermediate_row_bytes(layout);
-    intermediate(group, granule, data, 0, group.n_entries, acts, row, stride, thread);
+    intermediate(group, granule, data, 0, group.n_entries, work, row, stride, thread);
     ops::MatmulJob job;
     job.w = layout.down(data);
     job.acts = row;
@@ -258,7 +270,7 @@ void FeedForward::compute_few(const Group& group, int64_t granule, const std::by
     workspace_.kernels().matmul(job);
 }
 
-void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::run_few(int64_t il, const Work& work, int64_t n) {
     tasks_.clear();
     for (size_t i = 0; i < groups_.size(); ++i) {
         for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) {
@@ -269,21 +281,21 @@ void FeedForward::run_few(int64_t il, const ActSet& acts, float* x, int64_t n) {
     workspace_.pool().run(static_cast<int64_t>(tasks_.size()), [&](int64_t index, int thread) {
         const Task& task = tasks_[static_cast<size_t>(index)];
         const Group& group = groups_[static_cast<size_t>(task.group)];
-        compute_few(group, task.granule, group.granule(task.granule), acts, thread);
+        compute_few(group, task.granule, group.granule(task.granule), work, thread);
     });
-    reduce(il, x, n, true);
+    reduce(il, work, n, true);
 }
 
-void FeedForward::run_many(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::run_many(int64_t il, const Work& work, int64_t n) {
     parts_.clear();
     for (size_t i = 0; i < groups_.size(); ++i)
         parts_.push_back({static_cast<int32_t>(i), 0, static_cast<int32_t>(groups_[i].set->layout.n_granules)});
-    compute_many(acts);
-    reduce(il, x, n, false);
+    compute_many(work);
+    reduce(il, work, n, false);
 }
 
 // The parts of parts_: intermediates, then down. Parts of one group ascend from call to call.
-void FeedForward::compute_many(const ActSet& acts) {
+void FeedForward::compute_many(const Work& work) {
     const int64_t n_embd = model_.config().n_embd;
     const int64_t block = std::min(n_batch_, kEntryBlock);
     tasks_.clear();
@@ -300,7 +312,7 @@ void FeedForward::compute_many(const ActSet& acts) {
         const StripLayout& layout = group.set->layout;
         const size_t row = intermediate_row_bytes(layout);
         std::byte* out = intermediate_ + group.intermediate_at + static_cast<size_t>(task.first * layout.n_granules + task.granule) * row;
-        intermediate(group, task.granule, group.granule(task.granule), task.first, task.count, acts, out,
+        intermediate(group, task.granule, group.granule(task.granule), task.first, task.count, work, out,
                      row * static_cast<size_t>(layout.n_granules), thread);
     });
 
@@ -336,7 +348,7 @@ void FeedForward::compute_many(const ActSet& acts) {
     });
 }
 
-void FeedForward::stream(int64_t il, const ActSet& acts, float* x, int64_t n) {
+void FeedForward::stream(int64_t il, const Work& work, int64_t n) {
     const LayerWeights& layer = model_.layer(il);
     const auto n_granules = static_cast<size_t>(layer.routed->layout.n_granules);
     const size_t n_routed = n_routed_groups();
@@ -349,17 +361,17 @@ void FeedForward::stream(int64_t il, const ActSet& acts, float* x, int64_t n) {
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
     Streamer::Pass pass(*model_.streamer(), layer.moe_layer, {ids_, static_cast<size_t>(n * k)}, static_cast<int>(n), wants_, &timeline_,
                         probe_position_);
-    fetch_ahead(pass, layer.moe_layer, x, n);
+    fetch_ahead(pass, layer.moe_layer, work.residual, n);
     if (n <= kFewTokens) {
-        stream_few(pass, acts);
+        stream_few(pass, work);
     } else {
-        stream_many(pass, acts);
+        stream_many(pass, work);
     }
     report_ = pass.finish();
-    reduce(il, x, n, n <= kFewTokens);
+    reduce(il, work, n, n <= kFewTokens);
 }
 
-void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
+void FeedForward::stream_few(Streamer::Pass& pass, const Work& work) {
     tasks_.clear();  // of the shared expert, which is always there
     for (size_t i = n_routed_groups(); i < groups_.size(); ++i) {
         for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
@@ -367,7 +379,7 @@ void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
     const auto compute = [&](const Streamer::Item& item, int thread) {
         const int64_t start = timeline_.is_on() ? now_ns() : 0;
         const Group& group = groups_[static_cast<size_t>(item.want)];
-        compute_few(group, item.granule, item.data, acts, thread);
+        compute_few(group, item.granule, item.data, work, thread);
         if (!timeline_.is_on()) return;
         timeline_.record({.start_ns = start,
                           .end_ns = now_ns(),
@@ -385,7 +397,7 @@ void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
     workspace_.pool().run(workspace_.pool().size(), [&](int64_t, int thread) {
         for (size_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks_.size();) {
             const Group& group = groups_[static_cast<size_t>(tasks_[i].group)];
-            compute_few(group, tasks_[i].granule, group.granule(tasks_[i].granule), acts, thread);
+            compute_few(group, tasks_[i].granule, group.granule(tasks_[i].granule), work, thread);
         }
         size_t mine = 0;
         while (const Streamer::Item item = pass.take(thread)) {
@@ -398,7 +410,7 @@ void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
     tasks_run_ += static_cast<int64_t>(done.load() + tasks_.size());
 }
 
-void FeedForward::stream_many(Streamer::Pass& pass, const ActSet& acts) {
+void FeedForward::stream_many(Streamer::Pass& pass, const Work& work) {
     const auto run_tasks = [&](int64_t n, const std::function<void(int64_t, int)>& task) { workspace_.pool().run(n, task); };
     const size_t n_routed = n_routed_groups();
     bool shared_done = n_routed == groups_.size();
@@ -408,12 +420,12 @@ void FeedForward::stream_many(Streamer::Pass& pass, const ActSet& acts) {
         if (!shared_done)
             parts_.push_back({static_cast<int32_t>(n_routed), 0, static_cast<int32_t>(groups_.back().set->layout.n_granules)});
         shared_done = true;
-        compute_many(acts);
+        compute_many(work);
     }
 }
 
 // What the next layers will probably want goes behind this layer's own transfers.
-void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* x, int64_t n) {
+void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* residual, int64_t n) {
     Streamer& streamer = *model_.streamer();
     if (n >= Streamer::kManyTokens) {
         if (moe_layer + 1 < streamer.n_layer()) pass.prefetch_all(moe_layer + 1);
@@ -432,28 +444,34 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
         pass.prefetch(target, {forced(forced_guesses_, target, probe_position_, k), static_cast<size_t>(k)});
         return;
     }
-    const ops::Kernels& kernels = workspace_.kernels();
     for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
         const int target = moe_layer + ahead;
         if (!streamer.wants_guess(target)) return;
-        const int64_t il = streamer.il(target), n_embd = model_.config().n_embd;
-        const LayerWeights& w = model_.layer(il);
-        const LayerConfig& config = model_.config().layers[static_cast<size_t>(il)];
-        kernels.rms_norm(x, w.ffn_norm, model_.config().norm_eps, guess_x_.data(), n_embd);
-        guess_acts_.quantize(kernels, act_mask(w.router), guess_x_.data(), n_embd, 0);
-        const Projection router{&w.router, guess_logits_.data()};
-        workspace_.project({&router, 1}, guess_acts_, 1);
-        route_token(model_.config(), config, kernels, w.selection_bias, guess_logits_.data(), guess_ids_.data(), guess_weights_.data());
-        pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(config.n_expert_used)});
+        const int64_t il = streamer.il(target);
+        guess(il, residual);
+        pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(model_.config().layers[static_cast<size_t>(il)].n_expert_used)});
     }
 }
 
-void FeedForward::reduce(int64_t il, float* x, int64_t n, bool few) {
+// guess_ids_ = what layer il's router would choose for one token if the layers until there added nothing.
+void FeedForward::guess(int64_t il, const float* residual) {
+    const ops::Kernels& kernels = workspace_.kernels();
+    const Config& config = model_.config();
+    const LayerWeights& w = model_.layer(il);
+    router_norm(w, config.n_embd).apply(kernels, config.norm_eps, residual, guess_x_.data(), config.n_embd);
+    guess_acts_.quantize(kernels, act_mask(w.router), guess_x_.data(), config.n_embd, 0);
+    const Projection router{&w.router, guess_logits_.data()};
+    workspace_.project({&router, 1}, guess_acts_, 1);
+    route_token(config, config.layers[static_cast<size_t>(il)], kernels, w.selection_bias, guess_logits_.data(), guess_ids_.data(),
+                guess_weights_.data());
+}
+
+void FeedForward::reduce(int64_t il, const Work& work, int64_t n, bool few) {
     const int64_t n_embd = model_.config().n_embd;
     const int64_t chunks = few ? (n_embd + kReduceColumns - 1) / kReduceColumns : 1, width = few ? kReduceColumns : n_embd;
     workspace_.pool().run(n * chunks, [&](int64_t task, int) {
         const int64_t begin = task % chunks * width;
-        reduce_row(il, task / chunks, begin, std::min(begin + width, n_embd), few, x);
+        reduce_row(il, task / chunks, begin, std::min(begin + width, n_embd), few, work);
     });
     if (trace_.is_on() && model_.layer(il).routed) {
         const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
@@ -465,10 +483,11 @@ void FeedForward::reduce(int64_t il, float* x, int64_t n, bool few) {
 }
 
 // x[t] += sum of the token's experts, columns [begin, end). The order of additions is the contract; both schedules come here.
-void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x) {
+void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, const Work& work) {
     const ops::Kernels& kernels = workspace_.kernels();
     const LayerWeights& layer = model_.layer(il);
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used, n_embd = model_.config().n_embd;
+    const bool weighted_input = model_.config().recipe->weight_on_input;
     const int64_t routed_granules = layer.routed ? layer.routed->layout.n_granules : 0;
     float sum[kReduceColumns], expert[kReduceColumns];
     for (int64_t from = begin; from < end; from += kReduceColumns) {
@@ -489,15 +508,19 @@ void FeedForward::reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, 
             for (int64_t j = 0; j < k; ++j) {
                 const int64_t entry = token_entry_[t * (k + 1) + j];
                 const float* bias = layer.routed->down_bias ? layer.routed->down_bias + ids_[t * k + j] * n_embd : nullptr;
-                add_entry(entry, entry * routed_granules, routed_granules, bias, weights_[t * k + j]);
+                add_entry(entry, entry * routed_granules, routed_granules, bias, weighted_input ? 1.0f : weights_[t * k + j]);
             }
+        }
+        if (layer.routed && work.shared_x != work.x) {
+            kernels.scale_add(work.x + t * n_embd + from, model_.config().residual_scale, sum, width);
+            std::fill(sum, sum + width, 0.0f);
         }
         if (layer.shared) {
             const Group& group = groups_.back();
             add_entry(group.first_entry + t, group.first_partial + t * group.set->layout.n_granules, group.set->layout.n_granules, nullptr,
                       shared_weight_[t]);
         }
-        kernels.scale_add(x + t * n_embd + from, model_.config().residual_scale, sum, width);
+        kernels.scale_add(work.shared_x + t * n_embd + from, model_.config().residual_scale, sum, width);
     }
 }
 

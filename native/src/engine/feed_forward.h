@@ -26,8 +26,14 @@ public:
 
     // Kinds of activation that layer il's router and experts want of their input.
     ActMask input_mask(int64_t il) const noexcept { return masks_[static_cast<size_t>(il)]; }
+    // What each part reads, and where its sum is added. Most layers give all parts one input and one sum.
+    struct Work {
+        const float* residual;  // [n][n_embd], before any norm: what later layers' experts are guessed from
+        const ActSet *router, *routed, *shared;
+        float *x, *shared_x;  // [n][n_embd]; the same, or the shared expert's sum apart
+    };
     // x[t] += feed-forward(acts[t]) for n tokens; acts hold the normed input.
-    void run(int64_t il, const ActSet& acts, float* x, int64_t n, int64_t first_position, const Probe& probe);
+    void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe);
 
     uint64_t scratch_bytes() const noexcept { return region_.size(); }
     int64_t tasks_run() const noexcept { return tasks_run_; }
@@ -59,21 +65,22 @@ private:
     void route(int64_t il, const ActSet& acts, int64_t n);
     void make_groups(int64_t il, int64_t n);
     // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
-    void intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const ActSet& acts,
+    void intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const Work& work,
                       std::byte* out, size_t stride, int thread);
     // One granule of one group for few tokens: all of it, down to its partials.
-    void compute_few(const Group& group, int64_t granule, const std::byte* data, const ActSet& acts, int thread);
-    void run_few(int64_t il, const ActSet& acts, float* x, int64_t n);
-    void compute_many(const ActSet& acts);
-    void run_many(int64_t il, const ActSet& acts, float* x, int64_t n);
+    void compute_few(const Group& group, int64_t granule, const std::byte* data, const Work& work, int thread);
+    void run_few(int64_t il, const Work& work, int64_t n);
+    void compute_many(const Work& work);
+    void run_many(int64_t il, const Work& work, int64_t n);
     // The routed groups of a layer through the streamer, and whatever else the layer has besides.
-    void stream(int64_t il, const ActSet& acts, float* x, int64_t n);
-    void stream_few(Streamer::Pass& pass, const ActSet& acts);
-    void stream_many(Streamer::Pass& pass, const ActSet& acts);
-    void fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* x, int64_t n);
-    void reduce(int64_t il, float* x, int64_t n, bool few);
+    void stream(int64_t il, const Work& work, int64_t n);
+    void stream_few(Streamer::Pass& pass, const Work& work);
+    void stream_many(Streamer::Pass& pass, const Work& work);
+    void fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* residual, int64_t n);
+    void guess(int64_t il, const float* residual);
+    void reduce(int64_t il, const Work& work, int64_t n, bool few);
     size_t n_routed_groups() const noexcept { return groups_.size() - (groups_.empty() || groups_.back().routed ? 0 : 1); }
-    void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, float* x);
+    void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, const Work& work);
 
     const Model& model_;
     Workspace& workspace_;
@@ -87,6 +94,7 @@ private:
     float* weights_ = nullptr;           // [n_batch][k]
     float* shared_weight_ = nullptr;     // [n_batch]
     int32_t* entry_token_ = nullptr;     // [entries]: the token of an entry
+    float* entry_weight_ = nullptr;      // [entries of routed experts]: where weights multiply the input
     int32_t* token_entry_ = nullptr;     // [n_batch][k + 1]: the entries of a token, experts ascending, the shared one last
     float* partials_ = nullptr;          // few tokens: [entry][granule][n_embd]; many: [entry][n_embd]
     std::byte* intermediate_ = nullptr;  // many: [entry][granule] quantized rows

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "engine/context.h"
+#include "engine/latent_parts.h"
 #include "expert/granule.h"
 #include "model/type_lookup.h"
 
@@ -64,8 +65,9 @@ public:
         needs.weights = total - (links ? 0 : needs.experts);
         const Context context(model_, options_.context);
         needs.kv = context.kv_bytes();
+        needs.state = context.state_bytes();
         needs.scratch = context.scratch_bytes();
-        const uint64_t own = needs.kv + needs.scratch;
+        const uint64_t own = context.bytes();
         needs.least = needs.weights + own;
         if (needs.experts) needs.least += Streamer::measure(stream_layers(), options_.streaming, n_threads(), false).least_bytes;
         if (!links) needs.least = std::min(needs.least, total + own);  // a model smaller than its staging
@@ -94,11 +96,17 @@ private:
         const StripLayout* layout;
         std::byte* dst;
     };
+    struct LatentParts {
+        const gguf::Tensor* joined;
+        int64_t n_head;
+        std::byte *keys, *values;
+    };
     // What one layer (or the rest of the model) wants filled.
     struct Batch {
         std::vector<Copy> copies;
         std::vector<Tile> tiles;
         std::vector<Strips> strips;
+        std::vector<LatentParts> latent_parts;
     };
 
     // Whether experts are resident or streamed, and what the budget leaves for which part. Everything is known before a weight is read.
@@ -150,7 +158,7 @@ private:
     }
 
     [[noreturn]] void refuse(uint64_t need, uint64_t weights, uint64_t context, uint64_t staging) const {
-        fail(Code::budget, "ram: needs ", human_bytes(need), " (", need, " bytes: weights ", human_bytes(weights), ", keys, values and scratch ",
+        fail(Code::budget, "ram: needs ", human_bytes(need), " (", need, " bytes: weights ", human_bytes(weights), ", keys, values, states and scratch ",
              human_bytes(context), staging ? ", staging and expert cache " : "", staging ? human_bytes(staging) : "", "), the budget is ",
              human_bytes(options_.ram_bytes), " (", options_.ram_bytes, " bytes); the smallest budget that works with these options is ", need,
              " bytes. Lower n_ctx or n_batch, use Q8_0 keys and values, or raise ram");
@@ -159,7 +167,7 @@ private:
     // A context reserves address space only: its pages cost nothing until they are touched.
     uint64_t context_bytes() const {
         const Context context(model_, options_.context);
-        return context.kv_bytes() + context.scratch_bytes();
+        return context.bytes();
     }
 
     int n_threads() const { return options_.context.n_threads ? options_.context.n_threads : ThreadPool::usable_cores(); }
@@ -197,7 +205,10 @@ private:
         model_.embedding_ = embedding;
         model_.output_norm_ = floats(b.output_norm);
         model_.rope_freqs_ = floats(b.rope_freqs);
-        model_.output_ = linear(b.output, nullptr);
+        model_.output_norm_bias_ = floats(b.output_norm_bias);
+        model_.rope_long_ = floats(b.rope_long);
+        model_.rope_short_ = floats(b.rope_short);
+        model_.output_ = linear(b.output, b.output_bias);
         model_.layers_.assign(b.layers.size(), {});
         for (size_t il = 0; il < b.layers.size(); ++il) {
             batch_ = &batches_[il];
@@ -213,12 +224,23 @@ private:
         if (b.wq_a) w.wq_a = linear(b.wq_a, nullptr);
         if (b.wk_b) w.wk_b = linear(b.wk_b, nullptr);
         if (b.wv_b) w.wv_b = linear(b.wv_b, nullptr);
+        if (b.wkv_b) place_latent_parts(b.wkv_b, w);
         if (b.wo) w.wo = linear(b.wo, b.bo);
         if (b.state_mixer.in) place_state_mixer(b.state_mixer, w.state_mixer);
         w.q_norm = floats(b.q_norm);
         w.k_norm = floats(b.k_norm);
         w.sinks = floats(b.sinks);
         w.ffn_norm = floats(b.ffn_norm);
+        w.attn_norm_bias = floats(b.attn_norm_bias);
+        w.ffn_norm_bias = floats(b.ffn_norm_bias);
+        w.post_attention_norm = floats(b.post_attention_norm);
+        w.post_ffn_norm = floats(b.post_ffn_norm);
+        w.expert_norm = floats(b.expert_norm);
+        w.post_expert_norm = floats(b.post_expert_norm);
+        w.post_dense_norm = floats(b.post_dense_norm);
+        w.router_norm = floats(b.router_norm);
+        w.expert_scale = floats(b.expert_scale);
+        w.output_scale = floats(b.output_scale);
         if (b.router) w.router = linear(b.router, b.router_bias);
         w.selection_bias = floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
@@ -239,6 +261,18 @@ private:
         w.alpha_bias = floats(b.alpha_bias);
         w.rate = floats(b.rate);
         w.norm = floats(b.norm);
+    }
+
+    void place_latent_parts(const gguf::Tensor* joined, LayerWeights& w) {
+        const LatentConfig& latent = model_.config_.latent;
+        const int64_t n_head = static_cast<int64_t>(joined->ne[1]) / (latent.plain + latent.head_dim_v);
+        w.wk_b.w = latent_keys_shape(latent, n_head);
+        w.wv_b.w = latent_values_shape(latent, n_head, Type{joined->type});
+        std::byte* keys = carver_.take<std::byte>(ops::tiled_bytes(w.wk_b.w.type, w.wk_b.w.rows, w.wk_b.w.cols));
+        std::byte* values = carver_.take<std::byte>(ops::tiled_bytes(w.wv_b.w.type, w.wv_b.w.rows, w.wv_b.w.cols));
+        w.wk_b.w.data = keys;
+        w.wv_b.w.data = values;
+        batch_->latent_parts.push_back({joined, n_head, keys, values});
     }
 
     void place_experts(const ExpertBinding& b, std::optional<ExpertSet>& out, bool routed) {
@@ -295,6 +329,7 @@ private:
         uint64_t bytes = 0;
         for (const Copy& copy : batch.copies) bytes += copy.tensor->n_bytes;
         for (const Tile& tile : batch.tiles) bytes += tile.tensor->n_bytes;
+        for (const LatentParts& p : batch.latent_parts) bytes += p.joined->n_bytes;
         for (const Strips& s : batch.strips) bytes += s.layout->strip_bytes() * static_cast<size_t>(s.binding->n_expert);
         return bytes;
     }
@@ -326,6 +361,10 @@ private:
                                   tile.dst + at);
             });
             model_.file_.dont_need(*tile.tensor);
+        }
+        for (const LatentParts& p : batch.latent_parts) {
+            fill_latent_parts(kernels, pool, *p.joined, model_.config_.latent, p.n_head, p.keys, p.values);
+            model_.file_.dont_need(*p.joined);
         }
         for (const Strips& s : batch.strips) {
             std::vector<StripFiller> fillers;
@@ -381,6 +420,12 @@ MemoryNeeds Model::measure(const std::string& path, const LoadOptions& options) 
 void Model::embed(int32_t token, float* out) const noexcept {
     kernels_->decode_row(embedding_type_, embedding_ + static_cast<size_t>(token) * row_bytes(embedding_type_, config_.n_embd), out,
                          config_.n_embd);
+}
+
+const float* Model::rope_divisors(int64_t n_ctx) const noexcept {
+    if (config_.rope.scaling != RopeScaling::long_short) return rope_freqs_;
+    // By the context, not by the position reached: keys already stored must stay as they were rotated.
+    return n_ctx > config_.rope.original_context ? rope_long_ : rope_short_;
 }
 
 uint64_t Model::expert_bytes() const noexcept {

@@ -52,6 +52,13 @@ struct LayerWeights {
     const float* sinks = nullptr;  // [n_head]
     StateMixerWeights state_mixer;
     const float* ffn_norm = nullptr;
+    const float *attn_norm_bias = nullptr, *ffn_norm_bias = nullptr;  // with them the norms are LayerNorms
+    const float *post_attention_norm = nullptr, *post_ffn_norm = nullptr;
+    // Of a layer with two branches: ffn_norm and post_dense_norm are the dense one's.
+    const float *expert_norm = nullptr, *post_expert_norm = nullptr, *post_dense_norm = nullptr;
+    const float* router_norm = nullptr;     // [n_embd], multiplies the normed input of the router
+    const float* expert_scale = nullptr;    // [n_expert], multiplies routing weights
+    const float* output_scale = nullptr;    // [1], multiplies what the layer gives
     Linear router;                          // rows = n_expert; rows 0: no routed experts
     const float* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertSet> routed;
@@ -76,7 +83,7 @@ struct LoadOptions {
 struct MemoryNeeds {
     uint64_t weights = 0;        // that have to be in memory anyway
     uint64_t experts = 0;        // all routed experts
-    uint64_t kv = 0, scratch = 0;  // of the context
+    uint64_t kv = 0, state = 0, scratch = 0;  // of the context
     uint64_t staging = 0;        // 0 where nothing is streamed
     uint64_t cache = 0;          // left for experts; 0 where nothing is streamed
     uint64_t least = 0;          // the smallest RAM budget that works, nothing cached
@@ -97,7 +104,9 @@ public:
     const LayerWeights& layer(int64_t il) const noexcept { return layers_[static_cast<size_t>(il)]; }
     const float* output_norm() const noexcept { return output_norm_; }
     const Linear& output() const noexcept { return output_; }
-    const float* rope_freqs() const noexcept { return rope_freqs_; }
+    const float* output_norm_bias() const noexcept { return output_norm_bias_; }
+    // Divisors of the rope frequencies for contexts of n_ctx positions, [n_rot / 2]; null: none.
+    const float* rope_divisors(int64_t n_ctx) const noexcept;
     // One row of the embedding as floats, [n_embd].
     void embed(int32_t token, float* out) const noexcept;
 
@@ -126,7 +135,7 @@ private:
     const ops::Kernels* kernels_ = nullptr;
     std::vector<LayerWeights> layers_;
     const float* output_norm_ = nullptr;
-    const float* rope_freqs_ = nullptr;
+    const float *output_norm_bias_ = nullptr, *rope_freqs_ = nullptr, *rope_long_ = nullptr, *rope_short_ = nullptr;
     Linear output_;
     Type embedding_type_{};
     const std::byte* embedding_ = nullptr;  // GGUF rows

@@ -30,6 +30,7 @@ RopeTable::RopeTable(const RopeConfig& c, const float* divisors) {
         if (low == high) high += 0.001;
         magnitude_ = c.attn_factor * (c.factor > 1.0 ? 1.0 + 0.1 * std::log(c.factor) : 1.0);
     }
+    if (c.scaling == RopeScaling::long_short) magnitude_ = c.attn_factor;
     for (int64_t j = 0; j < pairs; ++j) {
         double f = std::pow(c.base, -2.0 * static_cast<double>(j) / static_cast<double>(c.n_rot));
         if (divisors) f /= static_cast<double>(divisors[j]);

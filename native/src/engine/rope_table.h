@@ -11,7 +11,7 @@ namespace moepic {
 
 class RopeTable {
 public:
-    // divisors: [n_rot / 2] or null (rope_freqs of Llama 3 files).
+    // divisors: [n_rot / 2] or null (rope_freqs of Llama 3 and Gemma 4 files, Phi's factors).
     RopeTable(const RopeConfig& config, const float* divisors);
     // out: [n][n_rot], cos and sin of pair j at 2 j and 2 j + 1.
     void fill(int64_t first_pos, int64_t n, float* out) const noexcept;

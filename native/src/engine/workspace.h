@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <span>
 
@@ -44,6 +45,27 @@ private:
     std::array<std::byte*, kActKinds> data_{};
     std::array<size_t, kActKinds> stride_{};
 };
+
+// A norm of the model's width: LayerNorm where it has a bias, else RMS; times a factor.
+struct Norm {
+    const float* weight;
+    const float* bias = nullptr;
+    float factor = 1.0f;
+    void apply(const ops::Kernels& kernels, float eps, const float* x, float* y, int64_t n) const noexcept {
+        if (bias) {
+            kernels.layer_norm(x, weight, bias, eps, y, n);
+        } else {
+            kernels.rms_norm(x, weight, eps, y, n);
+        }
+        if (factor != 1.0f) kernels.scale(y, factor, n);
+    }
+};
+
+// What a layer's router reads of the residual: with two branches the residual itself, of length one; else what the experts read.
+inline Norm router_norm(const LayerWeights& w, int64_t n_embd) noexcept {
+    if (w.router_norm) return {w.router_norm, nullptr, 1.0f / std::sqrt(static_cast<float>(n_embd))};
+    return {w.ffn_norm, w.ffn_norm_bias};
+}
 
 struct Projection {
     const Linear* linear;

@@ -34,12 +34,49 @@ public:
         model.output = take("output.weight", {config_.n_embd, config_.n_vocab});
         if (!model.output) model.output = model.token_embd;
         model.rope_freqs = take_floats("rope_freqs.weight", config_.rope.n_rot / 2);
+        bind_model_extras(model);
         for (int64_t il = 0; il < config_.n_layer; ++il) model.layers.push_back(bind_layer(il));
         refuse_leftovers();
         return model;
     }
 
 private:
+    // Biases and divisors beside the model's own tensors.
+    void bind_model_extras(ModelBinding& model) {
+        const Recipe& recipe = *config_.recipe;
+        if (recipe.norm == NormKind::layer) model.output_norm_bias = need_floats("output_norm.bias", config_.n_embd);
+        if (recipe.output_bias != Presence::never) model.output_bias = take_floats("output.bias", config_.n_vocab);
+        if (config_.rope.scaling == RopeScaling::long_short) {
+            model.rope_long = need_floats("rope_factors_long.weight", config_.rope.n_rot / 2);
+            model.rope_short = need_floats("rope_factors_short.weight", config_.rope.n_rot / 2);
+        }
+        if (recipe.rope_divisors && !model.rope_freqs) {
+            fail(Code::format, "model: tensor 'rope_freqs.weight' is missing; architecture '", recipe.arch,
+                 "' turns only a part of its frequencies with it");
+        }
+    }
+
+    // Norms and scales around attention and feed-forward that few families have.
+    void bind_layer_extras(const std::string& blk, const LayerConfig& c, LayerBinding& layer) {
+        const Recipe& recipe = *config_.recipe;
+        if (recipe.norm == NormKind::layer) {
+            layer.attn_norm_bias = need_floats(blk + "attn_norm.bias", config_.n_embd);
+            layer.ffn_norm_bias = need_floats(cat(blk, recipe.ffn_norm, ".bias"), config_.n_embd);
+        }
+        if (recipe.post_norms) {
+            layer.post_attention_norm = need_floats(blk + "post_attention_norm.weight", config_.n_embd);
+            layer.post_ffn_norm = need_floats(blk + "post_ffw_norm.weight", config_.n_embd);
+        }
+        if (!recipe.two_branches) return;
+        layer.output_scale = take_floats(blk + "layer_output_scale.weight", 1);
+        if (c.n_expert == 0) return;
+        layer.expert_norm = need_floats(blk + "pre_ffw_norm_2.weight", config_.n_embd);
+        layer.post_dense_norm = need_floats(blk + "post_ffw_norm_1.weight", config_.n_embd);
+        layer.post_expert_norm = need_floats(blk + "post_ffw_norm_2.weight", config_.n_embd);
+        layer.router_norm = need_floats(blk + "ffn_gate_inp.scale", config_.n_embd);
+        layer.expert_scale = take_floats(blk + "ffn_down_exps.scale", c.n_expert);
+    }
+
     LayerBinding bind_layer(int64_t il) {
         const LayerConfig& c = config_.layers[static_cast<size_t>(il)];
         const Recipe& recipe = *config_.recipe;
@@ -60,6 +97,7 @@ private:
         }
         if (recipe.sinks) layer.sinks = need_floats(blk + "attn_sinks.weight", c.n_head);
         layer.ffn_norm = need_floats(cat(blk, recipe.ffn_norm, ".weight"), config_.n_embd);
+        bind_layer_extras(blk, c, layer);
 
         if (c.n_expert == 0) {
             layer.shared = bind_single(blk, "", c.n_ff);
@@ -77,7 +115,7 @@ private:
             layer.routed->down_bias = need_biases(blk + "ffn_down_exps.bias", config_.n_embd, c.n_expert);
         }
         if (c.n_ff_shared > 0) {
-            layer.shared = bind_single(blk, "_shexp", c.n_ff_shared);
+            layer.shared = bind_single(blk, recipe.two_branches ? "" : "_shexp", c.n_ff_shared);
             if (recipe.shared == SharedExpert::gated) {
                 layer.shared_gate = need_floats(blk + "ffn_gate_inp_shexp.weight", config_.n_embd);
             }
@@ -90,7 +128,8 @@ private:
         const int64_t q_rows = c.n_head * c.head_dim_k, k_rows = c.n_head_kv * c.head_dim_k, v_rows = c.n_head_kv * c.head_dim_v;
         layer.wq = need(blk + "attn_q.weight", {config_.n_embd, recipe.gated_attention ? 2 * q_rows : q_rows});
         layer.wk = need(blk + "attn_k.weight", {config_.n_embd, k_rows});
-        layer.wv = need(blk + "attn_v.weight", {config_.n_embd, v_rows});
+        layer.wv = take(blk + "attn_v.weight", {config_.n_embd, v_rows});
+        if (!layer.wv && !(recipe.value_from_key && k_rows == v_rows)) need(blk + "attn_v.weight", {config_.n_embd, v_rows});
         layer.wo = need(blk + "attn_output.weight", {c.n_head * c.head_dim_v, config_.n_embd});
         if (recipe.qkv_bias != Presence::never) {
             layer.bq = take_floats(blk + "attn_q.bias", q_rows);
@@ -102,7 +141,7 @@ private:
                      "' has these biases");
             }
         }
-        if (recipe.qk_norm != QkNorm::none) {
+        if (recipe.qk_norm == QkNorm::per_head || recipe.qk_norm == QkNorm::whole) {
             const bool whole = recipe.qk_norm == QkNorm::whole;
             const int64_t q_width = whole ? q_rows : c.head_dim_k, k_width = whole ? k_rows : c.head_dim_k;
             if (!recipe.qk_norm_optional || file_.find_tensor(blk + "attn_q_norm.weight")) {
@@ -124,8 +163,12 @@ private:
         }
         layer.wk = need(blk + "attn_kv_a_mqa.weight", {config_.n_embd, c.head_dim_k});
         layer.k_norm = need_floats(blk + "attn_kv_a_norm.weight", latent.kv_rank);
-        layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
-        layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        if (latent.joined) {
+            layer.wkv_b = need(blk + "attn_kv_b.weight", {latent.kv_rank, c.n_head * (latent.plain + latent.head_dim_v)});
+        } else {
+            layer.wk_b = need(blk + "attn_k_b.weight", {latent.plain, latent.kv_rank, c.n_head});
+            layer.wv_b = need(blk + "attn_v_b.weight", {latent.kv_rank, latent.head_dim_v, c.n_head});
+        }
         layer.wo = need(blk + "attn_output.weight", {c.n_head * latent.head_dim_v, config_.n_embd});
     }
 

@@ -59,24 +59,34 @@ struct LayerBinding {
     const gguf::Tensor *bq = nullptr, *bk = nullptr, *bv = nullptr, *bo = nullptr;
     // With latent attention wq makes heads [plain | rotated] (from wq_a's output where there is one, normed by q_norm), wk makes
     // [latent | rotated] (the latent normed by k_norm), and there is no wv.
-    const gguf::Tensor* wq_a = nullptr;  // [n_embd, q_rank]
-    const gguf::Tensor* wk_b = nullptr;  // [plain, kv_rank, n_head]
-    const gguf::Tensor* wv_b = nullptr;  // [kv_rank, head_dim_v, n_head]
+    const gguf::Tensor* wq_a = nullptr;   // [n_embd, q_rank]
+    const gguf::Tensor* wk_b = nullptr;   // [plain, kv_rank, n_head]
+    const gguf::Tensor* wv_b = nullptr;   // [kv_rank, head_dim_v, n_head]
+    const gguf::Tensor* wkv_b = nullptr;  // in place of both: [kv_rank, n_head * (plain + head_dim_v)]
     const gguf::Tensor *q_norm = nullptr, *k_norm = nullptr;
     const gguf::Tensor* sinks = nullptr;  // [n_head]
     StateMixerBinding state_mixer;
+    const gguf::Tensor *attn_norm_bias = nullptr, *ffn_norm_bias = nullptr;
+    const gguf::Tensor *post_attention_norm = nullptr, *post_ffn_norm = nullptr;
+    // Of a layer with two branches: ffn_norm and post_dense_norm are the dense one's.
+    const gguf::Tensor *expert_norm = nullptr, *post_expert_norm = nullptr, *post_dense_norm = nullptr;
+    const gguf::Tensor* router_norm = nullptr;   // [n_embd], multiplies the normed input of the router
+    const gguf::Tensor* expert_scale = nullptr;  // [n_expert], multiplies routing weights
+    const gguf::Tensor* output_scale = nullptr;  // [1], multiplies what the layer gives
     const gguf::Tensor* ffn_norm = nullptr;
     const gguf::Tensor* router = nullptr;          // [n_embd, n_expert]
     const gguf::Tensor* router_bias = nullptr;     // [n_expert]
     const gguf::Tensor* selection_bias = nullptr;  // [n_expert]
     std::optional<ExpertBinding> routed;
-    std::optional<ExpertBinding> shared;        // a shared expert, or the dense feed-forward of a layer without experts
+    std::optional<ExpertBinding> shared;        // a shared expert, or the dense feed-forward
     const gguf::Tensor* shared_gate = nullptr;  // [n_embd]
 };
 
 struct ModelBinding {
     const gguf::Tensor *token_embd = nullptr, *output_norm = nullptr, *output = nullptr;  // output == token_embd when tied
-    const gguf::Tensor* rope_freqs = nullptr;                                             // divisors of the rope frequencies, [n_rot / 2]
+    const gguf::Tensor *output_norm_bias = nullptr, *output_bias = nullptr;
+    const gguf::Tensor *rope_long = nullptr, *rope_short = nullptr;  // divisors of long_short scaling, [n_rot / 2]
+    const gguf::Tensor* rope_freqs = nullptr;                        // divisors of the rope frequencies, [n_rot / 2]
     std::vector<LayerBinding> layers;
 };
 

@@ -10,7 +10,12 @@
 
 namespace moepic {
 
-enum class RopeScaling : uint8_t { none, linear, yarn };
+enum class RopeScaling : uint8_t {
+    none,
+    linear,
+    yarn,
+    long_short,  // divisors per pair, one set for contexts up to the original length, one for longer ones (LongRoPE)
+};
 
 struct RopeConfig {
     ops::RopePairing pairing = ops::RopePairing::norm;
@@ -18,9 +23,9 @@ struct RopeConfig {
     double base = 10000.0;
     RopeScaling scaling = RopeScaling::none;
     double factor = 1.0;           // context extension
-    int64_t original_context = 0;  // yarn
+    int64_t original_context = 0;  // yarn, long_short
     double beta_fast = 32.0, beta_slow = 1.0;
-    double attn_factor = 1.0;  // multiplies yarn's magnitude factor
+    double attn_factor = 1.0;  // multiplies yarn's magnitude factor; of long_short, is the factor
     bool truncate = true;      // yarn's ramp begins and ends at whole dimensions
 };
 
@@ -31,6 +36,7 @@ struct LatentConfig {
     int64_t q_rank = 0;   // queries go through this width first; 0: they don't
     int64_t plain = 0;    // dims of a query head that are not rotated
     int64_t head_dim_v = 0;
+    bool joined = false;  // the file is from before 2025: attn_kv_b holds, per head, rows of attn_k_b (not turned) and of attn_v_b
 };
 
 // A gated delta net: [q | k | v] channels pass a short convolution; each value head keeps a matrix [head_dim_k, head_dim_v].
@@ -44,6 +50,9 @@ struct DeltaNetConfig {
     int64_t n_channels() const noexcept { return 2 * key_rows() + value_rows(); }
 };
 
+// The router of SparseMixer holds this many logits on its stack.
+inline constexpr int64_t kMostSparseExperts = 256;
+
 struct LayerConfig {
     Mixer mixer = Mixer::attention;  // others have no heads, keys or values
     int64_t n_head = 0, n_head_kv = 0;
@@ -52,6 +61,8 @@ struct LayerConfig {
     int64_t n_ff = 0;                         // width of one expert, or of the dense feed-forward
     int64_t n_ff_shared = 0;                  // width of the shared expert; 0: none
     int64_t window = 0;                       // positions a token sees, its own included; 0: all
+    bool rotates = true;                      // rope
+    bool window_rope = false;                 // Config::window_rope instead of Config::rope
     int device = -1;                          // -1: CPU
 };
 
@@ -61,6 +72,7 @@ struct Config {
     int64_t n_nextn = 0;  // blocks after the layers that predict further tokens (MTP); not run
     float norm_eps = 1e-5f;
     RopeConfig rope;
+    RopeConfig window_rope;  // of layers with a window, where it differs
     LatentConfig latent;
     DeltaNetConfig delta_net;
     int64_t n_conv_taps = 0;  // of short-convolution layers
@@ -69,7 +81,13 @@ struct Config {
     bool renormalise = false;                                                 // routing weights
     float embedding_scale = 1.0f, residual_scale = 1.0f, logit_scale = 1.0f;  // multiply embeddings, each block's output, logits
     float attention_scale = 0.0f;                                             // multiplies q . k; 0: 1 / sqrt(head_dim_k)
-    float router_scale = 1.0f;                                                // multiplies routing weights
+    double temperature_scale = 0.0;  // queries of layers that do not rotate times 1 + scale ln(1 + floor((position + 1) / length))
+    int64_t temperature_length = 0;
+    bool bare_qk_norm = false;        // QkNorm::bare, and this model has it
+    float soft_cap = 0.0f;            // logits become cap tanh(logits / cap); 0: they stay
+    std::vector<int32_t> suppressed;  // tokens that are never to be chosen: their logits are -inf
+    bool groups_by_best = false;      // a group of experts is worth its best one, not its best two
+    float router_scale = 1.0f;        // multiplies routing weights
     std::vector<LayerConfig> layers;
 
     // The first layer with keys and values, which stands for all in reports.
@@ -80,6 +98,12 @@ struct Config {
         return layers.front();
     }
 };
+
+// Bytes of keys and values in F16: what one more token adds, and what layers with a window hold at most, whatever the context.
+struct KvNeed {
+    uint64_t per_token = 0, in_windows = 0;
+};
+KvNeed kv_need_f16(const Config& config) noexcept;
 
 // Throws format (a key is missing, of a wrong type or out of range) or unsupported (an architecture or option this build can't run).
 Config read_config(const gguf::File& file);

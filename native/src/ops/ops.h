@@ -60,6 +60,7 @@ inline constexpr size_t kMatmulScratchBytes = size_t{1} << 19;
 enum class GluKind : uint8_t {
     silu,          // silu(gate) * up
     silu_clamped,  // g sigmoid(1.702 g) (u + 1) with g = min(gate, 7), u = up clamped to [-7, 7]; gpt-oss
+    gelu,          // gelu(gate) * up, gelu by tanh: 0.5 g (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3)))
     sigmoid,       // sigmoid(gate) * up
 };
 
@@ -67,12 +68,15 @@ enum class GluKind : uint8_t {
 // scores (keys: [head_dim][16] per block and head) and a lane is a channel for the output (values: [16][head_dim]); cpu/attention.h.
 enum class KvType : uint8_t { f16, q8_0 };
 inline constexpr int kKvBlock = 16;
+inline constexpr int kKvRing = 256;
 struct KvView {
     KvType type = KvType::f16;
     int64_t n_head_kv = 0;
     int64_t head_dim_k = 0, head_dim_v = 0;  // multiples of 32 for q8_0, of 2 for f16
-    int64_t capacity = 0;                    // positions, a multiple of kKvBlock
-    std::byte* keys = nullptr;               // kv_bytes(...) each, 64-byte aligned
+    // Positions that are held, a multiple of kKvBlock: position p lies where p mod capacity does. A layer with a window may hold fewer than
+    // the context has; its capacity is then a multiple of kKvRing, so that what attention walks together is not torn.
+    int64_t capacity = 0;
+    std::byte* keys = nullptr;  // kv_bytes(...) each, 64-byte aligned
     std::byte* values = nullptr;
 };
 size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capacity) noexcept;  // of keys, or of values
@@ -89,6 +93,7 @@ struct AttentionJob {
     int64_t head_begin = 0, head_end = 0;
     float scale = 1.0f;            // multiplies q . k
     int64_t window = 0;            // sliding window in positions, own included; 0: all
+    bool chunked = false;          // the window does not slide: a token sees its own chunk of `window` positions, counted from 0
     const float* sinks = nullptr;  // [n_head] logits that join the softmax without a value; null: none
     std::byte* scratch = nullptr;  // kAttentionScratchBytes, 64-byte aligned, one per thread
 };
@@ -144,6 +149,8 @@ struct Kernels {
 
     // y = x / sqrt(mean(x^2) + eps) * weight; weight null: 1. y may be x.
     void (*rms_norm)(const float* x, const float* weight, float eps, float* y, int64_t n);
+    // y = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias. y may be x.
+    void (*layer_norm)(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n);
     // Rotate n_rot dims of one head in place: (a, b) -> (a c - b s, a s + b c) with cos_sin[2 j], cos_sin[2 j + 1] for pair j.
     void (*rope)(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing);
     // out[i] = glu(gate[i], up[i]); out may be gate.
@@ -154,6 +161,7 @@ struct Kernels {
     void (*multiply)(float* y, const float* x, int64_t n);                       // y *= x
     void (*scale_add)(float* y, float a, const float* x, int64_t n);             // y = fma(a, x, y)
     void (*scale)(float* y, float a, int64_t n);                                 // y *= a
+    void (*soft_cap)(float* x, float cap, int64_t n);                            // x = cap tanh(x / cap)
     void (*decode_row)(Type type, const std::byte* row, float* out, int64_t n);  // one row of GGUF blocks to floats (embeddings)
 
     // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].

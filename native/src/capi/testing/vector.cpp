@@ -72,6 +72,7 @@ int moepic_test_vector(int isa, int op, float* x, int64_t n) {
         const ops::Kernels& kernels = kernels_of(isa);
         if (op == 1) return kernels.sigmoid(x, n);
         if (op == 2) return kernels.softmax(x, n);
+        if (op == 3) return kernels.soft_cap(x, 30.0f, n);
         if (op != 0) fail(Code::argument, "ops: no vector op has the number ", op);
         switch (kernels.isa) {
             case ops::Isa::scalar:
@@ -91,6 +92,10 @@ int moepic_test_vector(int isa, int op, float* x, int64_t n) {
 
 int moepic_test_rms_norm(int isa, const float* x, const float* weight, float eps, float* y, int64_t n) {
     return guard([&] { kernels_of(isa).rms_norm(x, weight, eps, y, n); });
+}
+
+int moepic_test_layer_norm(int isa, const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) {
+    return guard([&] { kernels_of(isa).layer_norm(x, weight, bias, eps, y, n); });
 }
 
 int moepic_test_rope(int isa, float* head, const float* cos_sin, int64_t n_rot, int pairing) {
@@ -125,7 +130,9 @@ int moepic_test_kv_store(int isa, const moepic_test_kv* kv, int64_t pos, int64_t
     return guard([&] {
         const ops::Kernels& kernels = kernels_of(isa);
         const ops::KvView view = view_of(*kv);
-        if (pos < 0 || n < 0 || pos + n > view.capacity) fail(Code::argument, "kv: positions ", pos, "+", n, " exceed ", view.capacity);
+        const bool ring = view.capacity % ops::kKvRing == 0;
+        if (pos < 0 || n < 0 || (pos + n > view.capacity && !ring))
+            fail(Code::argument, "kv: positions ", pos, "+", n, " exceed ", view.capacity);
         for (int64_t i = 0; i < n; ++i) {
             kernels.kv_store(view, pos + i, k + i * view.n_head_kv * view.head_dim_k, v + i * view.n_head_kv * view.head_dim_v);
         }
@@ -141,7 +148,7 @@ int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, flo
         std::vector<std::byte> scratch(ops::kAttentionScratchBytes + 64, std::byte{0xff});
         ops::AttentionJob job;
         job.kv = view_of(*kv);
-        if (n_head % job.kv.n_head_kv != 0 || first_pos + token_end > job.kv.capacity) {
+        if (n_head % job.kv.n_head_kv != 0 || (first_pos + token_end > job.kv.capacity && job.kv.capacity % ops::kKvRing != 0)) {
             fail(Code::argument, "attention: ", n_head, " heads over ", job.kv.n_head_kv, ", position ", first_pos + token_end, " of ",
                  job.kv.capacity);
         }
@@ -154,7 +161,8 @@ int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, flo
         job.head_begin = head_begin;
         job.head_end = head_end;
         job.scale = scale;
-        job.window = window;
+        job.window = window < 0 ? -window : window;
+        job.chunked = window < 0;
         job.sinks = sinks;
         job.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
         double best = 1e30;

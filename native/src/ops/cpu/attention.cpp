@@ -33,6 +33,7 @@ namespace {
 
 constexpr int64_t kChunk = 256;  // positions between two rescalings; part of the arithmetic
 constexpr int64_t kChunkBlocks = kChunk / kKvBlock;
+static_assert(kKvRing % kChunk == 0, "a ring holds whole chunks, or blocks of one would not lie side by side");
 constexpr int64_t kMostRows = 32;  // rows that walk a chunk together; not part of the arithmetic
 
 // Register blocking, not part of the arithmetic: rows at once, and accumulators of 16 lanes at once. 16 of 32 registers leave room for
@@ -116,7 +117,11 @@ struct Tile {
     int64_t head(int64_t row) const { return head_begin + (first_row + row) % heads; }
     // Positions [first, last) that a row sees.
     int64_t last(const AttentionJob& job, int64_t row) const { return job.first_pos + token(job, row) + 1; }
-    int64_t first(const AttentionJob& job, int64_t row) const { return job.window > 0 ? max_of(0, last(job, row) - job.window) : 0; }
+    int64_t first(const AttentionJob& job, int64_t row) const {
+        if (job.window <= 0) return 0;
+        if (job.chunked) return (last(job, row) - 1) / job.window * job.window;
+        return max_of(0, last(job, row) - job.window);
+    }
 };
 
 inline int64_t unit_count(const KvView& kv) {

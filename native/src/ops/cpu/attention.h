@@ -31,9 +31,10 @@ inline constexpr int64_t kv_block_bytes(KvType type, int64_t head_dim) {
     return (head_dim + kKvUnit - 1) / kKvUnit * kKvUnit * kKvBlock * 2;
 }
 
-// The block of a head that holds a position.
+// The block of a head that holds a position, or would hold it again after `capacity` more.
 inline std::byte* kv_block(std::byte* data, KvType type, int64_t head_dim, int64_t capacity, int64_t head, int64_t pos) {
-    return data + (head * (capacity / kKvBlock) + pos / kKvBlock) * kv_block_bytes(type, head_dim);
+    const int64_t blocks = capacity / kKvBlock;
+    return data + (head * blocks + pos / kKvBlock % blocks) * kv_block_bytes(type, head_dim);
 }
 
 void kv_store(const KvView& kv, int64_t pos, const float* k, const float* v);

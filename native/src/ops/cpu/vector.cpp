@@ -1,9 +1,11 @@
 // Ops on single vectors of float32, compiled once per instruction set with equal bits (math.h, simd.h).
 //
 //   rms_norm   y = x / sqrt(mean(x^2) + eps) * weight     reads 2 n floats, writes n
+//   layer_norm y = (x - mean) / sqrt(variance + eps) * weight + bias   reads 4 n, writes n
 //   rope       (a, b) -> (a c - b s, a s + b c)           reads 2 n, writes n, in place
 //   glu        out = gate / (1 + e^-gate) * up, or a cousin   reads 2 n, writes n
 //   softmax    x = e^(x - max) / sum                      three passes over n, in place
+//   soft_cap   x = cap tanh(x / cap)                      reads n, writes n, in place
 //   sigmoid    x = 1 / (1 + e^-x);  add: y += x;  multiply: y *= x;  scale_add: y = fma(a, x, y);  scale: y *= a
 //
 // Vectors are an activation's width (hundreds to thousands of floats), so they live in L1 and L2 and instruction throughput is the bound;
@@ -19,6 +21,8 @@ namespace moepic::ops::MOEPIC_ISA {
 namespace {
 
 // GluKind::silu_clamped, as gpt-oss was trained; GGUF has no key for them.
+// sqrt(8 / pi): tanh is taken by the logistic function of twice its argument.
+constexpr float kGeluSlope = 1.5957691216057308f, kGeluCube = 0.044715f;
 constexpr float kGluSlope = 1.702f, kGluLimit = 7.0f;
 
 // x[i] = op(x[i]) with a padded last vector; `op` sees zeros in the padding.
@@ -59,6 +63,29 @@ void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t 
     }
 }
 
+// The mean first, then squares of what is left: no cancellation where the mean is large beside the spread.
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n) {
+    if (n <= 0) return;
+    F16x sums = f_set(0.0f);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) sums = sums + f_load(x + i);
+    if (i < n) sums = sums + f_load_some(x + i, n - i, 0.0f);
+    const float mean = sum_lanes(sums) / static_cast<float>(n);
+    const F16x centre = f_set(mean);
+    F16x squares = f_set(0.0f);
+    for (i = 0; i + kLanes <= n; i += kLanes) {
+        const F16x v = f_load(x + i) - centre;
+        squares = f_fma(v, v, squares);
+    }
+    if (i < n) {
+        const F16x v = f_load_some(x + i, n - i, mean) - centre;
+        squares = f_fma(v, v, squares);
+    }
+    const F16x inverse = f_set(1.0f / std::sqrt(sum_lanes(squares) / static_cast<float>(n) + eps));
+    map_two(x, weight, y, n, [&](F16x v, F16x w) { return (v - centre) * inverse * w; });
+    add(y, bias, n);
+}
+
 // One pair per step: 2 multiplies and 2 fused multiply-adds. A head is 32 to 256 wide, once per head and token.
 void rope(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing) {
     const int64_t pairs = n_rot / 2;
@@ -83,6 +110,12 @@ void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n
                 // NaN is the second operand, which f_min and f_max answer with.
                 const F16x low = f_min(f_set(kGluLimit), g), clamped = f_max(f_set(-kGluLimit), f_min(f_set(kGluLimit), u));
                 return over_logistic(low, low * f_set(kGluSlope)) * (clamped + f_set(1.0f));
+            });
+            return;
+        case GluKind::gelu:
+            map_two(gate, up, out, n, [](F16x g, F16x u) {
+                const F16x inner = f_fma(f_set(kGeluCube) * g * g, g, g);
+                return over_logistic(g, f_set(kGeluSlope) * inner) * u;
             });
             return;
         case GluKind::sigmoid:
@@ -134,6 +167,12 @@ void scale_add(float* y, float a, const float* x, int64_t n) {
 void scale(float* y, float a, int64_t n) {
     const F16x factor = f_set(a);
     map_in_place(y, n, [&](F16x v) { return v * factor; });
+}
+
+// tanh(y) = 2 / (1 + e^-2y) - 1. Small results keep the absolute error of the difference, some 2^-23 cap; the largest logit decides.
+void soft_cap(float* x, float cap, int64_t n) {
+    const F16x limit = f_set(cap), twice = f_set(2.0f / cap);
+    map_in_place(x, n, [&](F16x v) { return (over_logistic(f_set(2.0f), v * twice) - f_set(1.0f)) * limit; });
 }
 
 void exp_each(float* x, int64_t n) {

@@ -9,6 +9,7 @@
 namespace moepic::ops::MOEPIC_ISA {
 
 void rms_norm(const float* x, const float* weight, float eps, float* y, int64_t n);
+void layer_norm(const float* x, const float* weight, const float* bias, float eps, float* y, int64_t n);
 void rope(float* head, const float* cos_sin, int64_t n_rot, RopePairing pairing);
 void glu(GluKind kind, const float* gate, const float* up, float* out, int64_t n);
 void softmax(float* x, int64_t n);
@@ -17,6 +18,7 @@ void add(float* y, const float* x, int64_t n);
 void multiply(float* y, const float* x, int64_t n);
 void scale_add(float* y, float a, const float* x, int64_t n);
 void scale(float* y, float a, int64_t n);
+void soft_cap(float* x, float cap, int64_t n);
 
 void exp_each(float* x, int64_t n);  // in place; not in the table, for the tests of math.h
 
