@@ -32,8 +32,8 @@ public:
     // Keeps the first n tokens. Where a layer's window before n is overwritten, or no state was kept at n, the next eval computes tokens
     // again: from the nearest position that all layers can go on from.
     void truncate(int64_t n);
-    // Keeps the longest common prefix with `tokens`, at most all but one of them, and no more than all layers can go on from at once; returns
-    // its length.
+    // Keeps the longest common prefix with `tokens`, at most all but one of them, and no more than all layers can go on from at once;
+    // returns its length.
     int64_t reuse(std::span<const int32_t> tokens);
 
     void cancel() noexcept { cancelled_.store(true, std::memory_order_relaxed); }

@@ -151,7 +151,8 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
         norm({w.attn_norm, w.attn_norm_bias}, acts_, mixer_mask(il), x_, n, normed_);
         mix(il, kv, state, n, first_pos);
         if (timeline.is_on())
-            timeline.record({.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
+            timeline.record(
+                {.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
         // After the last layer's mixer only the tokens whose logits are wanted go on.
         const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
         const int64_t rest = n - drop;

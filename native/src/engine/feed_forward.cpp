@@ -211,8 +211,8 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
     }
 }
 
-void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count,
-                               const Work& work, std::byte* out, size_t stride, int thread) {
+void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const Work& work,
+                               std::byte* out, size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
     const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
@@ -374,7 +374,8 @@ void FeedForward::stream(int64_t il, const Work& work, int64_t n) {
 void FeedForward::stream_few(Streamer::Pass& pass, const Work& work) {
     tasks_.clear();  // of the shared expert, which is always there
     for (size_t i = n_routed_groups(); i < groups_.size(); ++i) {
-        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
+        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g)
+            tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
     }
     const auto compute = [&](const Streamer::Item& item, int thread) {
         const int64_t start = timeline_.is_on() ? now_ns() : 0;

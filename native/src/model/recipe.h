@@ -81,12 +81,12 @@ struct Recipe {
     bool two_branches = false;      // a layer with experts has the dense feed-forward beside them, each with norms of its own
     bool weight_on_input = false;   // routing weights multiply what an expert is given, not what it gives
     int64_t wide_scale_layers = 0;  // a model with this many layers scales q . k by the root of n_head / n_embd
-    int64_t no_qk_norm_experts = 0;  // a model with this many experts has no q/k norm
-    bool multipliers = false;        // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
-    Mixer mixer = Mixer::attention;             // of the layers that are not attention; which ones those are, the file says
-    bool gated_attention = false;               // attn_q makes [query | gate] per head; a head's output is multiplied by sigmoid(gate)
-    bool tiled_value_heads = false;             // value head h of a delta net reads key head h mod n_head_k, instead of whole groups
-    const char* output_norm = "output_norm";    // name of the last norm
+    int64_t no_qk_norm_experts = 0;           // a model with this many experts has no q/k norm
+    bool multipliers = false;                 // embedding_scale, residual_scale, attention.scale; logits are divided by logit_scale
+    Mixer mixer = Mixer::attention;           // of the layers that are not attention; which ones those are, the file says
+    bool gated_attention = false;             // attn_q makes [query | gate] per head; a head's output is multiplied by sigmoid(gate)
+    bool tiled_value_heads = false;           // value head h of a delta net reads key head h mod n_head_k, instead of whole groups
+    const char* output_norm = "output_norm";  // name of the last norm
 };
 
 std::span<const Recipe> recipes() noexcept;
