@@ -72,6 +72,7 @@ class Forecast:
     stall_s: float
     missed_bytes: float  # per token, after routing
     is_resident: bool
+    options: CacheOptions | None = None  # of that cache
 
     def as_dict(self) -> dict[str, Any]:
         times = {
@@ -132,8 +133,10 @@ def forecast(subject: Subject, room_bytes: int, mode: str, *, top: int = 0, quic
     if subject.is_prior:
         tpot = _over_priors(subject, tried, options, tpot)
     plan = _make(subject, subject.trace, room_bytes, mode, top)
-    cache, _ = _cache(subject, subject.trace, plan, quick)
-    return Forecast(plan, cache, _banded(subject, tpot), _ttft(subject, plan.bytes), found.stall_s, missed, False)
+    cache, chosen = _cache(subject, subject.trace, plan, quick)
+    return Forecast(
+        plan, cache, _banded(subject, tpot), _ttft(subject, plan.bytes), found.stall_s, missed, False, chosen
+    )
 
 
 def _make(subject: Subject, trace: Trace, room_bytes: int, mode: str, top: int) -> Plan:

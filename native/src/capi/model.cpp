@@ -94,7 +94,8 @@ int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* handle
         info.active_bytes = model.active_bytes();
         info.isa = model.kernels().name;
         info.streams = model.streamer() != nullptr;
-        info.n_moe_layer = static_cast<int32_t>(std::count_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return l.n_expert > 0; }));
+        info.n_moe_layer = static_cast<int32_t>(
+            std::count_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return l.n_expert > 0; }));
         info.cache_bytes = model.cache_bytes();
         info.staging_bytes = model.staging_bytes();
         write_info(out, info, "moepic_model_info");

@@ -89,8 +89,7 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
     Timeline& timeline = feed_forward_.timeline();
-    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
-    feed_forward_.trace().begin(n);
+    feed_forward_.begin(n);
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
     if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);
@@ -102,7 +101,8 @@ void Decoder::forward(KvCache& kv, const int32_t* tokens, int64_t n, int64_t fir
         norm(w.attn_norm, acts_, act_mask(w.wq_a.w.rows ? w.wq_a : w.wq) | act_mask(w.wk) | act_mask(w.wv), x_, n, normed_);
         attention(il, kv, n, first_pos);
         if (timeline.is_on())
-            timeline.record({.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
+            timeline.record(
+                {.start_ns = start, .end_ns = now_ns(), .position = first_pos, .kind = Span::attention, .layer = static_cast<int32_t>(il)});
         // After the last layer's attention only the tokens whose logits are wanted go on.
         const int64_t drop = il + 1 == config.n_layer && !probe ? n - n_logits : 0;
         const int64_t rest = n - drop;

@@ -119,6 +119,12 @@ void FeedForward::run(int64_t il, const ActSet& acts, float* x, int64_t n, int64
     }
 }
 
+void FeedForward::begin(int64_t n) {
+    batch_ = n;
+    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
+    trace_.begin(n);
+}
+
 void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
     const LayerWeights& layer = model_.layer(il);
     const LayerConfig& config = model_.config().layers[static_cast<size_t>(il)];
@@ -207,8 +213,8 @@ void FeedForward::make_groups(int64_t il, int64_t n) {
     }
 }
 
-void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count,
-                               const ActSet& acts, std::byte* out, size_t stride, int thread) {
+void FeedForward::intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const ActSet& acts,
+                               std::byte* out, size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
     const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
@@ -347,8 +353,13 @@ void FeedForward::stream(int64_t il, const ActSet& acts, float* x, int64_t n) {
         wants_.push_back({static_cast<int32_t>(groups_[i].expert), groups_[i].data});
     }
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
-    Streamer::Pass pass(*model_.streamer(), layer.moe_layer, {ids_, static_cast<size_t>(n * k)}, static_cast<int>(n), wants_, &timeline_,
-                        probe_position_);
+    Streamer::Pass pass(*model_.streamer(), {.layer = layer.moe_layer,
+                                             .ids = {ids_, static_cast<size_t>(n * k)},
+                                             .n_tokens = static_cast<int>(n),
+                                             .is_decode = batch_ == 1,
+                                             .wants = wants_,
+                                             .timeline = &timeline_,
+                                             .position = probe_position_});
     fetch_ahead(pass, layer.moe_layer, x, n);
     if (n <= kFewTokens) {
         stream_few(pass, acts);
@@ -362,7 +373,8 @@ void FeedForward::stream(int64_t il, const ActSet& acts, float* x, int64_t n) {
 void FeedForward::stream_few(Streamer::Pass& pass, const ActSet& acts) {
     tasks_.clear();  // of the shared expert, which is always there
     for (size_t i = n_routed_groups(); i < groups_.size(); ++i) {
-        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g) tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
+        for (int64_t g = 0; g < groups_[i].set->layout.n_granules; ++g)
+            tasks_.push_back({static_cast<int32_t>(i), static_cast<int32_t>(g), 0, 0});
     }
     const auto compute = [&](const Streamer::Item& item, int thread) {
         const int64_t start = timeline_.is_on() ? now_ns() : 0;
@@ -419,7 +431,7 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
         if (moe_layer + 1 < streamer.n_layer()) pass.prefetch_all(moe_layer + 1);
         return;
     }
-    if (n > 1) return;
+    if (batch_ > 1) return;
     const int after = (moe_layer + 1) % streamer.n_layer();
     if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
         pass.prefetch(after, guess);

@@ -128,13 +128,14 @@ private:
             smallest_ = needs_.bytes() > room / 2;
             if (smallest_) needs_ = Streamer::measure(layers, s, n_threads(), true);
             const uint64_t left = room - needs_.bytes();
-            if (s.cache_bytes >= 0 && cache > left) refuse(dense + context + needs_.bytes() + cache, dense, context, needs_.bytes() + cache);
+            if (s.cache_bytes >= 0 && cache > left)
+                refuse(dense + context + needs_.bytes() + cache, dense, context, needs_.bytes() + cache);
             cache = std::min(cache, left);
         }
         model_.cache_bytes_ = std::min(cache, experts);
         model_.staging_bytes_ = needs_.bytes();
-        log_message(LogLevel::info, cat("experts: ", human_bytes(experts), " ", links_ ? "in RAM behind an emulated link" : "in the file", ", cache ",
-                                        human_bytes(model_.cache_bytes_), ", staging ", human_bytes(needs_.bytes())));
+        log_message(LogLevel::info, cat("experts: ", human_bytes(experts), " ", links_ ? "in RAM behind an emulated link" : "in the file",
+                                        ", cache ", human_bytes(model_.cache_bytes_), ", staging ", human_bytes(needs_.bytes())));
     }
 
     void check_lengths(const std::vector<StreamLayer>& layers) const {
@@ -149,9 +150,10 @@ private:
     }
 
     [[noreturn]] void refuse(uint64_t need, uint64_t weights, uint64_t context, uint64_t staging) const {
-        fail(Code::budget, "ram: needs ", human_bytes(need), " (", need, " bytes: weights ", human_bytes(weights), ", keys, values and scratch ",
-             human_bytes(context), staging ? ", staging and expert cache " : "", staging ? human_bytes(staging) : "", "), the budget is ",
-             human_bytes(options_.ram_bytes), " (", options_.ram_bytes, " bytes); the smallest budget that works with these options is ", need,
+        fail(Code::budget, "ram: needs ", human_bytes(need), " (", need, " bytes: weights ", human_bytes(weights),
+             ", keys, values and scratch ", human_bytes(context), staging ? ", staging and expert cache " : "",
+             staging ? human_bytes(staging) : "", "), the budget is ", human_bytes(options_.ram_bytes), " (", options_.ram_bytes,
+             " bytes); the smallest budget that works with these options is ", need,
              " bytes. Lower n_ctx or n_batch, use Q8_0 keys and values, or raise ram");
     }
 
@@ -168,7 +170,8 @@ private:
         for (size_t il = 0; il < model_.layers_.size(); ++il) {
             const LayerWeights& w = model_.layers_[il];
             if (!w.routed) continue;
-            layers.push_back({static_cast<int32_t>(il), static_cast<int>(w.routed->n_expert),
+            layers.push_back({static_cast<int32_t>(il),
+                              static_cast<int>(w.routed->n_expert),
                               static_cast<int>(model_.config_.layers[il].n_expert_used),
                               {&*model_.binding_.layers[il].routed, w.routed->layout, w.routed->strips}});
         }
@@ -179,8 +182,8 @@ private:
         std::vector<std::string> paths;
         for (uint32_t i = 0; i < model_.file_.shard_count(); ++i) paths.push_back(model_.file_.shard_path(i));
         model_.streamer_ =
-            std::make_unique<Streamer>(*model_.kernels_, stream_layers(), std::move(paths), static_cast<int64_t>(model_.cache_bytes_), n_threads(),
-                                       smallest_, options_.streaming);
+            std::make_unique<Streamer>(*model_.kernels_, stream_layers(), std::move(paths), static_cast<int64_t>(model_.cache_bytes_),
+                                       n_threads(), smallest_, options_.streaming);
         model_.streamer_->warm_up(options_.n_threads, options_.progress);
     }
 
@@ -374,7 +377,8 @@ uint64_t Model::expert_bytes() const noexcept {
 uint64_t Model::active_bytes() const noexcept {
     uint64_t bytes = weights_.size();
     for (const LayerWeights& layer : layers_) {
-        if (layer.routed && layer.routed->strips) bytes -= layer.routed->layout.strip_bytes() * static_cast<uint64_t>(layer.routed->n_expert);
+        if (layer.routed && layer.routed->strips)
+            bytes -= layer.routed->layout.strip_bytes() * static_cast<uint64_t>(layer.routed->n_expert);
     }
     bytes -= binding_.token_embd->n_bytes;
     bytes += row_bytes(embedding_type_, config_.n_embd);

@@ -29,9 +29,9 @@ struct Linear {
 struct ExpertSet {
     StripLayout layout;
     int64_t n_expert = 0;
-    int64_t top_granules = 0;  // as the file was cut
+    int64_t top_granules = 0;           // as the file was cut
     const std::byte* strips = nullptr;  // null: the model's streamer has them
-    const float* down_bias = nullptr;  // [n_expert][n_embd] or null; belongs to no granule
+    const float* down_bias = nullptr;   // [n_expert][n_embd] or null; belongs to no granule
     const std::byte* granule(int64_t expert, int64_t g) const noexcept {
         return strips + static_cast<size_t>(expert) * layout.strip_bytes() + static_cast<size_t>(g) * layout.granule_bytes;
     }
@@ -53,10 +53,10 @@ struct LayerWeights {
 };
 
 struct LoadOptions {
-    int n_threads = 0;                                            // 0: all cores
-    int isa = -1;                                                 // -1: best
-    int64_t granule = 0;                                          // 0: default_granule()
-    bool strict = false;                                          // a downgrade is an error
+    int n_threads = 0;       // 0: all cores
+    int isa = -1;            // -1: best
+    int64_t granule = 0;     // 0: default_granule()
+    bool strict = false;     // a downgrade is an error
     uint64_t ram_bytes = 0;  // for weights, one context, staging and the expert cache together; 0: no limit
     ContextOptions context;  // the context that ram_bytes has to leave room for
     bool stream = false;     // experts through the streamer even where all fit
@@ -66,12 +66,12 @@ struct LoadOptions {
 
 // What loading would take, and how: bytes.
 struct MemoryNeeds {
-    uint64_t weights = 0;        // that have to be in memory anyway
-    uint64_t experts = 0;        // all routed experts
+    uint64_t weights = 0;          // that have to be in memory anyway
+    uint64_t experts = 0;          // all routed experts
     uint64_t kv = 0, scratch = 0;  // of the context
-    uint64_t staging = 0;        // 0 where nothing is streamed
-    uint64_t cache = 0;          // left for experts; 0 where nothing is streamed
-    uint64_t least = 0;          // the smallest RAM budget that works, nothing cached
+    uint64_t staging = 0;          // 0 where nothing is streamed
+    uint64_t cache = 0;            // left for experts; 0 where nothing is streamed
+    uint64_t least = 0;            // the smallest RAM budget that works, nothing cached
     bool streams = false;
 };
 

@@ -53,7 +53,8 @@ struct Projection {
 class Workspace {
 public:
     // n_more: threads beside the pool that compute too, numbered after its own.
-    Workspace(const ops::Kernels& kernels, int n_threads, int n_more) : kernels_(kernels), pool_(n_threads), n_threads_(pool_.size() + n_more) {
+    Workspace(const ops::Kernels& kernels, int n_threads, int n_more)
+        : kernels_(kernels), pool_(n_threads), n_threads_(pool_.size() + n_more) {
         const size_t per_thread = std::max(ops::kMatmulScratchBytes, ops::kAttentionScratchBytes);
         scratch_ = Region(per_thread * static_cast<size_t>(n_threads_), "per-thread scratch");
         per_thread_ = per_thread;
