@@ -49,7 +49,9 @@ SHAPES = {
     "mixtral": Shape("llama", 3, 4096, 32, 8, 8, 2, 14336, 1e6, ""),
     "olmoe": Shape("olmoe", 8, 2048, 16, 16, 64, 8, 1024, 1e4, "all"),
     "qwen3-30b": Shape("qwen3moe", 8, 2048, 32, 4, 128, 8, 768, 1e6, "head"),
-    "qwen3.6": Shape("qwen3moe", 8, 2048, 16, 2, 256, 8, 512, 1e7, "head"),  # Qwen3.6-35B's experts; its mixers are others
+    "qwen3.6": Shape(
+        "qwen3moe", 8, 2048, 16, 2, 256, 8, 512, 1e7, "head"
+    ),  # Qwen3.6-35B's experts; its mixers are others
 }
 
 
@@ -207,7 +209,9 @@ def main() -> None:
         write_shape(path, name, shape, arguments.tokenizer, Type[arguments.experts_type], arguments.seed)
         split = path.with_suffix(".split.gguf")
         convert(path, split, force=True)
-        print(f"{path} {path.stat().st_size / 1e9:.2f} GB, {split.name} {split.stat().st_size / 1e9:.2f} GB", flush=True)
+        print(
+            f"{path} {path.stat().st_size / 1e9:.2f} GB, {split.name} {split.stat().st_size / 1e9:.2f} GB", flush=True
+        )
 
 
 if __name__ == "__main__":
