@@ -3,8 +3,9 @@
     python bench/make_shapes.py OUT_DIR --tokenizer ANY.gguf [--shapes olmoe,qwen3-30b] [--layers N] [--experts-type Q4_0]
 
 Blocks are written directly, from a pool of random ones that each expert reads at its own place: no floats, no quantizer, so the disk is what takes the time.
-Scales are such that weights have a standard deviation near 0.02 and a mean near 0: activations stay finite and sane, the text is noise, and routing is
-flatter than any trained model's (bench/traces.py puts a recording in its place). Two files per shape: NAME.gguf is ordinary, and loads in llama.cpp;
+Scales are such that weights have a standard deviation near 0.02 and a mean near 0, so that activations stay finite and sane; embeddings one of 1, because
+beside smaller ones what attention adds, the same for all tokens, would route every token to the same experts. The text is noise, and routing flatter than any
+trained model's (bench/traces.py puts a recording in its place). Two files per shape: NAME.gguf is ordinary, and loads in llama.cpp;
 NAME.split.gguf is the same weights pre-split by the converter.
 """
 
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 from convert.to_gguf import convert
 
 Bytes = NDArray[np.uint8]
-STD = 0.02
+STD, EMBEDDING_STD = 0.02, 1.0
 POOL_BLOCKS = 1 << 18  # 37 to 55 MB a type: many times the processor's cache
 LEGAL_EXPERT_TYPES = ("Q4_K", "Q6_K", "Q8_0", "Q4_0")
 
@@ -55,8 +56,8 @@ SHAPES = {
 }
 
 
-def random_blocks(kind: Type, rng: np.random.Generator) -> Bytes:
-    """[POOL_BLOCKS, bytes of a block]: random codes, scales set so that weights have mean 0 and deviation STD.
+def random_blocks(kind: Type, std: float, rng: np.random.Generator) -> Bytes:
+    """[POOL_BLOCKS, bytes of a block]: random codes, scales set so that weights have mean 0 and deviation `std`.
 
     Standard deviations of code times scale, from the formats (native/src/quant/blocks.h):
       Q4_0  d (q - 8), q uniform in 0..15             4.6
@@ -72,12 +73,12 @@ def random_blocks(kind: Type, rng: np.random.Generator) -> Bytes:
         blocks[:, at : at + 2] = varied.astype("<f2").view(np.uint8).reshape(-1, 2)
 
     if kind == Type.Q4_0:
-        put(0, STD / 4.6)
+        put(0, std / 4.6)
     elif kind == Type.Q8_0:
-        put(0, STD / 73.9)
+        put(0, std / 73.9)
     elif kind == Type.Q4_K:
-        put(0, STD / 258)
-        put(2, 7.5 * STD / 258)
+        put(0, std / 258)
+        put(2, 7.5 * std / 258)
     elif kind == Type.Q6_K:
         put(208, STD / 170)
         blocks[:, 192:208] = rng.integers(-16, 16, (POOL_BLOCKS, 16), np.int8).view(np.uint8)
@@ -91,15 +92,15 @@ class Pool:
 
     def __init__(self, seed: int) -> None:
         self._rng = np.random.default_rng(seed)
-        self._blocks: dict[Type, Bytes] = {}
+        self._blocks: dict[tuple[Type, float], Bytes] = {}
 
-    def matrix(self, kind: Type, shape: tuple[int, ...]) -> NDArray[np.generic]:
+    def matrix(self, kind: Type, shape: tuple[int, ...], std: float = STD) -> NDArray[np.generic]:
         """Row-major [.., cols]; a quantized one as bytes. Experts (the first of three dims) start at places of their own."""
         if kind == Type.F32:
-            return self._rng.normal(0, STD, shape).astype(np.float32)
-        if kind not in self._blocks:
-            self._blocks[kind] = random_blocks(kind, self._rng)
-        blocks = self._blocks[kind]
+            return self._rng.normal(0, std, shape).astype(np.float32)
+        if (kind, std) not in self._blocks:
+            self._blocks[kind, std] = random_blocks(kind, std, self._rng)
+        blocks = self._blocks[kind, std]
         row_bytes = shape[-1] // gguf.GGML_QUANT_SIZES[kind][0] * blocks.shape[1]
         out = np.empty((*shape[:-1], row_bytes), np.uint8)
         for part in out.reshape(-1, *out.shape[-2:]):
@@ -174,8 +175,9 @@ def write_keys(writer: gguf.GGUFWriter, name: str, shape: Shape, tokenizer: gguf
 
 
 def write_shape(path: Path, name: str, shape: Shape, tokenizer: Path, expert_type: Type, seed: int) -> None:
-    """The ordinary file; at most one tensor of it is in memory."""
-    writer, pool = gguf.GGUFWriter(path, shape.arch), Pool(seed)
+    """The ordinary file; at most one tensor of it is in memory. Written aside: somebody may have an older one mapped."""
+    aside = path.with_suffix(".part")
+    writer, pool = gguf.GGUFWriter(aside, shape.arch), Pool(seed)
     rows = list(tensors(shape, write_keys(writer, name, shape, gguf.GGUFReader(tokenizer)), expert_type))
     for tensor, dims, kind in rows:
         if kind is None or kind == Type.F32:
@@ -186,9 +188,11 @@ def write_shape(path: Path, name: str, shape: Shape, tokenizer: Path, expert_typ
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for _, dims, kind in rows:
-        writer.write_tensor_data(np.ones(dims, np.float32) if kind is None else pool.matrix(kind, dims))
+    for tensor, dims, kind in rows:
+        std = EMBEDDING_STD if tensor.startswith("token_embd") else STD
+        writer.write_tensor_data(np.ones(dims, np.float32) if kind is None else pool.matrix(kind, dims, std))
     writer.close()
+    aside.replace(path)
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ depend on budget, policy or lane (docs/design.md, section 8).
 
 from __future__ import annotations
 
+import argparse
 import csv
 import hashlib
 import json
@@ -132,16 +133,17 @@ def markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def new_folder(folder: Path) -> Path:
-    """Asked for before the hours of measuring: a record is never overwritten."""
+def new_folder(text: str) -> Path:
+    """The type of an option --out, so that it is checked before the hours of measuring."""
+    folder = Path(text)
     if folder.exists():
-        raise ArgumentError(f"--out: '{folder}' exists; records are not overwritten")
-    folder.mkdir(parents=True)
+        raise argparse.ArgumentTypeError(f"'{folder}' exists; records are not overwritten")
     return folder
 
 
 def write_record(folder: Path, path: Path, rows: Sequence[dict[str, Any]], text: str, **more: Any) -> None:
     """env.json, rows.csv and table.md; findings.md is written by hand."""
+    folder.mkdir(parents=True)
     env = environment(path, with_hash=True) | more
     (folder / "env.json").write_text(json.dumps(env, indent=1, default=str) + "\n", encoding="utf-8")
     heads = list(dict.fromkeys(name for row in rows for name in row))

@@ -78,7 +78,7 @@ def measure(path: Path, n_pairs: int, n_tokens: int, order: list[str]) -> list[d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=new_folder)
     parser.add_argument("--processes", type=int, default=5)
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=32, help="of a turn")
@@ -90,7 +90,6 @@ def main() -> None:
         return
     if arguments.out is None:
         parser.error("--out is needed")
-    folder = new_folder(arguments.out)
     rows, lines = [], []
     for path in arguments.models:
         medians, ratios = [], []
@@ -109,7 +108,7 @@ def main() -> None:
         print(*lines[-1], flush=True)
     heads = ["file", "plain TPOT ms", "streamed / plain: median of each process", "of every pair"]
     text = f"Every expert resident, median (smallest-largest).\n\n{markdown(heads, lines)}"
-    write_record(folder, arguments.models[0], rows, text, models=[path.name for path in arguments.models])
+    write_record(arguments.out, arguments.models[0], rows, text, models=[path.name for path in arguments.models])
     print(text)
 
 
