@@ -314,10 +314,11 @@ def _load(
     native.ram_bytes = options.ram_bytes or 0
     native.progress = report.callback
     native.context = native_context = context.to_native()
-    native.streaming, kept = streaming.to_native(_read_profile(path, streaming))
+    native_streaming, arrays = streaming.to_native(_read_profile(path, streaming))
+    native.streaming = native_streaming
     out = ffi.new("moepic_model**")
     code = lib.moepic_model_load(out, os.fsencode(path), native)
-    del native_context, kept  # they had to live until here
+    del native_context, native_streaming, arrays  # they had to live until here
     report.reraise()
     checked(code)
     return out[0]

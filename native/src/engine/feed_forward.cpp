@@ -10,7 +10,7 @@ namespace moepic {
 namespace {
 
 // Up to this many tokens each (expert, granule) leaves whole partial rows; beyond it the scratch would outgrow the second-level cache.
-constexpr int64_t kFewTokens = 8;
+constexpr int64_t kFewTokens = Streamer::kFewTokens;
 // Entries of one expert computed together: gate and up rows of a block stay in the second-level cache.
 constexpr int64_t kEntryBlock = 128;
 // Columns of the output reduced by one task.

@@ -181,14 +181,32 @@ transfer::Ticket Streamer::submit(int layer, int32_t expert, GranuleRun run, boo
     return ticket;
 }
 
+// A link alone gets everything at once and keeps its own order. Beside a CPU lane it gets the head of the queue only as far as it would be
+// there before the CPU could have computed all the rest; should_compute_in_place() is the same question asked from the other end, so that
+// both lanes end together. Whoever is wrong about its rate is corrected by what is left in the queue.
 void Streamer::feed_link() {
-    while (!queue_.empty() && (!has_cpu_lane() || n_moving_demand_ < kLinkAhead)) {
+    const bool shares = has_cpu_lane() && n_tokens_ <= kFewTokens;
+    while (!queue_.empty()) {
         const Queued next = queue_.front();
+        if (shares) {
+            if (n_moving_demand_ >= kLinkAhead) return;
+            const bool pays = link_seconds(moving_bytes_ + next.bytes) <= cpu_seconds(queued_bytes_);
+            if (!pays && (n_moving_demand_ > 0 || should_compute_in_place(queue_.back()))) return;
+        }
         queue_.pop_front();
         queued_bytes_ -= next.bytes;
         const Missing& first = missing_[static_cast<size_t>(next.first_missing)];
         submit(layer_, wants_[static_cast<size_t>(first.want)].expert, {first.granule, next.count}, false, next.first_missing);
     }
+}
+
+double Streamer::link_seconds(int64_t bytes) const {
+    const double rate = lane_->rate() > 0.0 ? lane_->rate() : options_.link_bytes_s;
+    return static_cast<double>(bytes) / rate;
+}
+
+double Streamer::cpu_seconds(int64_t bytes) const {
+    return static_cast<double>(bytes) / cpu_rate_;
 }
 
 void Streamer::arrive(transfer::Ticket ticket, const Fetch& fetch) {
@@ -637,8 +655,7 @@ void Streamer::Pass::start_in_place(const Compute& compute, int thread) {
 
 // The CPU takes a run when it would be done with it no later than the link with everything that is left.
 bool Streamer::should_compute_in_place(const Queued& run) const {
-    const double link = lane_->rate() > 0.0 ? lane_->rate() : options_.link_bytes_s;
-    return static_cast<double>(run.bytes) / cpu_rate_ <= static_cast<double>(moving_bytes_ + queued_bytes_) / link;
+    return cpu_seconds(run.bytes) <= link_seconds(moving_bytes_ + queued_bytes_);
 }
 
 void Streamer::in_place_loop() {
@@ -668,6 +685,7 @@ void Streamer::in_place_loop() {
         lock.lock();
         cpu_rate_ = kRateMemory * cpu_rate_ + (1.0 - kRateMemory) * static_cast<double>(run.bytes) / seconds;
         n_in_place_busy_ = 0;
+        feed_link();  // what the CPU leaves from here on is the link's
         changed_.notify_all();
     }
 }

@@ -96,6 +96,8 @@ public:
     // From this many tokens on a prompt touches nearly every expert: the next layer's are fetched without a guess, and only what is worth
     // more than what decode left in the cache stays.
     static constexpr int kManyTokens = 32;
+    // Up to this many, granules are computed one by one as they become ready, and a CPU lane takes part.
+    static constexpr int kFewTokens = 8;
     // A routed expert of the pass, and where its granules lie once they are ready.
     struct Want {
         int32_t expert = 0;
@@ -244,6 +246,8 @@ private:
     void drop(transfer::Ticket ticket);     // nobody wants it any more
     bool adopt(int32_t expert, GranuleRun run, int first_missing);
     bool should_compute_in_place(const Queued& run) const;
+    double link_seconds(int64_t bytes) const;
+    double cpu_seconds(int64_t bytes) const;
     void begin_stall();
     void end_stall();
     void end_wait(int64_t from_ns, int thread);
