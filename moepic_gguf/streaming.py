@@ -96,7 +96,7 @@ class StreamingOptions:
 
     def with_plan(self, plan: Plan) -> StreamingOptions:
         """These options with the budgets and cuts of a plan."""
-        whole = not plan.resident  # a plan by granules leaves the cuts to the cache
+        whole = len(plan.resident) == 0  # a plan by granules leaves the cuts to the cache
         return replace(
             self,
             top=[max(1, layer.top) for layer in plan.layers] if whole else None,
