@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ._ffi import ffi, lib
 from .errors import ArgumentError, IoError, ModelFormatError
 from .metadata import checked
-from .replay import CacheOptions, Lanes, Replay, hit_curves, replay
+from .replay import CacheOptions, Lanes, Replay, hit_curves, profile_of, replay
 from .trace import DECODE, Trace
 
 MODES = {"auto": 0, "paper": 1, "uniform": 2, "fixed": 3, "none": 4, "worth": 5}
@@ -34,6 +34,7 @@ class Machine:
     device_bytes_s    resident granules and all other weights.
     cpu_sync_s        what a layer pays for using the CPU lane at all.
     layer_s           fixed cost of a layer besides its bytes.
+    spread            how far the slowest and fastest measurement lay from the rates, as factors of them; (1, 1): not known.
     """
 
     link_bytes_s: float
@@ -42,6 +43,7 @@ class Machine:
     together_bytes_s: float = 0.0
     cpu_sync_s: float = 0.0
     layer_s: float = 0.0
+    spread: tuple[float, float] = (1.0, 1.0)
 
     @property
     def miss_bytes_s(self) -> float:
@@ -50,15 +52,29 @@ class Machine:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Machine:
-        """A machine file: a JSON object with the names above; others are ignored. Raises `IoError`, `ModelFormatError`."""
+        """A machine file: a JSON object with the names above, and the `spread` of what was measured (docs/planning.md); others are ignored.
+
+        Raises `IoError`, `ModelFormatError`.
+        """
         try:
             given = json.loads(Path(path).read_text(encoding="utf-8"))
-            known = {field.name: float(given[field.name]) for field in fields(cls) if field.name in given}
-            return cls(**known)
+            names = [field.name for field in fields(cls) if field.name != "spread"]
+            return cls(**{name: float(given[name]) for name in names if name in given}, spread=_spread(given))
         except OSError as error:
             raise IoError(f"machine file: cannot read '{path}': {error.strerror}") from error
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KeyError, ZeroDivisionError, AttributeError) as error:
             raise ModelFormatError(f"machine file '{path}': {error}") from error
+
+
+def _spread(given: dict[str, Any]) -> tuple[float, float]:
+    """From a machine file's `measured_bytes_s`: the widest of what rates rest on, the slow tier's and the fast one's."""
+    measured = given.get("measured_bytes_s", {})
+    used = [measured[name] for name in ("file_together", "compute") if name in measured]
+    if given.get("given"):  # a link that was given and not measured
+        used = [measured["compute"]] if "compute" in measured else []
+    low = min((float(row["min"]) / float(row["median"]) for row in used), default=1.0)
+    high = max((float(row["max"]) / float(row["median"]) for row in used), default=1.0)
+    return low, high
 
 
 @dataclass(frozen=True)
@@ -203,8 +219,8 @@ def _run(
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds per decoded token of a plan run by its cache over recorded routing, the only prediction that compares modes: each mode's own
-    objective rests on its own model. `low_s` and `high_s` are the 10th and 90th percentile of single tokens.
+    """Seconds per decoded token of a cache run over recorded routing, the only prediction that compares modes: each mode's own objective rests on its
+    own model. `low_s` and `high_s` are the 10th and 90th percentile over windows of WINDOW tokens.
     """
 
     tpot_s: float
@@ -212,6 +228,9 @@ class Prediction:
     high_s: float
     stall_s: float
     found: Replay
+
+
+WINDOW = 16  # tokens: a sentence or two; single tokens spread more than anybody notices
 
 
 def predict(
@@ -223,19 +242,57 @@ def predict(
     predictor: str = "none",
     policy: str = "lrfu",
     n_warm: int | None = None,
+    cache: CacheOptions | None = None,
+    is_full: bool = False,
 ) -> Prediction:
     """Replay `plan` over `trace` and add what is paid whatever is cached.
 
+    cache    what runs instead of the plan's own cache: `choosing.choose_cache` finds the one that mode `auto` would take.
     n_warm   tokens not counted; by default those of the prefill, or a quarter where the trace has none.
+    is_full  the cache starts full, with what those tokens use most: a prompt of some hundred tokens has touched every expert, and a short trace would count
+             the first use of each as a miss.
     """
     rate = machine.miss_bytes_s if plan.link_share < 1.0 else machine.link_bytes_s
     lanes = Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
     if n_warm is None:
         n_warm = trace.n_prefill if 0 < trace.n_prefill < trace.n_token else trace.n_token // 4
-    found = replay(trace, plan.budget_bytes, plan.cache_options(policy), lanes, predictor=predictor, n_warm=n_warm)
+    options = cache or plan.cache_options(policy)
+    if is_full:
+        options = replace(options, profile=profile_of(trace, n_warm) + 1e-6)
+    found = replay(trace, plan.budget_bytes, options, lanes, predictor=predictor, n_warm=n_warm)
     work = float(sum(costs.compute_s) + (trace.n_used * trace.expert_bytes).sum() / machine.device_bytes_s)
-    stall = found.per_token("stall_s")
-    return Prediction(work + stall, work + found.stall_quantile(0.1), work + found.stall_quantile(0.9), stall, found)
+    stall, windows = found.per_token("stall_s"), _windows(found.token_stall_s)
+    low, high = np.quantile(windows, [0.1, 0.9]) if len(windows) else (stall, stall)
+    # Few windows: their percentiles need not enclose the mean.
+    return Prediction(work + stall, work + min(stall, float(low)), work + max(stall, float(high)), stall, found)
+
+
+def _windows(stall_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Means over windows of WINDOW tokens; a last one cut short counts where it is the only one."""
+    n = len(stall_s) // WINDOW
+    return (
+        stall_s[: n * WINDOW].reshape(n, WINDOW).mean(axis=1)
+        if n
+        else stall_s[:1] * 0 + stall_s.mean()
+        if len(stall_s)
+        else stall_s
+    )
+
+
+def with_guesses(trace: Trace, recall: float, *, seed: int = 0) -> Trace:
+    """`trace` with made-up predictions that hold each used expert with probability `recall`, and another one otherwise: an assumption."""
+    rng = np.random.default_rng(seed)
+    # The first of a random order in which the used experts come last: different from those and from each other.
+    order = rng.random((*trace.ids.shape[:2], int(trace.n_expert.min())))
+    used = np.where((trace.ids >= 0) & (trace.ids < order.shape[2]), trace.ids, 0)
+    np.put_along_axis(order, used, 2.0, axis=2)
+    others = np.argsort(order, axis=2)[..., : trace.n_used]
+    # Where the used experts leave too few others, a wrong guess names nobody.
+    others = np.where(np.take_along_axis(order, others, axis=2) < 2.0, others, -1)
+    guessed = np.where((rng.random(trace.ids.shape) < recall) & (trace.ids >= 0), trace.ids, others)
+    return replace(
+        trace, predicted=guessed.astype(np.int32), info=trace.info | {"guesses": f"recall {recall:g}, assumed"}
+    )
 
 
 def prior_trace(
@@ -248,13 +305,14 @@ def prior_trace(
     n_token: int = 192,
     skew: float = 0.7,
     stay: float = 0.35,
+    seed: int = 0,
 ) -> Trace:
     """Routing to plan for where none was recorded: an assumption, and to be named as one.
 
     Popularity falls as rank^-skew, in each layer in its own order; an expert of the last token is used again with probability `stay` (recorded models:
     0.28 to 0.45, routing-and-split.md section 3.1). Seeded, so the same model gives the same plan.
     """
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     popularity = (np.arange(n_expert) + 1.0) ** -skew
     ids = np.zeros((n_token, n_layer, n_used), np.int32)
     for layer in range(n_layer):
@@ -282,15 +340,4 @@ def prior_trace(
 
 def recent(trace: Trace, n_token: int = 128) -> Trace:
     """The last tokens of a trace: what a plan for the next ones looks at."""
-    predicted = None if trace.predicted is None else trace.predicted[-n_token:]
-    outcome = None if trace.outcome is None else trace.outcome[-n_token:]
-    cut = slice(-n_token, None)
-    return replace(
-        trace,
-        ids=trace.ids[cut],
-        weights=trace.weights[cut],
-        sequence=trace.sequence[cut],
-        phase=trace.phase[cut],
-        predicted=predicted,
-        outcome=outcome,
-    )
+    return trace.tokens(slice(max(0, trace.n_token - n_token), None))

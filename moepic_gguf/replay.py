@@ -192,15 +192,21 @@ def replay(
 
 
 def choose(
-    trace: Trace, budget_bytes: int, candidates: Sequence[CacheOptions], lanes: Lanes, *, n_warm: int = 0
+    trace: Trace,
+    budget_bytes: int,
+    candidates: Sequence[CacheOptions],
+    lanes: Lanes,
+    *,
+    predictor: str = "none",
+    n_warm: int = 0,
 ) -> tuple[int, list[float]]:
-    """Policy `auto`: the index of the candidate that stalls least on `trace`, and the stall of each in seconds."""
+    """Policy `auto`: the index of the candidate that stalls least on `trace`, and the stall of each in seconds. predictor: as for `replay`."""
     call = _Call()
     array = ffi.new("moepic_test_cache_options[]", max(1, len(candidates)))
     for i, candidate in enumerate(candidates):
         call.options(array[i], candidate, trace, budget_bytes)
     best, stall = ffi.new("int32_t *"), ffi.new("double[]", max(1, len(candidates)))
-    recorded = call.trace(trace, lanes, None, n_warm)
+    recorded = call.trace(trace, lanes, guesses(trace, predictor), n_warm)
     checked(lib.moepic_test_cache_choose(best, stall, call.shape(trace), recorded, array, len(candidates)))
     return best[0], list(stall)
 

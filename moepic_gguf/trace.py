@@ -23,7 +23,7 @@ Floats = NDArray[np.float32]
 
 MAGIC = b"MOEPICTR"
 VERSION = 1
-HAS_PREDICTED, HAS_OUTCOME = 1, 2
+HAS_PREDICTED, HAS_OUTCOME, HAS_FOUND = 1, 2, 4
 _HEADER = struct.Struct(
     "<8sHHHHHHIII"
 )  # magic, version, flags, n_layer, n_used, n_guess, 0, json bytes, record bytes, 0
@@ -42,6 +42,7 @@ class Trace:
     n_expert, n_granule, granule_bytes   [n_layer]; a granule is gate, up and down together
     predicted    [n_token, n_layer, n_guess] int32, or None; best first, -1 for none
     outcome      [n_token, n_layer] of OUTCOME, or None: granules found resident, served by each lane, prefetched in time; seconds waited
+    found        [n_token, n_layer, n_used] int32 granules of each routed expert that were resident before it was asked for, or None
     """
 
     ids: Ids
@@ -53,6 +54,7 @@ class Trace:
     granule_bytes: NDArray[np.int64]
     predicted: Ids | None = None
     outcome: NDArray[Any] | None = None
+    found: Ids | None = None
     info: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -83,12 +85,43 @@ class Trace:
         decoded = np.flatnonzero(self.phase == DECODE)
         return int(decoded[0]) if len(decoded) else self.n_token
 
+    @property
+    def recall(self) -> float:
+        """Share of routed experts that were among the predicted ones; 0 without predictions."""
+        return 0.0 if self.predicted is None else _found(self.ids, self.predicted)
+
+    @property
+    def stays(self) -> float:
+        """Share of routed experts that the layer used for the token before, too."""
+        return _found(self.ids[1:], self.ids[:-1])
+
+    def without_guesses(self) -> Trace:
+        """The same routing, nothing predicted."""
+        return replace(self, predicted=None)
+
+    def tokens(self, which: slice) -> Trace:
+        """The same model with some of the tokens."""
+        names = ("ids", "weights", "sequence", "phase", "predicted", "outcome", "found")
+        parts: dict[str, Any] = {name: getattr(self, name) for name in names}
+        cut: dict[str, Any] = {name: part if part is None else part[which] for name, part in parts.items()}
+        return replace(self, **cut)
+
     def cut_into(self, n_granule: int) -> Trace:
-        """The same routing with experts of `n_granule` granules; bytes are rounded up to whole granules."""
+        """The same routing with experts of `n_granule` granules; bytes are rounded up to whole granules. What was found resident is counted in
+        granules as they were, so it is dropped.
+        """
         if n_granule < 1:
             raise ArgumentError(f"granules: {n_granule}, expected at least 1")
         size = -(-self.expert_bytes // n_granule)
-        return replace(self, n_granule=np.full(self.n_layer, n_granule, np.int32), granule_bytes=size)
+        counts = np.full(self.n_layer, n_granule, np.int32)
+        return replace(self, n_granule=counts, granule_bytes=size, outcome=None, found=None)
+
+
+def _found(ids: Ids, among: Ids) -> float:
+    """Share of `ids` that their token and layer has `among` it as well."""
+    routed = ids >= 0
+    named = (ids[..., :, None] == among[..., None, :]).any(axis=3)
+    return float((named & routed).sum() / max(1, routed.sum()))
 
 
 def _record_dtype(n_layer: int, n_used: int, n_guess: int, flags: int) -> np.dtype[Any]:
@@ -97,6 +130,8 @@ def _record_dtype(n_layer: int, n_used: int, n_guess: int, flags: int) -> np.dty
         layer.append(("predicted", "<i2", (n_guess,)))
     if flags & HAS_OUTCOME:
         layer.append(("outcome", OUTCOME))
+    if flags & HAS_FOUND:
+        layer.append(("found", "<u2", (n_used,)))
     return np.dtype(
         [("sequence", "<u4"), ("phase", "u1"), ("pad", "u1", (3,)), ("layers", np.dtype(layer), (n_layer,))]
     )
@@ -107,7 +142,8 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
 
     Raises `ArgumentError` where an id does not fit, `IoError`.
     """
-    flags = (HAS_PREDICTED if trace.predicted is not None else 0) | (HAS_OUTCOME if trace.outcome is not None else 0)
+    parts = {HAS_PREDICTED: trace.predicted, HAS_OUTCOME: trace.outcome, HAS_FOUND: trace.found}
+    flags = sum(flag for flag, part in parts.items() if part is not None)
     n_guess = trace.predicted.shape[2] if trace.predicted is not None else 0
     if trace.n_expert.max(initial=0) > 32767:
         raise ArgumentError(f"trace: {trace.n_expert.max()} experts, but ids are 16 bits")
@@ -119,6 +155,8 @@ def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
         records["layers"]["predicted"] = trace.predicted
     if trace.outcome is not None:
         records["layers"]["outcome"] = trace.outcome
+    if trace.found is not None:
+        records["layers"]["found"] = trace.found
     info = trace.info | {name: getattr(trace, name).tolist() for name in ("n_expert", "n_granule", "granule_bytes")}
     text = json.dumps(info).encode()
     text += b" " * (-len(text) % 8)
@@ -153,7 +191,7 @@ def _from_records(data: bytes, name: str) -> Trace:
     if len(data) < _HEADER.size:
         raise ModelFormatError(f"trace: '{name}' ends inside its header ({len(data)} bytes)")
     _, version, flags, n_layer, n_used, n_guess, _, n_json, n_record, _ = _HEADER.unpack_from(data)
-    if version != VERSION or flags & ~(HAS_PREDICTED | HAS_OUTCOME):
+    if version != VERSION or flags & ~(HAS_PREDICTED | HAS_OUTCOME | HAS_FOUND):
         raise ModelFormatError(f"trace: '{name}' is version {version} with flags {flags}, this build reads {VERSION}")
     dtype = _record_dtype(n_layer, n_used, n_guess, flags)
     start = _HEADER.size + n_json
@@ -181,6 +219,7 @@ def _from_records(data: bytes, name: str) -> Trace:
             granule_bytes=shape["granule_bytes"],
             predicted=layers["predicted"].astype(np.int32) if flags & HAS_PREDICTED else None,
             outcome=layers["outcome"].copy() if flags & HAS_OUTCOME else None,
+            found=layers["found"].astype(np.int32) if flags & HAS_FOUND else None,
             info=info,
         ),
         name,

@@ -25,7 +25,7 @@ from .. import __version__
 from ..errors import ArgumentError, MoepicError
 from ..inspection import inspect_file
 from ..metadata import GgufFile
-from . import bench_record, common, machine, replay
+from . import bench_record, common, machine, plot, replay
 from .bench_worker import Job
 
 
@@ -49,6 +49,7 @@ def main() -> None:
 
 main.add_command(machine.main)
 main.add_command(replay.main)
+main.add_command(plot.main)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from rich.console import Console
 from rich.table import Table
 
 from ..budgets import parse_budget, show_bytes
+from ..choosing import choose_cache
 from ..errors import ArgumentError
+from ..planner import MODES, Costs, Machine, make_plan, recent
 from ..replay import POLICIES, CacheOptions, Lanes, Replay, choose, profile_of, replay
 from ..trace import Trace, read_trace
 from . import common
 
 AUTO = ("lru", "lfu", "lcp", "lrfu")
+PLANS = tuple(mode for mode in MODES if mode not in ("none", "fixed"))  # a fixed cut is --top
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,16 @@ class Row:
     "policies",
     multiple=True,
     type=click.Choice([*POLICIES, "auto", "all"]),
-    default=("all",),
-    help="May be repeated.",
+    default=(),
+    help="May be repeated; all of them where neither a policy nor a plan is named.",
+)
+@click.option(
+    "--plan",
+    "plans",
+    multiple=True,
+    type=click.Choice([*PLANS, "all"]),
+    default=(),
+    help="Caches of these planner modes, planned on the tokens before those counted; may be repeated.",
 )
 @click.option(
     "--evict",
@@ -103,6 +114,7 @@ def main(
     trace: str,
     budgets: tuple[str, ...],
     policies: tuple[str, ...],
+    plans: tuple[str, ...],
     granules: int | None,
     expert_bytes: str | None,
     warm: int | None,
@@ -117,7 +129,7 @@ def main(
 ) -> None:
     """Replay TRACE (a moepic trace, route_trace v1 CSV, or JSON steps) through cache policies.
 
-    Token by token; bytes and stall first, hit rates after. belady knows the future and is a bound. A static cache is filled from the tokens that are not
+    Token by token; bytes and stall first, hit rates after. --policy names a way to evict, --plan a planner mode with the cache that runs it. belady knows the future and is a bound. A static cache is filled from the tokens that are not
     counted, so it needs some.
     """
     recorded = read_trace(trace, expert_bytes=parse_budget(expert_bytes, name="--expert-bytes"))
@@ -128,14 +140,20 @@ def main(
     windows = [window_us * 1e-6] * recorded.n_layer if predictor != "none" else None
     lanes = Lanes(miss_rate * 1e9, (prefetch_rate or miss_rate) * 1e9, windows)
     common_options = CacheOptions(eviction=evict, top=[top] * recorded.n_layer if top else None, **options)
-    names = (
-        [name for name in POLICIES if name != "static" or n_warm] + ["auto"] if "all" in policies else list(policies)
-    )
+    names = list(policies)
+    if "all" in policies or not (policies or plans):
+        names = [name for name in POLICIES if name != "static" or n_warm] + ["auto"]
+    modes = list(PLANS if "all" in plans else plans)
     rows = []
     for budget in budgets:
         n_bytes = parse_budget(budget, name="--budget", whole_bytes=recorded.total_bytes) or 0
         for name in names:
-            chosen, label = _options(name, common_options, recorded, n_bytes, lanes, n_warm)
+            chosen, label = _options(name, common_options, recorded, n_bytes, lanes, predictor, n_warm)
+            rows.append(
+                Row(label, n_bytes, replay(recorded, n_bytes, chosen, lanes, predictor=predictor, n_warm=n_warm))
+            )
+        for mode in modes:
+            chosen, label = _planned(mode, recorded, n_bytes, lanes, predictor, n_warm)
             rows.append(
                 Row(label, n_bytes, replay(recorded, n_bytes, chosen, lanes, predictor=predictor, n_warm=n_warm))
             )
@@ -147,7 +165,7 @@ def main(
 
 
 def _options(
-    name: str, options: CacheOptions, trace: Trace, budget_bytes: int, lanes: Lanes, n_warm: int
+    name: str, options: CacheOptions, trace: Trace, budget_bytes: int, lanes: Lanes, predictor: str, n_warm: int
 ) -> tuple[CacheOptions, str]:
     """Options of one policy, and what to call it."""
     if name == "static":
@@ -156,18 +174,29 @@ def _options(
         return replace(options, policy=name), name
     # As at run time, only the past may decide: the first half of what is counted.
     past = n_warm + max(1, (trace.n_token - n_warm) // 2)
-    seen = replace(
-        trace,
-        ids=trace.ids[:past],
-        weights=trace.weights[:past],
-        sequence=trace.sequence[:past],
-        phase=trace.phase[:past],
-        predicted=None,
-        outcome=None,
-    )
+    seen = trace.tokens(slice(0, past))
     candidates = [replace(options, policy=policy) for policy in AUTO]
-    best, _ = choose(seen, budget_bytes, candidates, lanes, n_warm=n_warm)
+    best, _ = choose(seen, budget_bytes, candidates, lanes, predictor=predictor, n_warm=n_warm)
     return candidates[best], f"auto: {AUTO[best]}"
+
+
+def _planned(
+    mode: str, trace: Trace, budget_bytes: int, lanes: Lanes, predictor: str, n_warm: int
+) -> tuple[CacheOptions, str]:
+    """The cache of a planner mode, and what to call it. As before a run, only what came earlier may decide: the tokens that are not counted."""
+    if n_warm < 2:
+        raise ArgumentError(f"--plan: planned on the tokens before those counted, which are {n_warm}; give --warm")
+    seen = trace.tokens(slice(0, n_warm))
+    # Resident work is left out: this command compares what moves and what waits.
+    machine = Machine(link_bytes_s=lanes.miss_bytes_s, device_bytes_s=1e3 * lanes.miss_bytes_s)
+    windows = list(lanes.window_s) if lanes.window_s is not None else [0.0] * trace.n_layer
+    recall = {"none": 0.0, "recorded": seen.recall, "previous_token": seen.stays}[predictor]
+    costs = Costs([0.0] * trace.n_layer, windows, [recall] * trace.n_layer)
+    plan = make_plan(recent(seen), budget_bytes, machine, costs, mode=mode)
+    if mode != "auto":
+        return plan.cache_options("lcp" if mode == "paper" else "lrfu"), f"plan {mode}"
+    chosen = choose_cache(seen, budget_bytes, machine, costs, lanes=lanes, predictor=predictor, plan=plan)
+    return chosen.options, f"plan auto: {chosen.name}"
 
 
 def _table(trace: Trace, rows: list[Row], n_warm: int, lanes: Lanes) -> str:

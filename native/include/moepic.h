@@ -168,6 +168,18 @@ typedef struct moepic_model_options {
     const moepic_stream_options* streaming; /* NULL: the defaults */
 } moepic_model_options;
 
+/* What loading would take, and how, in bytes. */
+typedef struct moepic_memory {
+    uint32_t size;
+    int32_t streams;      /* non-zero: experts would be streamed */
+    uint64_t weights;     /* that have to be in memory anyway */
+    uint64_t experts;     /* all routed experts */
+    uint64_t kv, scratch; /* of the context in the options */
+    uint64_t staging;     /* buffers of transfers; 0 where nothing would be streamed */
+    uint64_t cache;       /* left for experts; 0 where nothing would be streamed */
+    uint64_t least;       /* the smallest ram_bytes that works with these options */
+} moepic_memory;
+
 typedef struct moepic_model_info {
     uint32_t size;
     moepic_text architecture; /* GGUF id */
@@ -207,6 +219,8 @@ MOEPIC_API int32_t moepic_model_load(moepic_model** out, const char* path, const
 MOEPIC_API void moepic_model_free(moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_model* model, int32_t layer);
+/* The decisions of moepic_model_load without reading a weight. A budget below `least` is not an error here. */
+MOEPIC_API int32_t moepic_model_memory(moepic_memory* out, const char* path, const moepic_model_options* options);
 /* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
  * that moepic_model_load would. */
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);

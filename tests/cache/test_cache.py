@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -299,6 +300,19 @@ def test_auto_takes_the_policy_that_stalls_least() -> None:
     assert stalls[best] == min(stalls)
     with pytest.raises(ArgumentError, match="future"):
         choose(trace, 1000, [CacheOptions(policy="belady")], Lanes(1e6))
+
+
+def test_auto_counts_what_predictions_bring_inside_the_window() -> None:
+    trace = make_trace(random_ids(np.random.default_rng(3), 60, 2, 8, 2), 8, n_granule=2)
+    trace = replace(trace, predicted=trace.ids)
+    lanes = Lanes(1e6, 1e6, [2e-3] * 2)
+    candidates = [CacheOptions(policy=policy) for policy in ("lru", "lfu")]
+    _, silent = choose(trace, 8000, candidates, lanes, n_warm=10)
+    _, guessing = choose(trace, 8000, candidates, lanes, predictor="recorded", n_warm=10)
+    for options, stall, without in zip(candidates, guessing, silent, strict=True):
+        found = replay(trace, 8000, options, lanes, predictor="recorded", n_warm=10)
+        assert stall == pytest.approx(found.total("stall_s"))
+        assert stall < without
 
 
 def test_a_window_hides_right_guesses_and_wrong_ones_cost_bytes() -> None:

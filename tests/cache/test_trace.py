@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moepic_gguf.cli.bench import main as bench
 from moepic_gguf.errors import ArgumentError, IoError, ModelFormatError
+from moepic_gguf.planner import with_guesses
 from moepic_gguf.trace import DECODE, OUTCOME, PREFILL, read_trace, write_trace
 
 from .routings import RECORDED, make_trace, random_ids, recorded_file
@@ -32,10 +33,10 @@ turn,phase,step,layer,slot,expert,weight,residency,expert_bytes
 """
 
 
-@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.booleans(), st.booleans())
 @settings(max_examples=25, deadline=None)
 def test_what_is_written_is_read_again(
-    tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool
+    tmp_path_factory: pytest.TempPathFactory, seed: int, predicted: bool, outcome: bool, found: bool
 ) -> None:
     rng = np.random.default_rng(seed)
     trace = make_trace(
@@ -49,10 +50,12 @@ def test_what_is_written_is_read_again(
         made = np.zeros(trace.ids.shape[:2], OUTCOME)
         made["stall_s"], made["link"] = rng.random(made.shape), rng.integers(0, 9, made.shape)
         trace = replace(trace, outcome=made)
+    if found:
+        trace = replace(trace, found=rng.integers(0, 4, trace.ids.shape).astype(np.int32))
     path = tmp_path_factory.mktemp("trace") / "t.moetrace"
     write_trace(path, trace)
     again = read_trace(path)
-    for name in ("ids", "sequence", "phase", "n_expert", "n_granule", "granule_bytes", "predicted", "outcome"):
+    for name in ("ids", "sequence", "phase", "n_expert", "n_granule", "granule_bytes", "predicted", "outcome", "found"):
         np.testing.assert_array_equal(getattr(again, name), getattr(trace, name), err_msg=name)
     # Weights are stored as float16: half an ulp of 11 bits.
     np.testing.assert_allclose(again.weights, trace.weights, rtol=2**-11)
@@ -149,3 +152,39 @@ def test_recorded_traces_are_read_whole(name: str) -> None:
     assert trace.n_token - trace.n_prefill == (64 if name.startswith("gpt-oss") else 128)
     decoded = trace.ids[trace.phase == DECODE]
     assert (decoded >= 0).all()
+
+
+def test_the_replay_command_runs_planner_modes_beside_policies(tmp_path: Path) -> None:
+    trace = make_trace(random_ids(np.random.default_rng(0), 80, 2, 16, 2), 16, n_granule=4, n_prefill=40)
+    write_trace(tmp_path / "t.moetrace", trace)
+    args = ["replay", str(tmp_path / "t.moetrace"), "--budget", "25%", "--plan", "all", "--policy", "lru"]
+    shown = CliRunner().invoke(bench, [*args, "--json"])
+    assert shown.exit_code == 0, shown.output
+    rows = {row["policy"]: row for row in map(json.loads, shown.output.splitlines())}
+    names = [name.split(":")[0] for name in rows]
+    assert names == ["lru", "plan auto", "plan paper", "plan uniform", "plan worth"]
+    for row in rows.values():
+        assert row["tokens"] == 40
+        assert row["capacity_bytes"] <= trace.total_bytes // 4
+    shown = CliRunner().invoke(bench, [*args, "--warm", "0"])
+    assert shown.exit_code == 2
+    assert "--warm" in shown.output
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 1), st.integers(1, 4))
+@settings(max_examples=30, deadline=None)
+def test_made_up_guesses_name_nobody_twice_and_have_the_recall_asked_for(seed: int, recall: float, n_used: int) -> None:
+    trace = make_trace(random_ids(np.random.default_rng(seed), 60, 3, 6, n_used), 6)
+    guessed = with_guesses(trace, recall, seed=seed)
+    for row in guessed.predicted.reshape(-1, n_used):
+        named = row[row >= 0].tolist()
+        assert len(named) == len(set(named))
+    # Binomial over 180 n_used draws: five standard deviations of at most 1/2.
+    assert abs(guessed.recall - recall) <= 5 * 0.5 / np.sqrt(180 * n_used)
+
+
+def test_recall_and_stay_are_shares_of_routed_experts() -> None:
+    trace = make_trace(np.array([[[0, 1]], [[1, 2]], [[2, -1]]]), 4)
+    assert trace.stays == pytest.approx(2 / 3)
+    assert replace(trace, predicted=np.array([[[0]], [[3]], [[2]]], np.int32)).recall == pytest.approx(2 / 5)
+    assert trace.recall == 0.0

@@ -225,17 +225,61 @@ def small_problems(count: int) -> list[tuple[Trace, int, Machine, Costs]]:
 
 
 def test_auto_is_within_a_percent_of_the_best_division_into_granules() -> None:
-    """Against the integer optimum. Where the window hides nearly everything, what is left to gain is small and lies across flat ground, and a
-    path of single granules can miss some of it: one such model in twenty may be off by up to 5 %.
-    """
+    """Against the integer optimum, on every model drawn; those whose windows hide nearly everything among them."""
     pytest.importorskip("scipy")
-    gaps = []
-    for trace, budget, machine, costs in small_problems(40):
+    for trace, budget, machine, costs in small_problems(60):
         lanes = [False, True] if machine.cpu_bytes_s else [False]
         best = min(linear_program(trace, budget, machine, costs, cpu, True) for cpu in lanes)
-        gaps.append(make_plan(trace, budget, machine, costs).objective_s / best - 1)
-    assert np.quantile(gaps, 0.95) <= 0.01, np.sort(gaps)[-4:]
-    assert max(gaps) <= 0.05, np.sort(gaps)[-4:]
+        assert make_plan(trace, budget, machine, costs).objective_s <= 1.01 * best
+
+
+def brute_auto(trace: Trace, budget: int, machine: Machine, costs: Costs) -> float:
+    """Least mean time over every residency of granules and both choices of lanes; the CPU lane pays its round trip where it works."""
+    best = np.inf
+    layers = range(trace.n_layer)
+    for with_cpu in (False, True) if machine.cpu_bytes_s else (False,):
+        rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
+        device = machine.device_bytes_s + (machine.cpu_bytes_s if with_cpu else 0.0)
+        options = []
+        for layer in layers:
+            size, g = int(trace.granule_bytes[layer]), int(trace.n_granule[layer])
+            hidden = costs.recall[layer] * costs.window_s[layer] * machine.link_bytes_s
+            floor = trace.n_used * g * size / device
+            least: dict[int, float] = {}
+            for resident in itertools.product(range(g + 1), repeat=int(trace.n_expert[layer])):
+                missed = ((g - np.array(resident)) * size)[trace.ids[:, layer]].sum(axis=1)
+                times = (
+                    np.maximum(floor, (missed - hidden) / rate)
+                    + np.where(missed > hidden, with_cpu, 0) * machine.cpu_sync_s
+                )
+                used = sum(resident) * size
+                least[used] = min(least.get(used, np.inf), float(times.mean()))
+            options.append(list(least.items()))
+        for choice in itertools.product(*options):
+            if sum(used for used, _ in choice) <= budget:
+                best = min(best, sum(time for _, time in choice))
+    return best + sum(costs.compute_s)
+
+
+@given(problems(max_expert=4, max_layer=2, max_granule=2), st.floats(0, 1), st.sampled_from([0.0, 1e-4, 2e-3]))
+@settings(max_examples=40, deadline=None)
+def test_auto_is_within_a_percent_of_brute_force_whatever_a_round_trip_costs(
+    problem: Any, share: float, sync_s: float
+) -> None:
+    trace, costs, machine = problem
+    machine = replace(machine, cpu_sync_s=sync_s if machine.cpu_bytes_s else 0.0)
+    budget = int(trace.total_bytes * share)
+    assert make_plan(trace, budget, machine, costs).objective_s <= 1.01 * brute_auto(trace, budget, machine, costs)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95), st.integers(2, 6), st.sampled_from([0.0, 0.8]))
+@settings(max_examples=40, deadline=None)
+def test_without_a_window_auto_cuts_at_most_one_expert_of_a_layer(seed: int, share: float, g: int, skew: float) -> None:
+    trace = make_trace(random_ids(np.random.default_rng(seed), 40, 2, 12, 2, skew=skew), 12, n_granule=g)
+    # A device so fast that resident work is no floor for misses to hide under: a floor hides as a window does.
+    machine = replace(MACHINE, device_bytes_s=1e21)
+    resident = make_plan(trace, int(trace.total_bytes * share), machine).resident.reshape(2, 12)
+    assert (((resident > 0) & (resident < g)).sum(axis=1) <= 1).all(), resident
 
 
 @pytest.mark.parametrize(("skew", "phi"), [(0.0, 0.0), (0.7, 0.0), (0.7, 0.1), (1.2, 0.1)])

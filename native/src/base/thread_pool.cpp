@@ -20,6 +20,8 @@ inline void relax() {
 
 // About 20 to 60 microseconds of pauses: longer than the gap between two jobs of a decode step, far shorter than a scheduler tick.
 constexpr int kSpins = 1500;
+// An index no job has.
+constexpr uint64_t kClosed = 0xffffffffu;
 
 }  // namespace
 
@@ -53,9 +55,12 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run_job(int64_t n_tasks, Call call, void* body) {
     const uint64_t job = ((head_.load(std::memory_order_relaxed) >> 32) + 1) & 0xffffffffu;
+    // Close the head before the job is described: a thread still late in the last job would take its next index for one of this job as soon
+    // as it saw the larger n_tasks_.
+    head_.store(job << 32 | kClosed, std::memory_order_release);
     call_ = call;
     body_ = body;
-    n_tasks_.store(n_tasks, std::memory_order_relaxed);
+    n_tasks_.store(n_tasks, std::memory_order_release);  // who sees it sees the closed head, too, so its claim fails
     done_.store(0, std::memory_order_relaxed);
     head_.store(job << 32, std::memory_order_release);
     signal_.fetch_add(1);  // seq_cst, as is parked_: either we see the parked worker or it sees the new signal
@@ -79,7 +84,7 @@ void ThreadPool::work(uint64_t job, int thread) {
         do {
             if ((head >> 32) != job) return;
             index = static_cast<int64_t>(head & 0xffffffffu);
-            if (index >= n_tasks_.load(std::memory_order_relaxed)) return;
+            if (index >= n_tasks_.load(std::memory_order_acquire)) return;
         } while (!head_.compare_exchange_weak(head, head + 1, std::memory_order_acq_rel, std::memory_order_acquire));
         call_(body_, index, thread);
         done_.fetch_add(1, std::memory_order_acq_rel);

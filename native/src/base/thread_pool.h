@@ -46,8 +46,8 @@ private:
     void worker_loop(int thread);
 
     // The head word is job << 32 | next index. A thread claims an index by compare-and-swap on the whole word, so one that wakes late, in
-    // a later job, can't take or run anything of the wrong job. call_, body_ are written by the caller before the head is
-    // released, and read only after a claim succeeded, which keeps that job unfinished.
+    // a later job, can't take or run anything of the wrong job. call_, body_ and n_tasks_ are written by the caller while the head is
+    // closed (an index beyond all tasks); call_ and body_ are read only after a claim succeeded, which keeps that job unfinished.
     std::atomic<uint64_t> head_{0};
     std::atomic<int64_t> n_tasks_{0};
     std::atomic<int64_t> done_{0};

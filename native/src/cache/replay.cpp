@@ -90,7 +90,7 @@ Report replay(const Routing& routing, const Routing& predicted, const Shape& sha
 }
 
 size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
-              int n_warm, std::span<double> stall_s) {
+              int n_warm, std::span<double> stall_s, const Routing& predicted) {
     if (candidates.empty() || stall_s.size() != candidates.size()) {
         fail(Code::argument, "auto: ", candidates.size(), " candidates and room for ", stall_s.size(), " results");
     }
@@ -98,7 +98,7 @@ size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, s
     int64_t best_bytes = 0;
     for (size_t i = 0; i < candidates.size(); ++i) {
         if (candidates[i].policy.kind == PolicyKind::belady) fail(Code::argument, "auto: belady knows the future and cannot be chosen");
-        const Report report = replay(recent, {}, shape, budget_bytes, candidates[i], lanes, n_warm, {});
+        const Report report = replay(recent, predicted, shape, budget_bytes, candidates[i], lanes, n_warm, {});
         int64_t bytes = 0;
         stall_s[i] = 0.0;
         for (const Tally& tally : report.layers) stall_s[i] += tally.stall_s, bytes += tally.demand_bytes;

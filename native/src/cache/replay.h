@@ -48,8 +48,9 @@ Report replay(const Routing& routing, const Routing& predicted, const Shape& sha
               const Lanes& lanes, int n_warm, std::span<const double> profile);
 
 // Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest
-// bytes, then the first. stall_s [candidate] receives the stall of each. This is the policy `auto`; belady is no candidate.
+// bytes, then the first. stall_s [candidate] receives the stall of each. predicted: as for replay. This is the policy `auto`; belady is no
+// candidate.
 size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
-              int n_warm, std::span<double> stall_s);
+              int n_warm, std::span<double> stall_s, const Routing& predicted = {});
 
 }  // namespace moepic::cache

@@ -12,19 +12,28 @@ void moepic_model_options_init(moepic_model_options* options) {
     if (options) *options = {sizeof(moepic_model_options), 0, -1, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
 }
 
+namespace {
+
+LoadOptions read_load_options(const moepic_model_options& o) {
+    LoadOptions options;
+    options.n_threads = o.n_threads;
+    options.isa = o.isa;
+    options.granule = o.granule;
+    options.strict = o.strict != 0;
+    options.ram_bytes = o.ram_bytes;
+    options.context = read_context_options(o.context);
+    read_stream_options(options, o.streaming);
+    return options;
+}
+
+}  // namespace
+
 int32_t moepic_model_load(moepic_model** out, const char* path, const moepic_model_options* given) {
     return guard([&] {
         need(out, "out");
         need(path, "path");
         const moepic_model_options o = read_options(given, moepic_model_options_init, "moepic_model_options");
-        LoadOptions options;
-        options.n_threads = o.n_threads;
-        options.isa = o.isa;
-        options.granule = o.granule;
-        options.strict = o.strict != 0;
-        options.ram_bytes = o.ram_bytes;
-        options.context = read_context_options(o.context);
-        read_stream_options(options, o.streaming);
+        LoadOptions options = read_load_options(o);
         if (o.progress) {
             options.progress = [&o](uint64_t done, uint64_t total) { return o.progress("load", done, total, o.user) == 0; };
         }
@@ -32,6 +41,24 @@ int32_t moepic_model_load(moepic_model** out, const char* path, const moepic_mod
         handle->model = Model::load(path, options);
         handle->file.file = &handle->model->file();
         *out = handle.release();
+    });
+}
+
+int32_t moepic_model_memory(moepic_memory* out, const char* path, const moepic_model_options* given) {
+    return guard([&] {
+        need(path, "path");
+        const MemoryNeeds needs =
+            Model::measure(path, read_load_options(read_options(given, moepic_model_options_init, "moepic_model_options")));
+        moepic_memory memory{};
+        memory.streams = needs.streams;
+        memory.weights = needs.weights;
+        memory.experts = needs.experts;
+        memory.kv = needs.kv;
+        memory.scratch = needs.scratch;
+        memory.staging = needs.staging;
+        memory.cache = needs.cache;
+        memory.least = needs.least;
+        write_info(out, memory, "moepic_memory");
     });
 }
 

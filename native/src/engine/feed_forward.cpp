@@ -457,7 +457,9 @@ void FeedForward::reduce(int64_t il, float* x, int64_t n, bool few) {
     });
     if (trace_.is_on() && model_.layer(il).routed) {
         const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
-        trace_.note(model_.layer(il).moe_layer, n, k, ids_, weights_, report_);
+        const StripLayout& layout = model_.layer(il).routed->layout;
+        if (!model_.streamer()) report_.n_resident = static_cast<int>(static_cast<int64_t>(n_routed_groups()) * layout.n_granules);
+        trace_.note(model_.layer(il).moe_layer, n, k, layout.n_granules, ids_, weights_, report_);
     }
     report_ = {};
 }

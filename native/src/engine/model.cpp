@@ -55,6 +55,28 @@ public:
         if (streams_) start_streamer();
     }
 
+    MemoryNeeds measure() {
+        place(nullptr);
+        MemoryNeeds needs;
+        const uint64_t total = carver_.used();
+        needs.experts = model_.expert_bytes();
+        const bool links = options_.streaming.link_bytes_s > 0.0;
+        needs.weights = total - (links ? 0 : needs.experts);
+        const Context context(model_, options_.context);
+        needs.kv = context.kv_bytes();
+        needs.scratch = context.scratch_bytes();
+        const uint64_t own = needs.kv + needs.scratch;
+        needs.least = needs.weights + own;
+        if (needs.experts) needs.least += Streamer::measure(stream_layers(), options_.streaming, n_threads(), false).least_bytes;
+        if (!links) needs.least = std::min(needs.least, total + own);  // a model smaller than its staging
+        if (options_.ram_bytes && options_.ram_bytes < needs.least) return needs;
+        decide();
+        needs.streams = streams_;
+        needs.staging = model_.staging_bytes_;
+        needs.cache = model_.cache_bytes_;
+        return needs;
+    }
+
 private:
     struct Copy {  // plain bytes or floats
         const gguf::Tensor* tensor;
@@ -322,6 +344,16 @@ std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& o
         Builder(*model, options).build();
         return model;
     } catch (const Error& error) {  // the rooms below know keys and tensors, not where they came from
+        fail(error.code(), "'", path, "': ", error.text());
+    }
+}
+
+MemoryNeeds Model::measure(const std::string& path, const LoadOptions& options) {
+    gguf::File file = gguf::File::open(path, lookup_type);
+    try {
+        Model model(std::move(file), options);
+        return Builder(model, options).measure();
+    } catch (const Error& error) {
         fail(error.code(), "'", path, "': ", error.text());
     }
 }

@@ -64,10 +64,24 @@ struct LoadOptions {
     std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
 };
 
+// What loading would take, and how: bytes.
+struct MemoryNeeds {
+    uint64_t weights = 0;        // that have to be in memory anyway
+    uint64_t experts = 0;        // all routed experts
+    uint64_t kv = 0, scratch = 0;  // of the context
+    uint64_t staging = 0;        // 0 where nothing is streamed
+    uint64_t cache = 0;          // left for experts; 0 where nothing is streamed
+    uint64_t least = 0;          // the smallest RAM budget that works, nothing cached
+    bool streams = false;
+};
+
 class Model {
 public:
     // Throws io, format, unsupported, argument, budget, no_memory, cancelled.
     static std::unique_ptr<Model> load(const std::string& path, const LoadOptions& options);
+
+    // The same decisions without a weight read. A budget that is too small is not refused: `least` says what would do.
+    static MemoryNeeds measure(const std::string& path, const LoadOptions& options);
 
     const gguf::File& file() const noexcept { return file_; }
     const Config& config() const noexcept { return config_; }

@@ -26,7 +26,7 @@ RoutingTrace::RoutingTrace(const Config& config) {
 }
 
 size_t RoutingTrace::layer_bytes() const noexcept {
-    return static_cast<size_t>(n_used_) * 6 + kOutcomeBytes;  // ids, weights, predicted ids
+    return static_cast<size_t>(n_used_) * 8 + kOutcomeBytes;  // ids, weights, predicted ids, found granules
 }
 
 size_t RoutingTrace::record_bytes() const noexcept {
@@ -55,17 +55,22 @@ void RoutingTrace::begin(int64_t n) {
     }
 }
 
-void RoutingTrace::note(int moe_layer, int64_t n, int64_t k, const int32_t* ids, const float* weights, const PassReport& report) {
+void RoutingTrace::note(int moe_layer, int64_t n, int64_t k, int64_t n_granules, const int32_t* ids, const float* weights,
+                        const PassReport& report) {
     if (!is_on_ || n > batch_) return;
     for (int64_t t = 0; t < n; ++t) {
         std::byte* at = records_.data() + records_.size() - static_cast<size_t>(n - t) * record_bytes() + kHeadBytes +
                         static_cast<size_t>(moe_layer) * layer_bytes();
-        std::byte *id = at, *weight = at + n_used_ * 2, *guess = at + n_used_ * 4, *outcome = at + n_used_ * 6;
+        std::byte *id = at, *weight = at + n_used_ * 2, *guess = at + n_used_ * 4, *outcome = at + n_used_ * 6,
+                  *found = outcome + kOutcomeBytes;
         for (int64_t j = 0; j < k; ++j) {
             const auto narrow = static_cast<int16_t>(ids[t * k + j]);
             const uint16_t half = f32_to_f16(weights[t * k + j]);
             put(id, &narrow, sizeof narrow);
             put(weight, &half, sizeof half);
+            const int64_t held = report.found.empty() ? n_granules : report.found[static_cast<size_t>(ids[t * k + j])];
+            const auto count = static_cast<uint16_t>(std::min<int64_t>(held, 65535));
+            put(found, &count, sizeof count);
         }
         if (t > 0) continue;
         for (size_t j = 0; j < std::min(report.guess.size(), static_cast<size_t>(n_used_)); ++j) {

@@ -1,5 +1,5 @@
-// Routing as it happens, in the records of docs/trace-format.md: what every token used in every MoE layer, what had been predicted, and how its
-// granules were served. The file around the records is written by moepic_gguf/trace.py.
+// Routing as it happens, in the records of docs/trace-format.md: what every token used in every MoE layer, what had been predicted and was found, and
+// how its granules were served. The file around the records is written by moepic_gguf/trace.py.
 //
 // Belongs to one context and is used by its thread between and inside evals.
 #pragma once
@@ -28,7 +28,7 @@ public:
     void begin(int64_t n);
     // Layer `moe_layer` of the batch's last `n` tokens (the last layer of a prompt runs only those whose logits are wanted). ids, weights
     // [n][k]. The report is of the whole batch and is noted with its first token.
-    void note(int moe_layer, int64_t n, int64_t k, const int32_t* ids, const float* weights, const PassReport& report);
+    void note(int moe_layer, int64_t n, int64_t k, int64_t n_granules, const int32_t* ids, const float* weights, const PassReport& report);
     // What was recorded since the last call.
     std::vector<std::byte> take();
 

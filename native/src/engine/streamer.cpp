@@ -322,6 +322,7 @@ void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens,
     const auto routed = cache_->route(clock_, layer, ids, n_used, bypass);
     n_resident_.assign(wants.size(), 0);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
+    found_.assign(want_of_.size(), 0);
     for (size_t w = 0; w < wants.size(); ++w) want_of_[static_cast<size_t>(wants[w].expert)] = static_cast<int32_t>(w);
 
     // Hot experts first: the link takes them from the head of the queue, a CPU lane the cold ones from its tail.
@@ -366,6 +367,7 @@ void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens,
     for (const cache::Routed& r : order_) {
         const int32_t w = want_of_[static_cast<size_t>(r.expert)];
         n_resident_[static_cast<size_t>(w)] = r.n_resident;
+        found_[static_cast<size_t>(r.expert)] = r.n_resident;
         for (int g = 0; g < r.n_resident; ++g) {
             const std::byte* data = slot_of(r.expert, g);
             wants[static_cast<size_t>(w)].data[g] = data;
@@ -735,7 +737,8 @@ PassReport Streamer::end_pass(bool is_abandoned) {
             static_cast<int>(tally_.n_link),
             static_cast<int>(tally_.n_in_place),
             static_cast<int>(tally_.n_prefetched),
-            guessed_ids_};
+            guessed_ids_,
+            found_};
 }
 
 void Streamer::account() {

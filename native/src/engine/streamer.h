@@ -89,6 +89,7 @@ struct PassReport {
     double waited_s = 0.0;
     int n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;
     std::span<const int32_t> guess{};  // ids predicted for this layer before its router spoke; empty: none
+    std::span<const int32_t> found{};  // [expert] granules resident before it was asked for, of the experts used; empty: all
 };
 
 class Streamer {
@@ -323,6 +324,7 @@ private:
     std::vector<Missing> missing_;
     std::vector<cache::Routed> order_;
     std::vector<int32_t> want_of_;     // [expert] index into wants_, -1
+    std::vector<int32_t> found_;       // [expert] granules found resident; of those used
     std::vector<int32_t> n_resident_;  // [want]
     StreamTally tally_;
     double window_s_ = 0.0;

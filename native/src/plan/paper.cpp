@@ -3,27 +3,16 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 
 #include "base/error.h"
 #include "plan/cost.h"
+#include "plan/divide.h"
 
 namespace moepic::plan {
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr int64_t kMostUnits = 4096;  // of all experts; below it the division is exact to the byte, above it to this share
 constexpr int kMostRounds = 16;
-
-// Budgets are counted in units. They depend on the model alone, so a larger budget can do all that a smaller one can: plans are monotone.
-int64_t unit_bytes(const Problem& problem) {
-    int64_t exact = 0, total = 0;
-    for (const Layer& layer : problem.layers) {
-        exact = std::gcd(exact, layer.granule_bytes);
-        total += layer.n_expert * layer.expert_bytes();
-    }
-    return std::max(exact, (total + kMostUnits - 1) / kMostUnits);
-}
 
 bool is_less(double a, double b) {
     return a + 1e-12 * std::abs(a) < b;
@@ -36,16 +25,9 @@ struct Choice {
     int n_slot = 0;
 };
 
-// The best price for each budget 0, 1, 2 ... units of some layers; not increasing. `left` is what the first half of them gets of it.
-struct Curve {
-    std::vector<double> price;
-    std::vector<int> left;
-};
-
 class Solver {
 public:
     Solver(const Problem& problem, double rate) : problem_(problem), rate_(rate), unit_(unit_bytes(problem)) {
-        const int64_t units = problem.budget_bytes / unit_;
         for (const Layer& layer : problem.layers) {
             std::vector<std::vector<double>> prices;
             for (const int top : layer.cuts) {
@@ -54,18 +36,17 @@ public:
                 prices.push_back(std::move(of_slots));
             }
             prices_.push_back(std::move(prices));
-            most_.push_back(static_cast<int>(std::min((layer.n_expert * layer.expert_bytes() + unit_ - 1) / unit_, units)));
+            most_.push_back(static_cast<int>(std::min<int64_t>(units_of(layer, unit_), problem.budget_bytes / unit_)));
         }
-        units_ = static_cast<int>(std::min<int64_t>(units, std::accumulate(most_.begin(), most_.end(), int64_t{0})));
     }
 
-    // theta given for each layer -> budgets: layers are independent but for their sum, so halves are solved alone and merged.
+    // theta given for each layer -> budgets.
     std::vector<int> divide_budget(const std::vector<int>& tops) const {
-        std::vector<int> budgets(problem_.layers.size());
-        std::vector<Curve> tree(4 * budgets.size());
-        solve(tops, 0, budgets.size(), 1, tree);
-        hand_out(0, budgets.size(), 1, units_, tree, budgets);
-        return budgets;
+        std::vector<std::vector<double>> curves(problem_.layers.size());
+        for (size_t il = 0; il < curves.size(); ++il) {
+            for (int u = 0; u <= most_[il]; ++u) curves[il].push_back(best(il, u, tops[il]).price);
+        }
+        return divide(curves, problem_.budget_bytes / unit_);
     }
 
     // Budgets given -> theta: each layer alone, over its legal cuts.
@@ -99,44 +80,9 @@ public:
     }
 
 private:
-    void solve(const std::vector<int>& tops, size_t begin, size_t end, size_t node, std::vector<Curve>& tree) const {
-        Curve& curve = tree[node];
-        if (end - begin == 1) {
-            for (int u = 0; u <= most_[begin]; ++u) curve.price.push_back(best(begin, u, tops[begin]).price);
-            return;
-        }
-        const size_t middle = (begin + end) / 2;
-        solve(tops, begin, middle, 2 * node, tree);
-        solve(tops, middle, end, 2 * node + 1, tree);
-        const auto &a = tree[2 * node].price, &b = tree[2 * node + 1].price;
-        const int size = std::min(static_cast<int>(a.size() + b.size()) - 2, units_);
-        curve.price.assign(size + 1, kInfinity);
-        curve.left.assign(size + 1, 0);
-        // (min, +) convolution: exact, whether or not the curves are convex.
-        for (int i = 0; i < static_cast<int>(a.size()) && i <= size; ++i) {
-            const int most = std::min(static_cast<int>(b.size()) - 1, size - i);
-            for (int j = 0; j <= most; ++j) {
-                const double sum = a[i] + b[j];
-                if (sum < curve.price[i + j]) curve.price[i + j] = sum, curve.left[i + j] = i;
-            }
-        }
-    }
-
-    void hand_out(size_t begin, size_t end, size_t node, int units, const std::vector<Curve>& tree, std::vector<int>& budgets) const {
-        if (end - begin == 1) {
-            budgets[begin] = units;
-            return;
-        }
-        const size_t middle = (begin + end) / 2;
-        const int left = tree[node].left[units];
-        hand_out(begin, middle, 2 * node, left, tree, budgets);
-        hand_out(middle, end, 2 * node + 1, units - left, tree, budgets);
-    }
-
     const Problem& problem_;
     double rate_;
     int64_t unit_;
-    int units_ = 0;
     std::vector<int> most_;                                 // [layer] units that hold all its experts, or the budget
     std::vector<std::vector<std::vector<double>>> prices_;  // [layer][cut][slots]
 };

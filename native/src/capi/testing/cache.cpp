@@ -62,6 +62,10 @@ Lanes make_lanes(const moepic_test_trace& trace, int n_layer) {
     return lanes;
 }
 
+Routing make_predicted(const moepic_test_trace& trace, int n_layer) {
+    return trace.predicted ? make_routing(trace.predicted, trace.n_token, n_layer, trace.n_guess) : Routing{};
+}
+
 std::span<const double> profile_of(const moepic_test_cache_options& options, const Shape& shape) {
     return options.profile ? std::span(options.profile, n_experts(shape)) : std::span<const double>{};
 }
@@ -79,10 +83,9 @@ int32_t moepic_test_cache_replay(moepic_test_tally* layers, double* token_stall_
     return guard([&] {
         const Shape shape = make_shape(*given);
         const Routing routing = make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used);
-        const Routing predicted =
-            trace->predicted ? make_routing(trace->predicted, trace->n_token, given->n_layer, trace->n_guess) : Routing{};
-        const Report report = replay(routing, predicted, shape, options->budget_bytes, make_options(*options, given->n_layer),
-                                     make_lanes(*trace, given->n_layer), trace->n_warm, profile_of(*options, shape));
+        const Report report =
+            replay(routing, make_predicted(*trace, given->n_layer), shape, options->budget_bytes, make_options(*options, given->n_layer),
+                   make_lanes(*trace, given->n_layer), trace->n_warm, profile_of(*options, shape));
         for (size_t il = 0; il < report.layers.size(); ++il) {
             const Tally& t = report.layers[il];
             layers[il] = {t.n_hit,        t.n_partial,    t.n_miss,     t.needed_bytes, t.demand_bytes,
@@ -103,7 +106,7 @@ int32_t moepic_test_cache_choose(int32_t* best, double* stall_s, const moepic_te
         for (int i = 0; i < n_candidates; ++i) options.push_back(make_options(candidates[i], given->n_layer));
         *best = static_cast<int32_t>(choose(make_routing(trace->ids, trace->n_token, given->n_layer, given->n_used), shape,
                                             candidates[0].budget_bytes, options, make_lanes(*trace, given->n_layer), trace->n_warm,
-                                            std::span(stall_s, static_cast<size_t>(n_candidates))));
+                                            std::span(stall_s, static_cast<size_t>(n_candidates)), make_predicted(*trace, given->n_layer)));
     });
 }
 

@@ -49,7 +49,7 @@ MOEPIC_API int32_t moepic_test_cache_replay(moepic_test_tally* layers, double* t
                                             const moepic_test_shape* shape, const moepic_test_trace* trace,
                                             const moepic_test_cache_options* options);
 /* The policy `auto`: best receives the index of the candidate that stalls least, stall_s [n_candidates] the stall of each. One budget for
- * all. */
+ * all; predictions of the trace count. */
 MOEPIC_API int32_t moepic_test_cache_choose(int32_t* best, double* stall_s, const moepic_test_shape* shape, const moepic_test_trace* trace,
                                             const moepic_test_cache_options* candidates, int32_t n_candidates);
 /* hits [n_expert of the layer + 1]; concave != 0 gives the concave hull. */

@@ -1,0 +1,128 @@
+"""The cache that mode `auto` runs: candidates made from plans, cuts and policies, tried on recent routing; the one that stalls least.
+
+A plan is made for a mean; a cache lives through tokens in their order. What suits a routing (whole experts or tops, keep or pass through, recency or
+frequency) is cheaper tried than derived: a candidate costs some milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .planner import Costs, Machine, Plan, make_plan, recent
+from .replay import CacheOptions, Lanes, replay
+from .trace import Trace
+
+CUTS = (0.25, 0.5, 0.75, 1.0)  # shares of an expert that are tried as tops, beside the budget's own share
+POLICIES = {
+    "lru": CacheOptions("lru"),
+    "lfu": CacheOptions("lfu"),
+    "lcp": CacheOptions("lcp"),
+    "lrfu 8": CacheOptions("lrfu", half_life=8.0),
+    "lrfu 96": CacheOptions("lrfu", half_life=96.0),
+}
+FINALISTS = 3  # shapes that are tried with every policy
+# Equal budgets and decayed frequency: what runs unless something is better.
+GRANULES, WHOLE = "granules", "tops of 1.00"
+BLOCK = 8  # tokens: those that follow each other are alike, so blocks of them are compared, not single ones
+# Something else must be better by so many standard errors over blocks, and by this many over n more where there are n: few blocks say little.
+SURE, SURER = 1.0, 4.0
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A cache and how it came to be chosen: `name` says its shape and policy, `stall_s` the stall of every candidate on the tokens tried."""
+
+    name: str
+    options: CacheOptions
+    stall_s: Mapping[str, float]
+
+
+def choose_cache(
+    trace: Trace,
+    budget_bytes: int,
+    machine: Machine,
+    costs: Costs,
+    *,
+    lanes: Lanes | None = None,
+    predictor: str = "none",
+    plan: Plan | None = None,
+    n_token: int = 384,
+    finalists: int = FINALISTS,
+) -> Chosen:
+    """Try caches of `budget_bytes` on the last `n_token` tokens of `trace`: the first half fills them and makes the plans, the second judges.
+
+    lanes      what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
+    plan       of mode auto for this budget, where it is made already.
+    finalists  shapes that are tried with every policy; the others run the default one only.
+    Raises     `ArgumentError`, `BudgetError`.
+    """
+    seen = recent(trace, n_token)
+    n_fit = seen.n_token // 2
+    lanes = lanes or lanes_of(machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0)
+    has_window = lanes.window_s is not None and max(lanes.window_s) > 0.0 and predictor != "none"
+
+    def plans_of(tokens: Trace) -> list[Plan]:
+        return [make_plan(recent(tokens), budget_bytes, machine, costs, mode=mode) for mode in ("auto", "paper")]
+
+    stalls: dict[str, NDArray[np.float64]] = {}
+
+    def attempt(candidates: Mapping[str, CacheOptions]) -> list[str]:
+        for name, options in candidates.items():
+            stalls[name] = replay(seen, budget_bytes, options, lanes, predictor=predictor, n_warm=n_fit).token_stall_s
+        return sorted(candidates, key=lambda name: stalls[name].sum())
+
+    # A plan that is tried on the tokens it was made of looks better than it is: it is made of the first half, and tried on the second.
+    shapes = _shapes(seen, budget_bytes, plans_of(seen.tokens(slice(0, n_fit))), has_window)
+    variants = _variants(shapes, attempt(shapes)[:finalists])
+    attempt(variants)
+    best = _convincing(stalls, next(iter(shapes)))
+    # What is run may know all that was seen.
+    auto, paper = plans_of(seen)
+    shapes = _shapes(seen, budget_bytes, [plan or auto, paper], has_window)
+    made = shapes | _variants(shapes, {name.split(",")[0] for name in variants})
+    return Chosen(best, made[best], {name: float(stall.sum()) for name, stall in stalls.items()})
+
+
+def _convincing(stalls: Mapping[str, NDArray[np.float64]], default: str) -> str:
+    """The candidate that stalls least, or `default` where the tokens tried do not tell them apart."""
+    best = min(stalls, key=lambda name: stalls[name].sum())
+    saved = stalls[default] - stalls[best]
+    n = len(saved) // BLOCK
+    if n < 2:
+        return default
+    blocks = saved[: n * BLOCK].reshape(n, BLOCK).mean(axis=1)
+    return best if blocks.mean() > (SURE + SURER / n) * blocks.std(ddof=1) / np.sqrt(n) else default
+
+
+def _variants(shapes: Mapping[str, CacheOptions], names: Iterable[str]) -> dict[str, CacheOptions]:
+    """Shapes with every policy, each also with bypass."""
+    made = {}
+    for name in names:
+        made[name] = shapes[name]
+        for policy, with_ in POLICIES.items():
+            made[f"{name}, {policy}"] = replace(shapes[name], policy=with_.policy, half_life=with_.half_life)
+    return made | {f"{name}, bypass": replace(options, bypass=True) for name, options in made.items()}
+
+
+def lanes_of(machine: Machine, costs: Costs, *, predictor: str, with_cpu: bool) -> Lanes:
+    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts."""
+    rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
+    return Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
+
+
+def _shapes(trace: Trace, budget_bytes: int, plans: Sequence[Plan], has_window: bool) -> dict[str, CacheOptions]:
+    """What of an expert is kept and in which steps it leaves, all under the default policy; the default shape first."""
+    whole = {WHOLE: CacheOptions(eviction="whole"), "tops of the paper's plan": plans[1].cache_options()}
+    if not has_window:
+        # Bytes never fall by a cut where hits are concave (routing-and-split.md, section 1.6), and without a window bytes are all there is.
+        return whole
+    made = {GRANULES: CacheOptions(), "granules of the plan": plans[0].cache_options(), **whole}
+    for share in sorted({*CUTS, min(1.0, budget_bytes / trace.total_bytes)}):
+        top = [max(1, round(share * int(g))) for g in trace.n_granule]
+        made[f"tops of {share:.2f}"] = CacheOptions(eviction="whole", top=top)
+        made[f"granules up to {share:.2f}"] = CacheOptions(top=top)
+    return made
