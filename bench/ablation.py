@@ -28,13 +28,15 @@ from measuring import (
     new_folder,
     quantile,
     spread,
+    streaming_of,
     subject_of,
     token_ids,
     write_record,
 )
-from traces import find_trace, map_trace, tokens_of
+from traces import find_trace, map_trace
 
 from moepic_gguf import Model
+from moepic_gguf.choosing import choose_cache
 from moepic_gguf.planner import Costs, Machine, make_plan
 from moepic_gguf.streaming import StreamingOptions
 from moepic_gguf.trace import Trace
@@ -80,7 +82,7 @@ def costs_of(subject: Subject, machine: Machine, recall: float) -> Costs:
 
 
 def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: float) -> dict[str, StreamingOptions]:
-    """The rows of the table, by name. seen: the tokens that plans may know."""
+    """The rows of the table, by name. seen: the tokens that plans may know. auto: the cache that moepic-plan's auto takes, whatever it is."""
     machine, costs = tier.machine, costs_of(subject, tier.machine, recall)
     still = replace(tier.options(), cache=budget, eviction="whole", predictor="none")
     ahead = replace(still, predictor="next_layer")
@@ -102,7 +104,9 @@ def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: flo
     ours = replace(ahead, eviction="granules")
     modes["granules, lrfu, prefetch"] = ours
     modes["auto plan, lrfu, prefetch"] = ours.with_plan(auto)
-    modes["auto"] = replace(ours, policy="auto").with_plan(auto)
+    modes["auto plan, policy auto, prefetch"] = replace(ours, policy="auto").with_plan(auto)
+    chosen = choose_cache(seen, budget, machine, costs, predictor="recorded")
+    modes["auto"] = streaming_of(chosen.options, ahead)
     if tier.cpu_bytes_s:
         with_cpu = tier.options(with_cpu=True)
         modes["auto, CPU lane"] = replace(modes["auto"], cpu_bytes_s=with_cpu.cpu_bytes_s)
@@ -127,7 +131,8 @@ def measure(subject: Subject, trace: Trace, options: StreamingOptions, n_warm: i
     lane_bytes, busy_s = stats.lane_bytes, stats.lane_busy_s
     row |= {"lane_bytes": lane_bytes, "lane_raw_bytes": stats.lane_raw_bytes, "lane_busy_s": busy_s}
     row |= {"lane_bytes_s": lane_bytes / busy_s if busy_s else 0.0, "cpu_lane_bytes_s": stats.cpu_bytes_s}
-    row |= {"lane": stats.lane, "policy_at_end": stats.policy, "note": stats.note}
+    kept = f"{options.eviction}, {'cut' if options.top else 'uncut'}, {options.policy}{', bypass' if options.bypass else ''}"
+    row |= {"cache": kept, "lane": stats.lane, "policy_at_end": stats.policy, "note": stats.note}
     return row | {"layers_without_prefetch": stats.n_layers_switched_off, "cache_bytes": stats.cache_bytes}
 
 
@@ -214,7 +219,10 @@ def main() -> None:
     recorded = map_trace(find_trace(arguments.trace), subject.target, recall=arguments.recall, seed=arguments.seed)
     if recorded.n_token < arguments.warm + arguments.tokens:
         parser.error(f"the trace has {recorded.n_token} tokens, {arguments.warm} + {arguments.tokens} are wanted")
-    trace, seen = tokens_of(recorded, 0, arguments.warm + arguments.tokens), tokens_of(recorded, 0, arguments.warm)
+    trace, seen = (
+        recorded.tokens(slice(0, arguments.warm + arguments.tokens)),
+        recorded.tokens(slice(0, arguments.warm)),
+    )
     tiers = [
         tier_of(name, machine, arguments.gpu_rate * 1e9, arguments.cpu_rate * 1e9)
         for name in arguments.tiers.split(",")

@@ -10,19 +10,20 @@ recording of another model. What is taken over, and what is made up:
             replacement. These draws have the recording's popularity, but not its tendency to stay with the last token's experts. Wanted fewer:
             the first of the recording, which are in order of weight.
   tokens    all, the prompt's too, in their order; a benchmark feeds every one alone, as decode does.
-  guesses   right with probability `recall`, else experts the token does not use: mistakes are unrelated to popularity, which real ones are not.
+  guesses   right with probability `recall`, else another expert: mistakes are unrelated to popularity, which real ones are not.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moepic_gguf.errors import ArgumentError
+from moepic_gguf.planner import with_guesses
 from moepic_gguf.trace import DECODE, Trace, read_trace
 
 Ids = NDArray[np.int32]
@@ -78,25 +79,7 @@ def map_trace(path: Path, target: Target, *, recall: float | None = None, seed: 
         granule_bytes=np.array(target.granule_bytes, np.int64),
         info={"source": path.name, "layers": layers.tolist(), "top_k_recorded": recorded.n_used},
     )
-    return mapped if recall is None else replace(mapped, predicted=guesses(ids, target.n_expert, recall, rng))
-
-
-def tokens_of(trace: Trace, first: int, last: int) -> Trace:
-    """Tokens [first, last) of a mapped trace."""
-    part = slice(first, last)
-    arrays = {name: getattr(trace, name)[part] for name in ("ids", "weights", "sequence", "phase")}
-    return replace(trace, **arrays, predicted=None if trace.predicted is None else trace.predicted[part])
-
-
-def guesses(ids: Ids, n_expert: int, recall: float, rng: np.random.Generator) -> Ids:
-    """Of the shape of `ids`: each id with probability `recall`, in place of the others as many distinct experts the token does not use."""
-    n_used = ids.shape[-1]
-    if n_expert < 2 * n_used:
-        raise ArgumentError(f"guesses: {n_expert} experts leave no {n_used} wrong ones")
-    noise = rng.random((*ids.shape[:-1], n_expert))
-    np.put_along_axis(noise, ids, np.inf, axis=-1)
-    wrong = np.argsort(noise, axis=-1)[..., :n_used]
-    return np.where(rng.random(ids.shape) < recall, ids, wrong).astype(np.int32)
+    return mapped if recall is None else with_guesses(mapped, recall, seed=seed)
 
 
 def _choose(recorded: Ids, target: Target, rng: np.random.Generator) -> Ids:
