@@ -20,27 +20,37 @@ def main() -> None:
     Path(job["cgroup"], "cgroup.procs").write_text(str(os.getpid()))
     start = time.perf_counter()
     step, stats = {"moepic": open_moepic, "llama.cpp": open_llama_cpp}[job["engine"]](job)
-    tell("load", start)
+    device = os.stat(job["path"]).st_dev
+    tell("load", start, device)
     ids = job["ids"]
     start = time.perf_counter()
     step(ids[: job["prefill"]])
-    tell("prefill", start)
+    tell("prefill", start, device)
     for token in ids[job["prefill"] :]:
         start = time.perf_counter()
         step([token])
-        tell("token", start)
+        tell("token", start, device)
     print(json.dumps({"what": "end"} | stats()), flush=True)
 
 
-def tell(what: str, start: float) -> None:
-    """What took how long, and what had been read from disk and held in memory by then (proc(5): io, status)."""
+def tell(what: str, start: float, device: int) -> None:
+    """What took how long, what had been read from disk by then, and the most memory held so far.
+
+    read_bytes is the process's own figure (proc(5), io), disk_bytes the whole device's, whoever asked: on a quiet machine the larger one is right.
+    """
     took = time.perf_counter() - start
     io = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    peak = 1024 * int(status["VmHWM"].split()[0])
-    print(
-        json.dumps({"what": what, "s": took, "read_bytes": int(io["read_bytes"]), "peak_rss_bytes": peak}), flush=True
-    )
+    line = {
+        "what": what,
+        "s": took,
+        "read_bytes": int(io["read_bytes"]),
+        "peak_rss_bytes": 1024 * int(status["VmHWM"].split()[0]),
+    }
+    counters = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    if counters.exists():  # not every file system has a device
+        line["disk_bytes"] = 512 * int(counters.read_text().split()[2])
+    print(json.dumps(line), flush=True)
 
 
 Step = Callable[[list[int]], Any]
