@@ -157,9 +157,11 @@ def table(subject: Subject, rows: list[dict[str, Any]], tiers: list[Tier], recal
         ]
         text.append(markdown(heads, (line(mode, of, times) for mode, of in by_mode.items())))
         others = {mode: time for mode, time in times.items() if not mode.startswith("auto")}
-        best = min(others, key=lambda mode: others[mode])
-        ratios = ", ".join(f"{mode} {times[mode] / others[best]:.3f}" for mode in times if mode.startswith("auto"))
-        text.append(f"\nAgainst the best of the other modes ({best}): {ratios}.\n")
+        ours = [mode for mode in times if mode.startswith("auto")]
+        if others and ours:
+            best = min(others, key=lambda mode: others[mode])
+            ratios = ", ".join(f"{mode} {times[mode] / others[best]:.3f}" for mode in ours)
+            text.append(f"\nAgainst the best of the other modes ({best}): {ratios}.\n")
     return "".join(text).lstrip()
 
 

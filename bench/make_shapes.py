@@ -57,7 +57,7 @@ SHAPES = {
 
 
 def random_blocks(kind: Type, std: float, rng: np.random.Generator) -> Bytes:
-    """[POOL_BLOCKS, bytes of a block]: random codes, scales set so that weights have mean 0 and deviation `std`.
+    """[POOL_BLOCKS, bytes of a block]: random codes, scales set so that weights have deviation `std` and a mean of 0, or half a code below.
 
     Standard deviations of code times scale, from the formats (native/src/quant/blocks.h):
       Q4_0  d (q - 8), q uniform in 0..15             4.6
