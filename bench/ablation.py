@@ -58,11 +58,8 @@ class Tier:
     def is_link(self) -> bool:
         return self.name != "file"
 
-    def options(self, *, with_cpu: bool = False) -> StreamingOptions:
-        if not self.is_link:
-            return StreamingOptions(always=True)
-        cpu = self.cpu_bytes_s if with_cpu else 0.0
-        return StreamingOptions(always=True, link_bytes_s=self.machine.link_bytes_s, cpu_bytes_s=cpu)
+    def options(self) -> StreamingOptions:
+        return StreamingOptions(always=True, link_bytes_s=self.machine.link_bytes_s if self.is_link else 0.0)
 
 
 def tier_of(name: str, machine: Machine, gpu_bytes_s: float, cpu_bytes_s: float) -> Tier:
@@ -108,8 +105,7 @@ def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: flo
     chosen = choose_cache(seen, budget, machine, costs, predictor="recorded")
     modes["auto"] = streaming_of(chosen.options, ahead)
     if tier.cpu_bytes_s:
-        with_cpu = tier.options(with_cpu=True)
-        modes["auto, CPU lane"] = replace(modes["auto"], cpu_bytes_s=with_cpu.cpu_bytes_s)
+        modes["auto, CPU lane"] = replace(modes["auto"], cpu_bytes_s=tier.cpu_bytes_s)
     return modes
 
 
@@ -221,10 +217,8 @@ def main() -> None:
     recorded = map_trace(find_trace(arguments.trace), subject.target, recall=arguments.recall, seed=arguments.seed)
     if recorded.n_token < arguments.warm + arguments.tokens:
         parser.error(f"the trace has {recorded.n_token} tokens, {arguments.warm} + {arguments.tokens} are wanted")
-    trace, seen = (
-        recorded.tokens(slice(0, arguments.warm + arguments.tokens)),
-        recorded.tokens(slice(0, arguments.warm)),
-    )
+    trace = recorded.tokens(slice(0, arguments.warm + arguments.tokens))
+    seen = recorded.tokens(slice(0, arguments.warm))
     tiers = [
         tier_of(name, machine, arguments.gpu_rate * 1e9, arguments.cpu_rate * 1e9)
         for name in arguments.tiers.split(",")

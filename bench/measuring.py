@@ -151,10 +151,12 @@ def new_folder(text: str) -> Path:
 
 
 def write_record(folder: Path, path: Path, rows: Sequence[dict[str, Any]], text: str, **more: Any) -> None:
-    """env.json, rows.csv and table.md; findings.md is written by hand."""
+    """env.json, rows.csv and table.md; findings.md is written by hand. Of paths the names are kept: records travel, folders stay private."""
     folder.mkdir(parents=True)
     env = environment(path, with_hash=True) | more
-    (folder / "env.json").write_text(json.dumps(env, indent=1, default=str) + "\n", encoding="utf-8")
+    (folder / "env.json").write_text(
+        json.dumps(env, indent=1, default=lambda value: Path(value).name) + "\n", encoding="utf-8"
+    )
     heads = list(dict.fromkeys(name for row in rows for name in row))
     with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, heads)
