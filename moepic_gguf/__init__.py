@@ -30,6 +30,7 @@ from .errors import (
 from .generation import Generation
 from .metadata import GgufFile
 from .model import Model
+from .streaming import StreamingOptions, StreamStats
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,8 @@ __all__ = [
     "MoepicError",
     "OutOfMemory",
     "SamplingOptions",
+    "StreamStats",
+    "StreamingOptions",
     "TemplateError",
     "UnsupportedModelError",
     "__version__",

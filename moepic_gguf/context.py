@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import operator
+import os
 import random
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ from .errors import ArgumentError, ContextOverflowError, UnsupportedModelError
 from .generation import Floor, Generation, OnProgress, OnToken, Request
 from .native_context import NativeContext
 from .stopping import checked_stops
+from .streaming import StreamStats
 from .weights import Weights
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .recording import Recorder
 
 Message = Mapping[str, Any]
 log = logging.getLogger("moepic_gguf")
@@ -55,6 +59,9 @@ class Stats:
     scratch_bytes: int
     state_bytes: int
     load_s: float
+    predicted_ttft_s: float | None = None  # by the plan, for its prompt length
+    predicted_tpot_s: float | None = None
+    stream: StreamStats | None = None  # hits, bytes per lane and stalls; None where every expert is resident
 
     @property
     def prefill_tokens_per_s(self) -> float | None:
@@ -83,6 +90,12 @@ class Stats:
             + (f"states {show_bytes(self.state_bytes)}, " if self.state_bytes else "")
             + f"scratch {show_bytes(self.scratch_bytes)}; "
             f"loaded in {self.load_s:.2f} s"
+            + (
+                f"\npredicted     ttft {seconds(self.predicted_ttft_s)}, tpot {seconds(self.predicted_tpot_s)}"
+                if self.predicted_tpot_s is not None
+                else ""
+            )
+            + (f"\n{self.stream}" if self.stream else "")
         )
 
 
@@ -128,13 +141,16 @@ class Context:
     def stats(self) -> Stats:
         """Speeds of the last answer, and this context's counters."""
         counters = self.native.counters()
-        last = self._last
+        last, forecast = self._last, self._weights.forecast
         return Stats(
             ttft_s=last.ttft_s if last else None,
             tpot_s=last.tpot_s if last else None,
             prompt_tokens=last.prompt_tokens if last else 0,
             generated_tokens=len(last.tokens) if last else 0,
             load_s=self._weights.load_s,
+            predicted_ttft_s=forecast.ttft.mean_s if forecast else None,
+            predicted_tpot_s=forecast.tpot.mean_s if forecast else None,
+            stream=self._weights.stream_stats,
             **counters,  # type: ignore[arg-type]
         )
 
@@ -142,6 +158,16 @@ class Context:
         """Set the counters to zero and forget the last answer's times."""
         self.native.reset_counters()
         self._last = None
+
+    def record(
+        self, *, trace: str | os.PathLike[str] | None = None, timeline: str | os.PathLike[str] | None = None
+    ) -> Recorder:
+        """Record from now on, until the recorder is closed (use `with`): routing with what was predicted, found and waited for
+        (docs/trace-format.md), and a timeline of threads and lanes for ui.perfetto.dev. Files appear when it is closed.
+        """
+        from .recording import Recorder
+
+        return Recorder(self.native, self._weights, trace=trace, timeline=timeline)
 
     def clear(self) -> None:
         """Forget the sequence; the next prompt is computed from its beginning."""

@@ -5,7 +5,7 @@ The engine knows its own figures once a model is loaded; these are for plans mad
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .budgets import show_bytes
@@ -118,6 +118,30 @@ def footprint(
         experts=experts,
         unit=unit,
         lookup=embedding.n_bytes,
+    )
+
+
+def engine_footprint(
+    path: str, estimate: Footprint, *, ram_bytes: int, n_ctx: int, n_batch: int, n_threads: int
+) -> Footprint:
+    """`estimate` with the engine's own figures for a budget of RAM (it decides as it would when loading, and reads no weight). The interpreter and
+    its libraries are not part of such a budget: they take up to PROCESS_BYTES beside it.
+    """
+    from .config import ContextOptions, LoadOptions
+    from .weights import memory_needs
+
+    context = ContextOptions(n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads)
+    needs = memory_needs(path, LoadOptions(ram=ram_bytes, n_threads=n_threads), context)
+    least = needs.least - needs.weights - needs.kv - needs.state - needs.scratch
+    return replace(
+        estimate,
+        dense=needs.weights,
+        kv=needs.kv,
+        state=needs.state,
+        scratch=needs.scratch,
+        staging=needs.staging or least,
+        process=0,
+        experts=needs.experts,
     )
 
 

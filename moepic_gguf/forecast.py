@@ -72,6 +72,7 @@ class Forecast:
     stall_s: float
     missed_bytes: float  # per token, after routing
     is_resident: bool
+    options: CacheOptions | None = None  # of that cache
 
     def as_dict(self) -> dict[str, Any]:
         times = {
@@ -92,10 +93,11 @@ _PARTS = (("_s", "mean_s"), ("_low_s", "low_s"), ("_high_s", "high_s"))
 
 
 def costs_of(report: FileReport, memory: Footprint, machine: Machine, *, n_context: int, recall: float) -> Costs:
-    """What a layer pays whatever is cached: its share of the weights besides experts and of the keys and values of `n_context` positions, at the fast
-    tier's rate. A predictor that looks one layer ahead has as long.
+    """What a layer pays whatever is cached: its share of the weights besides experts, of the keys and values of `n_context` positions and of the states
+    (read and written), at the fast tier's rate. A predictor that looks one layer ahead has as long.
     """
-    read = memory.dense - memory.lookup + (report.kv_bytes_per_token or 0) * n_context
+    past = (report.kv_bytes_per_token or 0) * n_context + report.kv_window_bytes + 2 * (report.state_bytes or 0)
+    read = memory.dense - memory.lookup + past
     layer_s = read / report.moe_layers / machine.device_bytes_s + machine.layer_s
     return Costs.flat(report.moe_layers, compute_s=layer_s, window_s=layer_s if recall else 0.0, recall=recall)
 
@@ -132,8 +134,10 @@ def forecast(subject: Subject, room_bytes: int, mode: str, *, top: int = 0, quic
     if subject.is_prior:
         tpot = _over_priors(subject, tried, options, tpot)
     plan = _make(subject, subject.trace, room_bytes, mode, top)
-    cache, _ = _cache(subject, subject.trace, plan, quick)
-    return Forecast(plan, cache, _banded(subject, tpot), _ttft(subject, plan.bytes), found.stall_s, missed, False)
+    cache, chosen = _cache(subject, subject.trace, plan, quick)
+    return Forecast(
+        plan, cache, _banded(subject, tpot), _ttft(subject, plan.bytes), found.stall_s, missed, False, chosen
+    )
 
 
 def _make(subject: Subject, trace: Trace, room_bytes: int, mode: str, top: int) -> Plan:

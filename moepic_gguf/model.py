@@ -23,6 +23,9 @@ from .weights import ModelInfo, Weights
 if TYPE_CHECKING:
     import numpy as np
 
+    from .forecast import Forecast
+    from .recording import Recorder
+
 
 class Model:
     """Weights with a context to talk to. Close it (or use `with`) to free the memory at once.
@@ -55,6 +58,9 @@ class Model:
         policy: str | None = None,
         predictor: str | None = None,
         profile: str | os.PathLike[str] | Sequence[float] | None = None,
+        plan: str | float | None = None,
+        machine: str | os.PathLike[str] | None = None,
+        trace: str | os.PathLike[str] | None = None,
         streaming: StreamingOptions | None = None,
         chat_template: str | None = None,
         progress: Progress | None = None,
@@ -67,6 +73,9 @@ class Model:
         policy         which experts stay in the cache: lrfu, lru, lfu, lcp, static, auto.
         predictor      which are fetched before the router has spoken: next_layer, previous_token, none.
         profile        uses of experts for a warm start (`Model.save_profile`).
+        plan           budgets and cuts per layer from measured rates: 'auto', 'paper' (MoEpic), 'uniform', or one split ratio
+                       for all layers; needs `machine` (a file of `moepic-bench machine`) and is better with `trace`
+                       (recorded routing of this model). `stats` then has the prediction beside what happened.
         streaming      everything else about it: `StreamingOptions`. The tokens never depend on any of these.
         vram           video memory to use; needs a CUDA backend.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
@@ -82,9 +91,19 @@ class Model:
         options.validate()
         need(progress is None or callable(progress), f"progress: expected a function, found {progress!r}")
         streaming = streaming or StreamingOptions()
-        given = {"policy": policy, "predictor": predictor, "profile": profile}
+        given: dict[str, Any] = {"policy": policy, "predictor": predictor, "profile": profile}
         streaming = replace(streaming, **{name: value for name, value in given.items() if value is not None})
+        forecast = None
+        if plan is not None:
+            from .planning import plan_load
+
+            load.validate()
+            forecast = plan_load(path, plan, load, options, streaming, machine=machine, trace=trace)
+            if forecast is not None and forecast.options is not None:
+                streaming = streaming.with_cache(forecast.options)
+                streaming = streaming if policy is None else replace(streaming, policy=policy)
         weights = Weights(path, load, progress, context=options, streaming=streaming)
+        weights.forecast = forecast
         try:
             if chat_template is not None:
                 weights.chat_template(chat_template)  # a wrong name is told now
@@ -210,6 +229,17 @@ class Model:
         resident."""
         return self._weights.stream_stats
 
+    @property
+    def forecast(self) -> Forecast | None:
+        """What the plan predicted; None without one, and where every expert is resident."""
+        return self._weights.forecast
+
+    def save_profile(self, path: str | os.PathLike[str]) -> None:
+        """Write how often every expert was used since load, for a warm start of the same model (`profile=`).
+        `ArgumentError` where nothing is streamed.
+        """
+        self._weights.save_profile(path)
+
     # ---- the model's own context -------------------------------------------------------------------------------------
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Generation:
@@ -239,6 +269,11 @@ class Model:
     def perplexity(self, text: str | Sequence[int], **options: Any) -> float:
         return self.context.perplexity(text, **options)
 
+    def record(
+        self, *, trace: str | os.PathLike[str] | None = None, timeline: str | os.PathLike[str] | None = None
+    ) -> Recorder:
+        return self.context.record(trace=trace, timeline=timeline)
+
     def reset_stats(self) -> None:
         self.context.reset_stats()
         self._weights.reset_stream_stats()
@@ -256,6 +291,7 @@ def _share_documentation() -> None:
         "detokenize",
         "logits",
         "perplexity",
+        "record",
         "reset_stats",
         "stats",
     ):

@@ -38,6 +38,7 @@ class NativeContext:
         self._pointer: Any = None
         self._lock = threading.Lock()
         self._last_call_s = 0.0
+        self._drain: Callable[[bool], None] | None = None
         self._pointer = weights.create_context(options.to_native())
         self.n_ctx = int(lib.moepic_context_n_ctx(self._pointer))
         self.n_batch = options.n_batch or 512
@@ -111,6 +112,39 @@ class NativeContext:
                 if report is not None:
                     lib.moepic_context_set_progress(pointer, ffi.NULL, ffi.NULL)
             self._last_call_s = time.perf_counter() - start
+            if self._drain is not None:
+                self._drain(False)
+
+    # ---- recording ---------------------------------------------------------------------------------------------------
+
+    def record(self, *, trace: bool, timeline: bool, drain: Callable[[bool], None] | None) -> None:
+        """Have the engine record routing or spans; `drain(False)` is called after every eval and `drain(True)` when a new
+        sequence starts, both with this context held.
+        """
+        from ._ffi import lib
+
+        if self.is_closed:
+            return
+        with self.exclusive() as pointer:
+            lib.moepic_context_set_trace(pointer, int(trace))
+            lib.moepic_context_set_timeline(pointer, int(timeline))
+            self._drain = drain
+
+    def take_trace(self) -> tuple[bytes, int]:
+        """Records since the last call, and the bytes of one. For a drain alone."""
+        from ._ffi import ffi, lib
+
+        data, size = ffi.new("const void**"), ffi.new("int64_t*")
+        n = lib.moepic_context_trace(data, size, self._pointer)
+        return bytes(ffi.buffer(data[0], n * size[0])) if n else b"", int(size[0])
+
+    def take_timeline(self) -> bytes:
+        """Events since the last call, as `moepic_event`s. For a drain alone."""
+        from ._ffi import ffi, lib
+
+        data = ffi.new("const moepic_event**")
+        n = lib.moepic_context_timeline(data, self._pointer)
+        return bytes(ffi.buffer(data[0], n * ffi.sizeof("moepic_event"))) if n else b""
 
     def _interruptible(self, call: Callable[[], int], pointer: Any, slow: bool) -> None:
         if not slow or threading.current_thread() is not threading.main_thread():
@@ -172,6 +206,8 @@ class NativeContext:
         from ._ffi import lib
 
         with self.exclusive() as pointer:
+            if self._drain is not None:
+                self._drain(True)
             return checked(lib.moepic_context_reuse(pointer, self._ids(tokens), len(tokens)))
 
     def truncate(self, n_tokens: int) -> None:

@@ -14,7 +14,7 @@ from .budgets import Budget, parse_budget, physical_ram_bytes, show_bytes
 from .config import need, need_int, need_number
 
 if TYPE_CHECKING:
-    from .planner import Plan
+    from .replay import CacheOptions
 
 # Position or number: the C API's.
 POLICIES = {"lru": 0, "lfu": 1, "lcp": 2, "lrfu": 3, "static": 4, "auto": 6}
@@ -83,7 +83,10 @@ class StreamingOptions:
         for name in ("omega", "half_life", "link_bytes_s", "link_latency_s", "cpu_bytes_s"):
             need_number(name, getattr(self, name), 0.0, 1e15)
         need_int("lookahead", self.lookahead, 1, 2)
-        need(self.policy != "static" or self.profile is not None, "policy: 'static' needs a profile that says which experts to keep")
+        need(
+            self.policy != "static" or self.profile is not None,
+            "policy: 'static' needs a profile that says which experts to keep",
+        )
         _ = self.cache_bytes, self.staging_bytes
 
     @property
@@ -94,14 +97,20 @@ class StreamingOptions:
     def staging_bytes(self) -> int | None:
         return parse_budget(self.staging, name="staging", whole_bytes=physical_ram_bytes())
 
-    def with_plan(self, plan: Plan) -> StreamingOptions:
-        """These options with the budgets and cuts of a plan."""
-        whole = not plan.resident  # a plan by granules leaves the cuts to the cache
+    def with_cache(self, cache: CacheOptions) -> StreamingOptions:
+        """These options with the cache a plan chose (`moepic_gguf.forecast`)."""
         return replace(
             self,
-            top=[max(1, layer.top) for layer in plan.layers] if whole else None,
-            layer_budget=[layer.bytes for layer in plan.layers],
-            eviction="whole" if whole else self.eviction,
+            policy=cache.policy,
+            eviction=cache.eviction,
+            scope="global" if cache.scope == "global" else "per_layer",
+            bypass=cache.bypass,
+            rho=cache.rho,
+            omega=cache.omega,
+            half_life=cache.half_life,
+            granule_omega=cache.granule_omega,
+            top=None if cache.top is None else [int(value) for value in cache.top],
+            layer_budget=None if cache.layer_budget is None else [int(value) for value in cache.layer_budget],
         )
 
     def to_native(self, profile: Sequence[float] | None) -> tuple[Any, list[Any]]:
@@ -116,7 +125,16 @@ class StreamingOptions:
         native.policy, native.eviction = POLICIES[self.policy], EVICTIONS[self.eviction]
         native.scope, native.predictor = SCOPES.index(self.scope), PREDICTORS.index(self.predictor)
         native.io = IO_KINDS.index(self.io)
-        for name in ("rho", "omega", "half_life", "granule_omega", "lookahead", "link_bytes_s", "link_latency_s", "cpu_bytes_s"):
+        for name in (
+            "rho",
+            "omega",
+            "half_life",
+            "granule_omega",
+            "lookahead",
+            "link_bytes_s",
+            "link_latency_s",
+            "cpu_bytes_s",
+        ):
             setattr(native, name, getattr(self, name))
         keep: list[Any] = []
         for name, kind, values in (("top", "int32_t[]", self.top), ("budget", "int64_t[]", self.layer_budget)):
@@ -191,7 +209,7 @@ class StreamStats:
 
     def total(self, name: str, *, prefill: bool = False) -> float:
         """The sum of one column over the layers."""
-        return sum(getattr(row, name) for row in (self.prefill if prefill else self.decode))
+        return float(sum(getattr(row, name) for row in (self.prefill if prefill else self.decode)))
 
     @property
     def stall_s(self) -> float:
@@ -237,7 +255,7 @@ def read_stream_stats(pointer: Any, n_moe_layer: int) -> StreamStats:
     raw.size = ffi.sizeof("moepic_stream_stats")
     checked(lib.moepic_model_stream_stats(raw, pointer))
     texts = ("lane", "policy", "note")
-    totals = {
+    totals: dict[str, Any] = {
         name: text_of(getattr(raw, name)) if name in texts else getattr(raw, name)
         for name, _ in ffi.typeof("moepic_stream_stats").fields
         if name != "size"

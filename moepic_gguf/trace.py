@@ -137,6 +137,16 @@ def _record_dtype(n_layer: int, n_used: int, n_guess: int, flags: int) -> np.dty
     )
 
 
+def header_bytes(*, flags: int, n_used: int, info: dict[str, Any]) -> bytes:
+    """Magic, sizes and JSON of a file whose records follow; `info` holds n_expert, n_granule and granule_bytes, one value a layer."""
+    n_layer = len(info["n_expert"])
+    n_guess = n_used if flags & HAS_PREDICTED else 0
+    text = json.dumps(info).encode()
+    text += b" " * (-len(text) % 8)
+    size = _record_dtype(n_layer, n_used, n_guess, flags).itemsize
+    return _HEADER.pack(MAGIC, VERSION, flags, n_layer, n_used, n_guess, 0, len(text), size, 0) + text
+
+
 def write_trace(path: str | os.PathLike[str], trace: Trace) -> None:
     """Write our format; weights are rounded to float16.
 

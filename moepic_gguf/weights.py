@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from .progress import NativeProgress, Progress
 from .streaming import StreamingOptions, StreamStats, read_stream_stats
 
 if TYPE_CHECKING:
+    from .forecast import Forecast
     from .template import ChatTemplate
 
 log = logging.getLogger("moepic_gguf")
@@ -131,6 +132,7 @@ class Weights:
         self._pointer = _load(self.path, options, context or ContextOptions(), streaming, progress)
         self.load_s = time.perf_counter() - start
         self.metadata = Metadata(_file_of(weakref.ref(self)))
+        self.forecast: Forecast | None = None  # what a plan predicted
         self._tokenizer: Any = None
         self._templates: dict[str | None, ChatTemplate] = {}
 
@@ -236,6 +238,16 @@ class Weights:
         checked(lib.moepic_model_expert_uses(out, n, self._pointer))
         return list(out)[:n]
 
+    def save_profile(self, path: str | os.PathLike[str]) -> None:
+        """Write how often every expert was used since load, for a warm start of the same model (`profile=`)."""
+        from .profile import Profile, model_hash
+
+        uses, layers = iter(self.expert_uses()), [layer.n_expert for layer in self.info.layers if layer.n_expert]
+        counts = [[next(uses) for _ in range(n)] for n in layers]
+        n_used = max((layer.n_expert_used for layer in self.info.layers), default=1)
+        n_token = int(sum(counts[0]) / max(1, n_used)) if counts else 0
+        Profile.from_counts(model_hash(self.path), counts, n_token=n_token, source="run").save(path)
+
     @property
     def n_vocab(self) -> int:
         return self.info.n_vocab
@@ -298,6 +310,60 @@ def _file_of(weights: weakref.ReferenceType[Weights]) -> Callable[[], Any]:
     return borrow
 
 
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """What loading a model would take, in bytes: `weights` have to be in memory anyway, `cache` is left for experts, `least`
+    is the smallest `ram` that works. staging and cache are 0 where nothing would be streamed.
+    """
+
+    streams: bool
+    weights: int
+    experts: int
+    kv: int
+    state: int
+    scratch: int
+    staging: int
+    cache: int
+    least: int
+
+
+def memory_needs(
+    path: str | os.PathLike[str],
+    options: LoadOptions,
+    context: ContextOptions,
+    streaming: StreamingOptions | None = None,
+) -> MemoryNeeds:
+    """The decisions of loading without reading a weight. A budget below `least` is not an error here."""
+    from ._ffi import ffi, lib
+
+    path = resolve_path(path)
+    native, keep = _native_options(path, options, context, streaming or StreamingOptions())
+    out = ffi.new("moepic_memory*")
+    out.size = ffi.sizeof("moepic_memory")
+    code = lib.moepic_model_memory(out, os.fsencode(path), native)
+    del keep
+    checked(code)
+    values = {item.name: getattr(out, item.name) for item in fields(MemoryNeeds)}
+    return MemoryNeeds(**{**values, "streams": bool(out.streams)})
+
+
+def _native_options(
+    path: Path, options: LoadOptions, context: ContextOptions, streaming: StreamingOptions
+) -> tuple[Any, list[Any]]:
+    """The C struct, and what has to live as long."""
+    from ._ffi import ffi, lib
+
+    native = ffi.new("moepic_model_options*")
+    lib.moepic_model_options_init(native)
+    native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
+    native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
+    native.ram_bytes = options.ram_bytes or 0
+    native_context = context.to_native()
+    native_streaming, arrays = streaming.to_native(_read_profile(path, streaming))
+    native.context, native.streaming = native_context, native_streaming
+    return native, [native_context, native_streaming, arrays]
+
+
 def _load(
     path: Path,
     options: LoadOptions,
@@ -309,18 +375,11 @@ def _load(
 
     # Present even when nobody listens: entering Python is what lets Ctrl-C stop a long load.
     report = NativeProgress(progress if progress is not None else lambda *_: None)
-    native = ffi.new("moepic_model_options*")
-    lib.moepic_model_options_init(native)
-    native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
-    native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
-    native.ram_bytes = options.ram_bytes or 0
+    native, keep = _native_options(path, options, context, streaming)
     native.progress = report.callback
-    native.context = native_context = context.to_native()
-    native_streaming, arrays = streaming.to_native(_read_profile(path, streaming))
-    native.streaming = native_streaming
     out = ffi.new("moepic_model**")
     code = lib.moepic_model_load(out, os.fsencode(path), native)
-    del native_context, native_streaming, arrays  # they had to live until here
+    del keep  # it had to live until here
     report.reraise()
     checked(code)
     return out[0]
@@ -329,9 +388,9 @@ def _load(
 def _read_profile(path: Path, streaming: StreamingOptions) -> Sequence[float] | None:
     if streaming.profile is None or not isinstance(streaming.profile, (str, os.PathLike)):
         return streaming.profile
-    from .profile import Profile
+    from .profile import Profile, model_hash
 
-    return [float(value) for value in Profile.load(streaming.profile, model=path).weights]
+    return [float(value) for value in Profile.load(streaming.profile, model_hash=model_hash(path)).weights]
 
 
 _sink: list[Any] = []  # keeps the callback alive; filled once, under _sink_lock

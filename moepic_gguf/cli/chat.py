@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,9 @@ from .session import ChatSession, check_setting
     "--chat-template", default=None, metavar="NAME", help="One of the model's named templates, or jinja source."
 )
 @click.option("-no-cnv", "--no-conversation", "plain", is_flag=True, help="Continue plain text; no chat template.")
+@click.option("--trace-out", default=None, metavar="FILE", help="Record routing (docs/trace-format.md).")
+@click.option("--timeline", default=None, metavar="FILE", help="Record what ran when, for ui.perfetto.dev.")
+@click.option("--save-profile", default=None, metavar="FILE", help="At the end, write which experts were used.")
 @click.option("--no-history", is_flag=True, help="Do not keep typed lines between sessions.")
 @common.load_options
 @click.version_option(__version__, prog_name="moepic-chat")
@@ -60,6 +64,9 @@ def main(
     chat_template: str | None,
     chat_template_file: str | None,
     plain: bool,
+    trace_out: str | None,
+    timeline: str | None,
+    save_profile: str | None,
     no_history: bool,
     **options: Any,
 ) -> None:
@@ -73,7 +80,7 @@ def main(
         raise click.UsageError("give the model once: as MODEL or with -m")
     if prompt is not None and prompt_file is not None:
         raise click.UsageError("give -p or -f, not both")
-    loading = {name: options.pop(name) for name in _LOADING}
+    loading = {name: options.pop(name) for name in common.LOADING}
     verbose = loading.pop("verbose")
     settings = {name: value for name, value in options.items() if value is not None}
     settings["stop"] = []
@@ -100,10 +107,11 @@ def main(
         _check(session, loaded)
         if verbose:
             click.echo(str(loaded.config), err=True)
-        sys.exit(_talk(session, loaded, one_shot, not no_history))
-
-
-_LOADING = ("n_ctx", "n_batch", "n_threads", "kv_type", "ram", "vram", "device", "isa", "granule", "strict", "verbose")
+        with loaded.record(trace=trace_out, timeline=timeline) if trace_out or timeline else contextlib.nullcontext():
+            code = _talk(session, loaded, one_shot, not no_history)
+        if save_profile:
+            loaded.save_profile(save_profile)
+        sys.exit(code)
 
 
 def _check(session: ChatSession, model: Model) -> None:

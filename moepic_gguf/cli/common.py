@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from ..errors import InternalError, IoError, MoepicError
 from ..metadata import resolve_path
 from ..model import Model
+from ..streaming import POLICIES, PREDICTORS, StreamingOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -154,6 +155,36 @@ def load_options(command: F) -> F:
                 help="Keys and values.",
             ),
             click.option("--ram", default=None, metavar="SIZE", help="Most RAM to use: bytes, 8GiB, 50%."),
+            click.option(
+                "--policy",
+                default=None,
+                type=click.Choice(list(POLICIES)),
+                help="Who stays in the expert cache.  [default: lrfu]",
+            ),
+            click.option(
+                "--predictor",
+                default=None,
+                type=click.Choice(list(PREDICTORS)),
+                help="Which experts are fetched ahead.  [default: next_layer]",
+            ),
+            click.option(
+                "--plan",
+                default=None,
+                metavar="MODE",
+                help="Budgets and cuts per layer: auto, paper, uniform, or a split ratio; with --machine.",
+            ),
+            click.option(
+                "--machine", default=None, metavar="FILE", help="Measured rates (moepic-bench machine --out FILE)."
+            ),
+            click.option("--profile", default=None, metavar="FILE", help="Start with these experts in the cache."),
+            click.option("--cache", default=None, metavar="SIZE", help="Expert cache, where --ram shall not decide."),
+            click.option(
+                "--emulate-link",
+                default=None,
+                type=float,
+                metavar="GB/S",
+                help="Study a device: experts in RAM behind an emulated link, --cache as its memory.",
+            ),
             click.option("--vram", default=None, metavar="SIZE", help="Video memory to use (needs a CUDA backend)."),
             click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute."),
             click.option(
@@ -178,6 +209,11 @@ def load_model(
 ) -> Model:
     """`Model.load` with a bar on a terminal. Size options that are plain digits are bytes."""
     options = {name: value for name, value in options.items() if name != "verbose"}
+    cache, link = options.pop("cache", None), options.pop("emulate_link", None)
+    if cache is not None or link is not None:
+        options["streaming"] = StreamingOptions(always=True, cache=cache, link_bytes_s=1e9 * (link or 0.0))
+    if options.get("plan") is not None:
+        options["plan"] = ratio_or_mode(options["plan"])
     console = stderr()
     if quiet or not console.is_terminal:
         return Model.load(path, chat_template=chat_template, **options)
@@ -189,6 +225,36 @@ def load_model(
             return True
 
         return Model.load(path, chat_template=chat_template, progress=report, **options)
+
+
+def ratio_or_mode(text: str) -> str | float:
+    """A plan's mode, or the number it is."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+LOADING = (
+    "n_ctx",
+    "n_batch",
+    "n_threads",
+    "kv_type",
+    "ram",
+    "policy",
+    "predictor",
+    "plan",
+    "machine",
+    "profile",
+    "cache",
+    "emulate_link",
+    "vram",
+    "device",
+    "isa",
+    "granule",
+    "strict",
+    "verbose",
+)  # what `load_options` adds
 
 
 def progress_bar(console: Console) -> Progress:

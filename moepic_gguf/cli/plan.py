@@ -14,7 +14,7 @@ from rich.table import Table
 from .. import __version__
 from ..budgets import parse_budget, show_bytes
 from ..errors import ArgumentError, UnsupportedModelError
-from ..footprint import embedding_of, footprint, granules_of
+from ..footprint import embedding_of, engine_footprint, footprint, granules_of
 from ..forecast import Band, Forecast, Subject, costs_of, curve, forecast
 from ..inspection import FileReport, inspect_file
 from ..metadata import GgufFile
@@ -120,6 +120,10 @@ def main(
         on_device=vram is not None,
     )
     asked = parse_budget(text, name=name, whole_bytes=report.file_bytes) or 0
+    if ram is not None:
+        memory = engine_footprint(
+            report.path, memory, ram_bytes=asked, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads
+        )
     room = memory.room(asked, name=name)
     machine = _machine(**rates)
     trace, recall = _guesses(_trace(report, n_granule, trace_file), recall)

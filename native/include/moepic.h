@@ -120,28 +120,28 @@ typedef int32_t (*moepic_progress_fn)(const char* stage, uint64_t done, uint64_t
  * `always` or link_bytes_s ask for it; otherwise these options do nothing. Names and defaults: docs/streaming.md. */
 typedef struct moepic_stream_options {
     uint32_t size;
-    int32_t always;          /* non-zero: through the expert cache even where every expert would fit */
-    int64_t cache_bytes;     /* of the expert cache; -1: what ram_bytes leaves, or all experts */
-    uint64_t staging_bytes;  /* of transfers under way; 0: 32 MiB, and never less than two transfers */
-    int32_t policy;          /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
-    int32_t eviction;        /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
-    int32_t scope;           /* 0 a pool per layer, 1 global */
-    int32_t bypass;          /* non-zero: keep only what is worth more than what must leave */
-    double rho, omega;       /* lcp */
-    double half_life;        /* lrfu, tokens */
-    double granule_omega;    /* weight of the cut in a granule's worth; below 0: from the budget */
-    int32_t predictor;       /* 0 none, 1 previous_token, 2 next_layer (default) */
-    int32_t lookahead;       /* next_layer: 1 or 2 layers */
-    int32_t io;              /* 0: the best the kernel allows, 1 io_uring, 2 threads */
-    int32_t direct;          /* non-zero (default): past the page cache */
-    double link_bytes_s;     /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
-    double link_latency_s;   /* per transfer of the emulated link */
-    double cpu_bytes_s;      /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
-    int32_t n_moe_layer;     /* of the two arrays */
-    const int32_t* top;      /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
-    const int64_t* budget;   /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
-    int64_t n_profile;       /* experts of all MoE layers */
-    const double* profile;   /* [n_profile] uses, for a warm start; NULL: starts cold */
+    int32_t always;         /* non-zero: through the expert cache even where every expert would fit */
+    int64_t cache_bytes;    /* of the expert cache; -1: what ram_bytes leaves, or all experts */
+    uint64_t staging_bytes; /* of transfers under way; 0: 32 MiB, and never less than two transfers */
+    int32_t policy;         /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
+    int32_t eviction;       /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
+    int32_t scope;          /* 0 a pool per layer, 1 global */
+    int32_t bypass;         /* non-zero: keep only what is worth more than what must leave */
+    double rho, omega;      /* lcp */
+    double half_life;       /* lrfu, tokens */
+    double granule_omega;   /* weight of the cut in a granule's worth; below 0: from the budget */
+    int32_t predictor;      /* 0 none, 1 previous_token, 2 next_layer (default) */
+    int32_t lookahead;      /* next_layer: 1 or 2 layers */
+    int32_t io;             /* 0: the best the kernel allows, 1 io_uring, 2 threads */
+    int32_t direct;         /* non-zero (default): past the page cache */
+    double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
+    double link_latency_s;  /* per transfer of the emulated link */
+    double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    int32_t n_moe_layer;    /* of the two arrays */
+    const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
+    const int64_t* budget;  /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
+    int64_t n_profile;      /* experts of all MoE layers */
+    const double* profile;  /* [n_profile] uses, for a warm start; NULL: starts cold */
 } moepic_stream_options;
 MOEPIC_API void moepic_stream_options_init(moepic_stream_options* options);
 
@@ -234,14 +234,14 @@ MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
 /* Served so far, all contexts together, since load or moepic_model_reset_stream_stats. E_ARGUMENT for a model that does not stream. */
 typedef struct moepic_stream_stats {
     uint32_t size;
-    int64_t cache_bytes, resident_bytes; /* of the expert cache: its size, and what is in it now */
-    int64_t loads, evictions;            /* granules since load; loads - evictions are resident */
+    int64_t cache_bytes, resident_bytes;                     /* of the expert cache: its size, and what is in it now */
+    int64_t loads, evictions;                                /* granules since load; loads - evictions are resident */
     uint64_t lane_bytes, lane_raw_bytes, lane_dropped_bytes; /* delivered; moved with what alignment added; moved and not wanted any more */
     int64_t n_transfers, n_cancelled, n_failed;
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
     int32_t n_policy_changes;
-    moepic_text lane, policy, note;   /* for people; valid until the next call on this thread */
+    moepic_text lane, policy, note; /* for people; valid until the next call on this thread */
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {
@@ -250,10 +250,10 @@ typedef struct moepic_stream_layer {
     int64_t n_hit, n_partial, n_miss;
     int64_t n_resident, n_link, n_in_place, n_prefetched; /* granules, by how they were served */
     int64_t demand_bytes, useful_bytes, wasted_bytes, late_bytes;
-    double stall_s; /* wall time in which every compute thread waited for bytes */
+    double stall_s;                     /* wall time in which every compute thread waited for bytes */
     int64_t n_guessed, n_right, n_used; /* predicted ids, those that were right, ids the router chose where there was a guess */
-    int32_t prefetches;     /* non-zero: prefetch is on in this layer */
-    int32_t n_switched_off; /* how often it lost time and was */
+    int32_t prefetches;                 /* non-zero: prefetch is on in this layer */
+    int32_t n_switched_off;             /* how often it lost time and was */
 } moepic_stream_layer;
 MOEPIC_API int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* model);
 MOEPIC_API int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* model, int32_t moe_layer, int32_t prefill);

@@ -28,7 +28,9 @@ def test_each_task_runs_once_per_job(threads, tasks, rounds, sleep_us):
     assert (counts[:tasks] == rounds).all()
 
 
-@pytest.mark.parametrize(("threads", "tasks", "few", "rounds"), [(2, 40, 2, 400000), (3, 9, 3, 200000), (8, 33, 2, 4000)])
+@pytest.mark.parametrize(
+    ("threads", "tasks", "few", "rounds"), [(2, 40, 2, 400000), (3, 9, 3, 200000), (8, 33, 2, 4000)]
+)
 def test_a_thread_late_from_a_small_job_takes_nothing_of_a_larger_one(threads, tasks, few, rounds):
     """It knows the small job's number and next index, and must not take that index for one of the larger job."""
     counts = np.zeros(tasks, np.int64)

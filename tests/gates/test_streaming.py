@@ -192,9 +192,13 @@ def test_right_and_wrong_guesses_do_not_matter(right):
             info, native = model.info, model.context.native
             n_layer, k, n_expert = info.n_moe_layer, info.n_expert_used, info.n_expert
             draw = np.random.default_rng(5)
-            ids = np.sort(draw.permuted(np.tile(np.arange(n_expert), (len(TOKENS), n_layer, 1)), axis=2)[..., :k], axis=2)
+            ids = np.sort(
+                draw.permuted(np.tile(np.arange(n_expert), (len(TOKENS), n_layer, 1)), axis=2)[..., :k], axis=2
+            )
             ids = ids.astype(np.int32)
-            other = np.array([[sorted(set(range(n_expert)) - set(row))[:k] for row in token] for token in ids], np.int32)
+            other = np.array(
+                [[sorted(set(range(n_expert)) - set(row))[:k] for row in token] for token in ids], np.int32
+            )
             guesses = ids if right else other
             checked(
                 lib.moepic_test_force_routing(
@@ -234,7 +238,9 @@ def test_ways_of_reading_and_threads_do_not_matter(baseline, io, direct, threads
     expected = baseline(name, kind)
     options = StreamingOptions(always=True, cache=expected.resident // 4, io=io, direct=direct)
     stats = same(run(split(name, kind), streaming=options, n_threads=threads), expected)
-    assert ("io_uring" in stats.lane) == (io == "io_uring") or io == "io_uring"  # a kernel may refuse it, and then it is said
+    assert ("io_uring" in stats.lane) == (
+        io == "io_uring"
+    ) or io == "io_uring"  # a kernel may refuse it, and then it is said
     assert stats.lane_bytes > 0
 
 

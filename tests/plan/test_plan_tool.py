@@ -107,7 +107,7 @@ def test_the_picture_is_drawn_and_without_matplotlib_the_extra_is_named(
 def test_video_memory_is_planned_too_and_a_recorded_trace_is_used(moe_file: Path, tmp_path: Path) -> None:
     trace = make_trace(random_ids(np.random.default_rng(0), 60, 2, 4, 2), 4, n_prefill=20)
     write_trace(tmp_path / "t.moetrace", trace)
-    budget = str(memory_of(moe_file)["overhead"] + 2**28)
+    budget = str(memory_of(moe_file)["overhead"] + 2**29)
     code, output = run(str(moe_file), "--vram", budget, "-c", "64", "--trace", str(tmp_path / "t.moetrace"), *RATES)
     assert code == 0, output
     assert "stretches of 16 tokens" in output

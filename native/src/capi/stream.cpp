@@ -22,7 +22,8 @@ void check_range(const char* name, int32_t value, int32_t low, int32_t high) {
 }
 
 void check_rate(const char* name, double value) {
-    if (!(value >= 0.0) || !std::isfinite(value)) fail(Code::argument, "stream: ", name, " is ", value, ", expected a number of at least 0");
+    if (!(value >= 0.0) || !std::isfinite(value))
+        fail(Code::argument, "stream: ", name, " is ", value, ", expected a number of at least 0");
 }
 
 }  // namespace
@@ -149,7 +150,8 @@ int32_t moepic_model_expert_uses(double* out, int64_t n, const moepic_model* mod
     return guard([&] {
         need(out, "out");
         const std::vector<double> uses = need_streamer(model).uses();
-        if (n != static_cast<int64_t>(uses.size())) fail(Code::argument, "stream: ", n, " counts asked for, the model has ", uses.size(), " experts");
+        if (n != static_cast<int64_t>(uses.size()))
+            fail(Code::argument, "stream: ", n, " counts asked for, the model has ", uses.size(), " experts");
         std::copy(uses.begin(), uses.end(), out);
     });
 }

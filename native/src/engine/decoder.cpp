@@ -137,8 +137,7 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
     const ops::Kernels& kernels = workspace_.kernels();
     const int64_t n_embd = config.n_embd;
     Timeline& timeline = feed_forward_.timeline();
-    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
-    feed_forward_.trace().begin(n);
+    feed_forward_.begin(n);
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x_ + t * n_embd);
     if (config.embedding_scale != 1.0f) kernels.scale(x_, config.embedding_scale, n * n_embd);
     rope_.fill(first_pos, n, angles_);

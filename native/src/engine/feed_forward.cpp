@@ -120,6 +120,12 @@ void FeedForward::run(int64_t il, const Work& work, int64_t n, int64_t first_pos
     }
 }
 
+void FeedForward::begin(int64_t n) {
+    batch_ = n;
+    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
+    trace_.begin(n);
+}
+
 void FeedForward::route(int64_t il, const ActSet& acts, int64_t n) {
     const LayerWeights& layer = model_.layer(il);
     const LayerConfig& config = model_.config().layers[static_cast<size_t>(il)];
@@ -359,8 +365,13 @@ void FeedForward::stream(int64_t il, const Work& work, int64_t n) {
         wants_.push_back({static_cast<int32_t>(groups_[i].expert), groups_[i].data});
     }
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
-    Streamer::Pass pass(*model_.streamer(), layer.moe_layer, {ids_, static_cast<size_t>(n * k)}, static_cast<int>(n), wants_, &timeline_,
-                        probe_position_);
+    Streamer::Pass pass(*model_.streamer(), {.layer = layer.moe_layer,
+                                             .ids = {ids_, static_cast<size_t>(n * k)},
+                                             .n_tokens = static_cast<int>(n),
+                                             .is_decode = batch_ == 1,
+                                             .wants = wants_,
+                                             .timeline = &timeline_,
+                                             .position = probe_position_});
     fetch_ahead(pass, layer.moe_layer, work.residual, n);
     if (n <= kFewTokens) {
         stream_few(pass, work);
@@ -432,7 +443,7 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
         if (moe_layer + 1 < streamer.n_layer()) pass.prefetch_all(moe_layer + 1);
         return;
     }
-    if (n > 1) return;
+    if (batch_ > 1) return;
     const int after = (moe_layer + 1) % streamer.n_layer();
     if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
         pass.prefetch(after, guess);

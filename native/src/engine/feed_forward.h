@@ -26,6 +26,8 @@ public:
 
     // Kinds of activation that layer il's router and experts want of their input.
     ActMask input_mask(int64_t il) const noexcept { return masks_[static_cast<size_t>(il)]; }
+    // A batch of n tokens starts through the layers.
+    void begin(int64_t n);
     // What each part reads, and where its sum is added. Most layers give all parts one input and one sum.
     struct Work {
         const float* residual;  // [n][n_embd], before any norm: what later layers' experts are guessed from
@@ -120,6 +122,7 @@ private:
     std::vector<int32_t> guess_ids_;
     ActSet guess_acts_;
     PassReport report_;
+    int64_t batch_ = 0;  // tokens of the forward pass; its last layer may run fewer
     std::vector<int32_t> forced_ids_, forced_guesses_;
     int64_t n_forced_ = 0;
     const int32_t* forced(const std::vector<int32_t>& ids, int moe_layer, int64_t position, int64_t k) const noexcept;

@@ -13,9 +13,12 @@ constexpr int kWarmTokens = 32;   // of a replay, not counted
 std::vector<cache::PolicyOptions> candidates() {
     using cache::PolicyKind;
     return {
-        {.kind = PolicyKind::lrfu, .half_life = 24.0}, {.kind = PolicyKind::lrfu, .half_life = 6.0},
-        {.kind = PolicyKind::lrfu, .half_life = 96.0}, {.kind = PolicyKind::lru},
-        {.kind = PolicyKind::lfu},                     {.kind = PolicyKind::lcp},
+        {.kind = PolicyKind::lrfu, .half_life = 24.0},
+        {.kind = PolicyKind::lrfu, .half_life = 6.0},
+        {.kind = PolicyKind::lrfu, .half_life = 96.0},
+        {.kind = PolicyKind::lru},
+        {.kind = PolicyKind::lfu},
+        {.kind = PolicyKind::lcp},
     };
 }
 

@@ -1,5 +1,5 @@
-// Routing as it happens, in the records of docs/trace-format.md: what every token used in every MoE layer, what had been predicted and was found, and
-// how its granules were served. The file around the records is written by moepic_gguf/trace.py.
+// Routing as it happens, in the records of docs/trace-format.md: what every token used in every MoE layer, what had been predicted and was
+// found, and how its granules were served. The file around the records is written by moepic_gguf/trace.py.
 //
 // Belongs to one context and is used by its thread between and inside evals.
 #pragma once

@@ -21,8 +21,8 @@ constexpr double kRateMemory = 0.9;  // of the CPU lane's measured rate, per run
 cache::Shape shape_of(const std::vector<StreamLayer>& layers) {
     cache::Shape shape;
     for (const StreamLayer& layer : layers) {
-        shape.push_back({layer.n_expert, static_cast<int>(layer.stored.layout.n_granules),
-                         static_cast<int64_t>(layer.stored.layout.granule_bytes)});
+        shape.push_back(
+            {layer.n_expert, static_cast<int>(layer.stored.layout.n_granules), static_cast<int64_t>(layer.stored.layout.granule_bytes)});
     }
     return shape;
 }
@@ -290,22 +290,23 @@ bool Streamer::wants_guess(int layer) const {
     return layer < n_layer() && options_.predict.source == predict::Source::next_layer;
 }
 
-Streamer::Pass::Pass(Streamer& streamer, int layer, std::span<const int32_t> ids, int n_tokens, std::span<const Want> wants,
-                     Timeline* timeline, int64_t position)
-    : s_(streamer), owner_(streamer.owner_) {
-    s_.begin_pass(layer, ids, n_tokens, wants, timeline && timeline->is_on() ? timeline : nullptr, position);
+Streamer::Pass::Pass(Streamer& streamer, const Batch& batch) : s_(streamer), owner_(streamer.owner_) {
+    s_.begin_pass(batch);
 }
 
 Streamer::Pass::~Pass() {
     if (!is_finished_) s_.end_pass(true);
 }
 
-void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens, std::span<const Want> wants, Timeline* timeline,
-                          int64_t position) {
+void Streamer::begin_pass(const Batch& batch) {
+    const int layer = batch.layer, n_tokens = batch.n_tokens;
+    const std::span<const int32_t> ids = batch.ids;
+    const std::span<const Want> wants = batch.wants;
     const int64_t start_ns = now_ns();
     const int n_used = layers_[static_cast<size_t>(layer)].n_used, n_granules = static_cast<int>(store_->layout(layer).n_granules);
     layer_ = layer;
     n_tokens_ = n_tokens;
+    is_decode_ = batch.is_decode;
     wants_ = wants;
     ids_.assign(ids.begin(), ids.end());
     ready_.clear();
@@ -314,7 +315,7 @@ void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens,
     first_wave_done_ = false;
     next_ready_.store(0, std::memory_order_relaxed);
     n_busy_.store(0, std::memory_order_relaxed);
-    if (n_tokens == 1 && chooser_) chooser_->remember(layer, ids);
+    if (is_decode_ && chooser_) chooser_->remember(layer, ids);
     for (const int32_t id : ids) uses_[first_expert_[static_cast<size_t>(layer)] + static_cast<size_t>(id)] += 1.0;
 
     // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
@@ -339,8 +340,8 @@ void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens,
     const auto slot_of = [&](int expert, int granule) { return arena_.slot(residency.find(layer, expert, granule).slot); };
     {
         const std::lock_guard lock(state_);
-        timeline_ = timeline;
-        position_ = position;
+        timeline_ = batch.timeline && batch.timeline->is_on() ? batch.timeline : nullptr;
+        position_ = batch.position;
         // How long the lane had for what was guessed: since it was asked, or since demand last kept it busy.
         const int64_t idle_from = std::max(prefetched_at_ns_[static_cast<size_t>(layer)], last_demand_ns_);
         window_s_ = 1e-9 * static_cast<double>(std::max<int64_t>(0, start_ns - idle_from));
@@ -349,7 +350,8 @@ void Streamer::begin_pass(int layer, std::span<const int32_t> ids, int n_tokens,
                 const GranuleRun unit = store_->unit(layer, g);
                 const int count = static_cast<int>(unit.first + unit.count) - g, first = static_cast<int>(missing_.size());
                 for (int j = g; j < g + count; ++j) {
-                    missing_.push_back({want_of_[static_cast<size_t>(r.expert)], j, j < r.n_resident + r.n_kept ? slot_of(r.expert, j) : nullptr});
+                    missing_.push_back(
+                        {want_of_[static_cast<size_t>(r.expert)], j, j < r.n_resident + r.n_kept ? slot_of(r.expert, j) : nullptr});
                 }
                 if (!adopt(r.expert, {g, count}, first)) {
                     queue_.push_back({first, count, count * granule_bytes(layer)});
@@ -588,8 +590,7 @@ bool Streamer::gather_wave(std::vector<WaveRun>& runs, const RunTasks& run_tasks
                 for (auto it = arrived_.begin(); it != arrived_.end();) {
                     const Missing& missing = missing_[static_cast<size_t>(it->missing)];
                     int32_t& next = next_granule_[static_cast<size_t>(missing.want)];
-                    const std::byte* in_frame =
-                        missing.slot ? nullptr : store_->landed(fetched(fetches_.at(it->ticket)), missing.granule);
+                    const std::byte* in_frame = missing.slot ? nullptr : store_->landed(fetched(fetches_.at(it->ticket)), missing.granule);
                     if (missing.granule != next || (!in_frame && free_desks_.empty())) {
                         ++it;
                         continue;
@@ -744,10 +745,10 @@ PassReport Streamer::end_pass(bool is_abandoned) {
 void Streamer::account() {
     const auto guess = predictor_->guess(layer_);
     guessed_ids_.assign(guess.begin(), guess.end());
-    if (n_tokens_ == 1) {
+    if (is_decode_) {
         decode_[static_cast<size_t>(layer_)].add(tally_);
         score_guess();
-    } else if (n_tokens_ > 1) {
+    } else if (n_tokens_ > 0) {
         prefill_[static_cast<size_t>(layer_)].add(tally_);
     }
 }
@@ -795,6 +796,7 @@ uint64_t Streamer::load_residents(int layer, ThreadPool& pool) {
     std::vector<Want> wants;
     layer_ = layer;
     n_tokens_ = 0;
+    is_decode_ = false;
     missing_.clear();
     ready_.clear();
     tally_ = {};

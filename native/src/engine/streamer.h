@@ -43,10 +43,10 @@ namespace moepic {
 
 struct StreamOptions {
     cache::CacheOptions cache;
-    bool choose_policy = false;  // `auto`: replays the recent routing through candidates, in the background, and keeps the best
-    bool choose_eviction = true; // whole experts where the file can only be read so, else granules
+    bool choose_policy = false;   // `auto`: replays the recent routing through candidates, in the background, and keeps the best
+    bool choose_eviction = true;  // whole experts where the file can only be read so, else granules
     predict::Options predict{.source = predict::Source::next_layer};
-    int lookahead = 1;  // layers; next_layer only, 1 or 2
+    int lookahead = 1;           // layers; next_layer only, 1 or 2
     int64_t cache_bytes = -1;    // of the arena; -1: what the RAM budget leaves, or every expert
     uint64_t staging_bytes = 0;  // of frames; 0: 32 MiB, or at least two transfers
     transfer::FileIo io = transfer::FileIo::automatic;
@@ -55,7 +55,7 @@ struct StreamOptions {
     // An emulated link: experts lie in RAM, the arena plays the device's memory, and copies take their time.
     double link_bytes_s = 0.0;  // 0: no such link, experts lie in the file
     double link_latency_s = 0.0;
-    double cpu_bytes_s = 0.0;  // with a link: granules computed in place, no faster than this; 0: no CPU lane
+    double cpu_bytes_s = 0.0;       // with a link: granules computed in place, no faster than this; 0: no CPU lane
     std::vector<double> profile{};  // [all experts of all MoE layers]: what to start warm with; empty: cold
 };
 
@@ -68,7 +68,7 @@ struct StreamLayer {
 
 // Memory besides the arena.
 struct StreamNeeds {
-    uint64_t frame_bytes = 0;    // payload of one frame
+    uint64_t frame_bytes = 0;  // payload of one frame
     int n_frames = 0;
     uint64_t staging_bytes = 0;  // all frames
     uint64_t desk_bytes = 0;     // landing buffers
@@ -77,10 +77,10 @@ struct StreamNeeds {
 };
 
 struct StreamTally {
-    int64_t n_hit = 0, n_partial = 0, n_miss = 0;                                // routed experts, as found
-    int64_t n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;        // granules, by how they were served
+    int64_t n_hit = 0, n_partial = 0, n_miss = 0;                                  // routed experts, as found
+    int64_t n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;          // granules, by how they were served
     int64_t demand_bytes = 0, useful_bytes = 0, wasted_bytes = 0, late_bytes = 0;  // bytes of granules
-    double stall_s = 0.0;                                                        // wall time in which every compute thread waited
+    double stall_s = 0.0;                                                          // wall time in which every compute thread waited
     void add(const StreamTally& other);
 };
 
@@ -107,8 +107,8 @@ public:
     struct Item {
         int32_t want = -1;
         int32_t granule = 0;
-        int32_t desk = -1;             // held until done()
-        transfer::Ticket ticket = 0;   // the same, where it is computed in its frame
+        int32_t desk = -1;            // held until done()
+        transfer::Ticket ticket = 0;  // the same, where it is computed in its frame
         const std::byte* data = nullptr;
         explicit operator bool() const { return want >= 0; }
     };
@@ -124,8 +124,8 @@ public:
 
     // paths: the file's shards. cache_bytes: of the arena. n_threads: compute threads of a context. smallest: staging and desks no larger
     // than it takes to run at all.
-    Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers, std::vector<std::string> paths, int64_t cache_bytes, int n_threads,
-             bool smallest, const StreamOptions& options);
+    Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers, std::vector<std::string> paths, int64_t cache_bytes,
+             int n_threads, bool smallest, const StreamOptions& options);
     ~Streamer();
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
@@ -133,11 +133,21 @@ public:
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
     void warm_up(int n_threads, const std::function<bool(uint64_t done, uint64_t total)>& progress);
 
+    // What goes through a layer together. ids [n_tokens][n_used of the layer]; wants: every distinct id once.
+    struct Batch {
+        int layer = 0;
+        std::span<const int32_t> ids;
+        int n_tokens = 0;
+        bool is_decode = false;  // of a token that was given alone; the last layer of a prompt may also run just one
+        std::span<const Want> wants;
+        Timeline* timeline = nullptr;
+        int64_t position = 0;
+    };
+
     class Pass {
     public:
-        // ids [n_tokens][n_used of the layer]; wants: every distinct id once. Waits for other contexts' passes.
-        Pass(Streamer& streamer, int layer, std::span<const int32_t> ids, int n_tokens, std::span<const Want> wants, Timeline* timeline,
-             int64_t position);
+        // Waits for other contexts' passes.
+        Pass(Streamer& streamer, const Batch& batch);
         ~Pass();
         Pass(const Pass&) = delete;
         Pass& operator=(const Pass&) = delete;
@@ -254,7 +264,7 @@ private:
     void end_wait(int64_t from_ns, int thread);
     void forget_transfers();
 
-    void begin_pass(int layer, std::span<const int32_t> ids, int n_tokens, std::span<const Want> wants, Timeline* timeline, int64_t position);
+    void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     void account();
     void prefetch(int layer, std::span<const int32_t> ids);
@@ -286,12 +296,12 @@ private:
     std::optional<predict::Predictor> predictor_;
     std::optional<PolicyChooser> chooser_;
     int n_policy_changes_ = 0;
-    int64_t clock_ = -1;                            // number of the last token, for the policy
-    std::map<Key, transfer::Ticket> guesses_;       // fetched ahead, for later layers
-    std::vector<int64_t> prefetched_at_ns_;         // [layer]
-    std::vector<int32_t> guessed_ids_;              // of the last pass
-    std::vector<StreamTally> decode_, prefill_;     // [layer]
-    std::vector<double> uses_;                      // [all experts]
+    int64_t clock_ = -1;                         // number of the last token, for the policy
+    std::map<Key, transfer::Ticket> guesses_;    // fetched ahead, for later layers
+    std::vector<int64_t> prefetched_at_ns_;      // [layer]
+    std::vector<int32_t> guessed_ids_;           // of the last pass
+    std::vector<StreamTally> decode_, prefill_;  // [layer]
+    std::vector<double> uses_;                   // [all experts]
 
     mutable std::mutex state_;
     std::condition_variable changed_;   // compute threads and the owner wait here
@@ -318,6 +328,7 @@ private:
     // Of the running pass: written by its owner before other threads start, then read only; but has_landed is written by the thread that
     // landed the granule, and tally_ under state_.
     int layer_ = -1, n_tokens_ = 0;
+    bool is_decode_ = false;
     std::span<const Want> wants_;
     std::vector<int32_t> ids_;
     std::vector<Item> ready_;
