@@ -6,10 +6,12 @@ A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
@@ -180,6 +182,32 @@ def test_prefetching_does_not_matter(baseline, predictor, lookahead):
     stats = same(run(split(name, kind), streaming=options), baseline(name, kind))
     assert (stats.total("n_guessed") > 0) == (predictor != "none")
     assert (stats.total("useful_bytes") + stats.total("wasted_bytes") > 0) == (predictor != "none")
+
+
+# What adds to the residual, in every family.
+ADDING = ("attn_output.", "ssm_out.", "shortconv.out_proj.", "ffn_down")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["qwen3_moe", "gpt_oss", "glm4_moe_lite", "phimoe", "gemma4", "llama4", "qwen3_next", "qwen3_5_moe", "lfm2_moe"],
+)
+def test_a_guess_is_what_the_router_says_where_the_layers_between_add_nothing(name, tmp_path):
+    """With every output projection zero the residual stays what it was, so a guess that is normed, weighted and chosen as
+    the layer does it is always right; in gemma4 each layer still scales the residual, which its router's norm undoes.
+    """
+    path = tmp_path / "still.gguf"
+    shutil.copy(ordinary(name, "f32"), path)
+    for tensor in GGUFReader(path, "r+").tensors:
+        if any(part in tensor.name for part in ADDING) and not tensor.name.endswith(".scale"):
+            tensor.data[:] = 0
+    with Model.load(path, n_ctx=64, streaming=StreamingOptions(always=True, cache=0)) as model:
+        for token in TOKENS[:20]:
+            model.context.native.eval([token])
+        layers = model.stream_stats.decode[1:]  # nothing is guessed for the first
+    assert layers
+    for layer in layers:
+        assert layer.n_right == layer.n_used == layer.n_guessed > 0, layer
 
 
 @pytest.mark.parametrize("right", [True, False])

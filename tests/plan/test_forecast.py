@@ -17,6 +17,7 @@ from moepic_gguf.inspection import FileReport, inspect_file
 from moepic_gguf.metadata import GgufFile
 from moepic_gguf.planner import Machine, prior_trace, with_guesses
 
+from ..making import gguf_file
 from ..python.tiny_gguf import Shape, write
 
 MACHINE = Machine(link_bytes_s=1e8, device_bytes_s=1e10)
@@ -63,6 +64,16 @@ def test_memory_is_what_the_engine_reserves(model_file: Path, memory: Footprint)
         assert memory.kv <= stats.kv_bytes <= memory.kv * 2 + 2**16
         # Scratch is an estimate without the threads' own, which do not depend on the model.
         assert 0.4 * stats.scratch_bytes <= memory.scratch + 2 * 2**18 <= 4 * stats.scratch_bytes
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "qwen3_5_moe_256", "lfm2_moe"])
+def test_states_are_those_that_the_engine_reserves(name: str) -> None:
+    path = gguf_file(name, "--outtype", "q8_0", "--no-split")
+    with GgufFile(path) as file, Model.load(path, n_ctx=64) as model:
+        held = footprint(inspect_file(file), 2, n_ctx=64)
+        assert held.state == pytest.approx(model.stats.state_bytes, abs=4096)  # regions are whole pages
+        assert held.state > 0
+        assert held.overhead == sum(held.parts().values())
 
 
 def test_staging_holds_two_transfers_and_a_landing_granule_per_thread(report: FileReport) -> None:

@@ -100,6 +100,24 @@ def test_further_contexts_count(path):
         model.generate([1, 2, 3], max_tokens=2)
 
 
+@pytest.mark.parametrize("name", ["qwen3_next", "lfm2_moe", "gemma4"])
+def test_the_budget_counts_states_and_windows(name):
+    from moepic_gguf.config import ContextOptions, LoadOptions
+    from moepic_gguf.weights import memory_needs
+    from tests.making import gguf_file
+
+    path = gguf_file(name, "--outtype", "q8_0", "--no-split")
+    needs = memory_needs(path, LoadOptions(), ContextOptions(n_ctx=256))
+    assert (needs.state > 0) == (name != "gemma4")
+    with pytest.raises(BudgetError, match=f"needs .*{needs.least} bytes"):
+        Model.load(path, ram=needs.least - 1, n_ctx=256)
+    with Model.load(path, ram=needs.least, n_ctx=256) as model:
+        info, stats = model.info, model.stats
+        assert (stats.kv_bytes, stats.state_bytes, stats.scratch_bytes) == (needs.kv, needs.state, needs.scratch)
+        held = info.weight_bytes + info.staging_bytes + stats.kv_bytes + stats.state_bytes + stats.scratch_bytes
+        assert held <= needs.least
+
+
 def test_a_dense_model_cannot_be_streamed(tmp_path):
     from tests.python import tiny_gguf
 
