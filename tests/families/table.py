@@ -30,7 +30,10 @@ CHECKS = {
     "batch": "test_batch_size_does_not_matter",
     "decode": "test_a_token_alone_equals_a_token_in_a_prompt",
     "cut": "test_the_cut_of_the_file_does_not_matter",
+    "streamed": "test_the_budget_does_not_matter",
+    "guess": "test_a_guess_is_what_the_router_says_where_the_layers_between_add_nothing",
     "ring": "test_a_ring_gives_the_bytes_of_a_whole_cache_and_is_smaller",
+    "state": "test_truncating_anywhere_and_going_on_equals_a_fresh_sequence",
     "llama.cpp": "test_llama_cpp_gives_the_logits_of_transformers",
 }
 HEAD = """# Families and checks
@@ -42,7 +45,9 @@ Made by `python -m tests.families.table` from what pytest collects; a test keeps
 - **weights**: every weight of the hub's files and of the fused layout arrives in its place; **fused**: logits again from the fused layout,
   pre-split.
 - **threads, kernels, batch, decode, cut**: bytes are equal whatever the threads, instruction set, batch size, position in a prompt, split.
+- **streamed**: bytes are equal when experts come from the file, whatever the budget; **guess**: prefetch asks what the next layer's router would choose.
 - **ring**: layers with a window keep only it, and give the bytes of a cache that keeps everything.
+- **state**: layers that fold the past into a state go back, reuse and regenerate to the bytes of a fresh sequence.
 - **llama.cpp** reads the converted file and computes the same (`./dev test -m peer`); what it cannot express is named in
   tests/convert/test_peer.py.
 
@@ -52,7 +57,7 @@ Made by `python -m tests.families.table` from what pytest collects; a test keeps
 def collected() -> dict[str, set[str]]:
     """Test function -> names of `MODELS` among its parameters."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "peer or not peer"]
-    folders = ["tests/families", "tests/gates", "tests/convert"]
+    folders = ["tests/families", "tests/gates", "tests/convert", "tests/engine"]
     listing = subprocess.run([*command, *folders], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     found: dict[str, set[str]] = defaultdict(set)
     for name, parameters in re.findall(r"::(\w+)\[(.+)\]$", listing, re.MULTILINE):
