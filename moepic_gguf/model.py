@@ -150,7 +150,8 @@ class Model:
             raise BudgetError(
                 f"ram: '{self._weights.path.name}' needs {show_bytes(need)} ({need} bytes: weights "
                 f"{show_bytes(weights)}, keys and values "
-                f"{show_bytes(kv)}, {f'states {show_bytes(states)}, ' if states else ''}scratch {show_bytes(scratch)}, staging {show_bytes(staging)}), the budget is {show_bytes(budget)} ({budget} "
+                f"{show_bytes(kv)}, {f'states {show_bytes(states)}, ' if states else ''}scratch {show_bytes(scratch)}, "
+                f"staging {show_bytes(staging)}), the budget is {show_bytes(budget)} ({budget} "
                 f"bytes); lower n_ctx or "
                 f"n_batch, use kv_type='q8_0', or raise ram"
             )

@@ -171,13 +171,13 @@ typedef struct moepic_model_options {
 /* What loading would take, and how, in bytes. */
 typedef struct moepic_memory {
     uint32_t size;
-    int32_t streams;      /* non-zero: experts would be streamed */
-    uint64_t weights;     /* that have to be in memory anyway */
-    uint64_t experts;     /* all routed experts */
+    int32_t streams;             /* non-zero: experts would be streamed */
+    uint64_t weights;            /* that have to be in memory anyway */
+    uint64_t experts;            /* all routed experts */
     uint64_t kv, state, scratch; /* of the context in the options */
-    uint64_t staging;     /* buffers of transfers; 0 where nothing would be streamed */
-    uint64_t cache;       /* left for experts; 0 where nothing would be streamed */
-    uint64_t least;       /* the smallest ram_bytes that works with these options */
+    uint64_t staging;            /* buffers of transfers; 0 where nothing would be streamed */
+    uint64_t cache;              /* left for experts; 0 where nothing would be streamed */
+    uint64_t least;              /* the smallest ram_bytes that works with these options */
 } moepic_memory;
 
 typedef struct moepic_model_info {

@@ -134,7 +134,12 @@ OWN = {
     },
 }
 # Where the experts of a layer are, if not in `mlp`; and the rope factors, which are in config.json.
-BLOCK = {"granitemoe": "block_sparse_moe.experts", "gemma4_text": "experts", "llama4_text": "feed_forward.experts"}
+BLOCK = {
+    "granitemoe": "block_sparse_moe.experts",
+    "gemma4_text": "experts",
+    "llama4_text": "feed_forward.experts",
+    "lfm2_moe": "feed_forward.experts",
+}
 FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 ARCH = {"gpt_oss": "gpt-oss", "mistral": "llama", "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe"}
 
