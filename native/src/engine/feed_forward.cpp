@@ -433,13 +433,13 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
     }
     if (batch_ > 1) return;
     const int after = (moe_layer + 1) % streamer.n_layer();
-    if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
+    if (const auto guess = pass.guess(after); !guess.empty() && !pass.wants_guess(after)) {
         pass.prefetch(after, guess);
         return;
     }
     if (n_forced_ > 0) {
         const int target = moe_layer + 1;
-        if (forced_guesses_.empty() || !streamer.wants_guess(target)) return;
+        if (forced_guesses_.empty() || !pass.wants_guess(target)) return;
         const int64_t k = model_.config().layers[static_cast<size_t>(streamer.il(target))].n_expert_used;
         pass.prefetch(target, {forced(forced_guesses_, target, probe_position_, k), static_cast<size_t>(k)});
         return;
@@ -447,7 +447,7 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
     const ops::Kernels& kernels = workspace_.kernels();
     for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
         const int target = moe_layer + ahead;
-        if (!streamer.wants_guess(target)) return;
+        if (!pass.wants_guess(target)) return;
         const int64_t il = streamer.il(target), n_embd = model_.config().n_embd;
         const LayerWeights& w = model_.layer(il);
         const LayerConfig& config = model_.config().layers[static_cast<size_t>(il)];
