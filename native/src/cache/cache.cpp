@@ -38,6 +38,9 @@ ExpertCache::ExpertCache(const Shape& shape, int64_t budget_bytes, int n_used, c
         bytes += layer.bytes();
     }
     listed_.resize(experts);
+    std::vector<int64_t> most(pools_.pools.size(), 0);
+    for (size_t il = 0; il < shape_.size(); ++il) most[pools_.pool_of[il]] += int64_t{shape_[il].n_expert} * top_[il];
+    for (size_t pool = 0; pool < most.size(); ++pool) is_roomy_.push_back(pools_.pools[pool].n_slot >= most[pool]);
     omega_ = options_.granule_omega >= 0.0 ? options_.granule_omega
                                            : 4.0 * static_cast<double>(residency_.capacity_bytes()) / static_cast<double>(bytes);
 }
@@ -50,6 +53,7 @@ Rank ExpertCache::rank_of(int layer, int expert, int granule) const {
 }
 
 void ExpertCache::list(int layer, int expert) {
+    if (is_roomy(layer)) return;
     const int n = residency_.n_resident(layer, expert);
     if (n == 0) return;
     Rank& rank = listed_[first_[layer] + expert];
@@ -58,7 +62,7 @@ void ExpertCache::list(int layer, int expert) {
 }
 
 void ExpertCache::unlist(int layer, int expert) {
-    if (residency_.n_resident(layer, expert) > 0)
+    if (!is_roomy(layer) && residency_.n_resident(layer, expert) > 0)
         leaving_[residency_.pool_of(layer)].erase({listed_[first_[layer] + expert], layer, expert});
 }
 
@@ -133,7 +137,7 @@ void ExpertCache::warm(std::span<const double> weight) {
 
 // Belady is a bound and never computes: it replaces what it just used, where a real cache has to wait for the layer to end.
 void ExpertCache::pin(int layer, int expert, Run run) {
-    if (options_.policy.kind == PolicyKind::belady) return;
+    if (options_.policy.kind == PolicyKind::belady || is_roomy(layer)) return;
     for (int j = run.first; j < run.first + run.count; ++j) {
         pinned_.push_back(residency_.find(layer, expert, j));
         residency_.pin(pinned_.back());
@@ -188,6 +192,10 @@ void ExpertCache::discard(int layer, int expert, int from) {
     unlist(layer, expert);
     for (int j = residency_.n_resident(layer, expert) - 1; j >= from; --j) residency_.evict(layer, expert, j);
     list(layer, expert);
+}
+
+bool ExpertCache::is_complete(int layer) const {
+    return is_roomy(layer) && residency_.n_free(residency_.pool_of(layer)) == 0 && pools_.scope == Scope::per_layer;
 }
 
 void ExpertCache::release() {

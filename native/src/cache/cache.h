@@ -72,6 +72,8 @@ public:
     // Another policy from here on. It learns from `recent`, whose last token is `now`; residents stay.
     void change_policy(const PolicyOptions& options, const Routing& recent, int64_t now);
     const PolicyOptions& policy() const { return options_.policy; }
+    // Whether everything of the layer that may be cached is resident.
+    bool is_complete(int layer) const;
     // What the expert is worth now, to order transfers by.
     Rank worth(int layer, int expert) const { return policy_.rank(layer, expert); }
 
@@ -85,6 +87,8 @@ private:
     using Entry = std::tuple<Rank, int, int>;  // rank, layer, expert
 
     int top(int layer) const { return top_[layer]; }
+    // Nothing ever leaves a pool that holds all it may be asked to: no order of leaving, no pins.
+    bool is_roomy(int layer) const { return is_roomy_[residency_.pool_of(layer)]; }
     Rank rank_of(int layer, int expert, int granule) const;
     void list(int layer, int expert);
     void unlist(int layer, int expert);
@@ -104,7 +108,8 @@ private:
     std::vector<Rank> listed_;              // rank an expert is listed under
     std::vector<Routed> routed_;
     std::vector<SlotRef> pinned_;
-    std::vector<char> seen_;  // [expert] of the layer being routed
+    std::vector<char> seen_;      // [expert] of the layer being routed
+    std::vector<char> is_roomy_;  // [pool]
 };
 
 }  // namespace moepic::cache

@@ -445,20 +445,20 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
     }
     if (batch_ > 1) return;
     const int after = (moe_layer + 1) % streamer.n_layer();
-    if (const auto guess = pass.guess(after); !guess.empty() && !streamer.wants_guess(after)) {
+    if (const auto guess = pass.guess(after); !guess.empty() && !pass.wants_guess(after)) {
         pass.prefetch(after, guess);
         return;
     }
     if (n_forced_ > 0) {
         const int target = moe_layer + 1;
-        if (forced_guesses_.empty() || !streamer.wants_guess(target)) return;
+        if (forced_guesses_.empty() || !pass.wants_guess(target)) return;
         const int64_t k = model_.config().layers[static_cast<size_t>(streamer.il(target))].n_expert_used;
         pass.prefetch(target, {forced(forced_guesses_, target, probe_position_, k), static_cast<size_t>(k)});
         return;
     }
     for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
         const int target = moe_layer + ahead;
-        if (!streamer.wants_guess(target)) return;
+        if (!pass.wants_guess(target)) return;
         const int64_t il = streamer.il(target);
         guess(il, residual);
         pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(model_.config().layers[static_cast<size_t>(il)].n_expert_used)});

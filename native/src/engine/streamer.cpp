@@ -286,8 +286,8 @@ void Streamer::begin_tokens(int64_t n) {
     }
 }
 
-bool Streamer::wants_guess(int layer) const {
-    return layer < n_layer() && options_.predict.source == predict::Source::next_layer;
+bool Streamer::Pass::wants_guess(int layer) const {
+    return layer < s_.n_layer() && s_.options_.predict.source == predict::Source::next_layer && !s_.cache_->is_complete(layer);
 }
 
 Streamer::Pass::Pass(Streamer& streamer, const Batch& batch) : s_(streamer), owner_(streamer.owner_) {
@@ -408,7 +408,8 @@ void Streamer::drop_guesses(int layer) {
     for (auto it = guesses_.lower_bound({layer, 0, 0}); it != guesses_.end() && it->first.layer == layer; it = guesses_.erase(it)) {
         const auto fetch = fetches_.find(it->second);
         if (fetch == fetches_.end()) continue;
-        tally_.wasted_bytes += fetch->second.run.count * granule_bytes(layer);
+        // One that still waited behind demand cost nothing.
+        if (lane_->has_begun(it->second)) tally_.wasted_bytes += fetch->second.run.count * granule_bytes(layer);
         drop(it->second);
     }
 }

@@ -161,6 +161,8 @@ public:
         // The owner alone. False: no granules are left, or the pass failed.
         bool next_wave(std::vector<WaveRun>& runs, const RunTasks& run_tasks);
 
+        // Whether running that layer's router early could help: not where everything is resident.
+        bool wants_guess(int layer) const;
         // Guesses for MoE layer `layer`: what is missing of them is fetched behind this layer's own.
         void prefetch(int layer, std::span<const int32_t> ids);
         // The same for a prompt, which uses nearly all.
@@ -178,7 +180,6 @@ public:
 
     // Tokens start through the layers.
     void begin_tokens(int64_t n);
-    bool wants_guess(int layer) const;  // whether the engine should run that layer's router early
     int lookahead() const { return options_.lookahead; }
     int n_layer() const { return static_cast<int>(layers_.size()); }
     int32_t il(int layer) const { return layers_[static_cast<size_t>(layer)].il; }

@@ -78,6 +78,8 @@ public:
     // True: this call dropped the transfer; it will not be delivered (on_ready is not called after cancel() returned true) and needs no
     // release(). False: it was delivered, or is being delivered, and is the caller's to release; or it was cancelled before.
     virtual bool cancel(Ticket ticket) = 0;
+    // Whether bytes of the transfer have begun to move. False for one that waits, and for what is over.
+    virtual bool has_begun(Ticket ticket) const = 0;
     // Gives the frame of a delivered transfer back.
     virtual void release(Ticket ticket) = 0;
 

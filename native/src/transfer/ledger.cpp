@@ -102,6 +102,12 @@ bool Ledger::cancel(Ticket ticket) {
     return true;
 }
 
+bool Ledger::has_begun(Ticket ticket) const {
+    std::lock_guard lock(mutex_);
+    const auto found = transfers_.find(ticket);
+    return found != transfers_.end() && found->second.state != State::queued;
+}
+
 void Ledger::release(Ticket ticket) {
     {
         std::lock_guard lock(mutex_);

@@ -64,6 +64,7 @@ public:
     Ticket submit(Cut cut, Urgency urgency);
     void promote(Ticket ticket);
     bool cancel(Ticket ticket);
+    bool has_begun(Ticket ticket) const;
     void release(Ticket ticket);
     uint64_t frame_bytes() const { return frame_bytes_; }
     int n_frames() const { return n_frames_; }
@@ -154,6 +155,7 @@ public:
     Ticket submit(std::span<const Piece> pieces, Urgency urgency) final;
     void promote(Ticket ticket) final { ledger_.promote(ticket); }
     bool cancel(Ticket ticket) final { return ledger_.cancel(ticket); }
+    bool has_begun(Ticket ticket) const final { return ledger_.has_begun(ticket); }
     void release(Ticket ticket) final { ledger_.release(ticket); }
     uint64_t frame_bytes() const final { return ledger_.frame_bytes(); }
     int n_frames() const final { return ledger_.n_frames(); }
