@@ -15,6 +15,10 @@ from .metadata import GgufFile
 
 STAGING_BYTES = 32 * 2**20  # frames of a lane, unless two transfers need more
 PROCESS_BYTES = 256 * 2**20  # interpreter and libraries, in RAM
+RING_MARGIN, RING_STEP = (
+    512,
+    256,
+)  # positions that a layer with a window keeps to go back; a ring's unit (native/src/engine/kv_cache.h)
 DEVICE_BYTES = 384 * 2**20  # context and kernels of a device, in its memory; assumed, no device was at hand
 
 
@@ -31,7 +35,7 @@ class Footprint:
     """Bytes of each part; together with the experts cached they are the budget.
 
     dense    all weights but routed experts, a tied embedding twice (rows to look up, tiles to multiply).
-    kv       keys and values for the positions asked for; of layers with a window, the window.
+    kv       keys and values for the positions asked for; of layers with a window, the window, a batch and a margin.
     state    states of a sequence, and the checkpoints that a context keeps of them.
     scratch  activations of a batch; an estimate.
     staging  frames that missing bytes land in, and a landing granule per thread.
@@ -110,7 +114,7 @@ def footprint(
     embedding = embedding or Embedding(0, False)
     return Footprint(
         dense=report.file_bytes - experts + (embedding.n_bytes if embedding.is_tied else 0),
-        kv=(report.kv_bytes_per_token or 0) * n_ctx + report.kv_window_bytes,
+        kv=past_bytes(report, n_ctx, ring=min(n_batch, n_ctx) + RING_MARGIN),
         state=_states(report),
         scratch=_scratch(report, n_granule, min(n_batch, n_ctx)),
         staging=max(STAGING_BYTES, 2 * unit) + landing,
@@ -143,6 +147,13 @@ def engine_footprint(
         process=0,
         experts=needs.experts,
     )
+
+
+def past_bytes(report: FileReport, n: int, *, ring: int = 0) -> int:
+    """Keys and values of `n` positions: as many as are read, or, with the positions that a ring has beside its window, held."""
+    in_window = -(-(report.kv_window + ring) // RING_STEP) * RING_STEP if ring else report.kv_window
+    per_window_token = report.kv_window_bytes // max(1, report.kv_window)
+    return (report.kv_bytes_per_token or 0) * n + per_window_token * min(n, in_window)
 
 
 def _states(report: FileReport) -> int:

@@ -11,7 +11,7 @@ from math import sqrt
 from typing import Any
 
 from .choosing import FINALISTS, choose_cache
-from .footprint import Footprint
+from .footprint import Footprint, past_bytes
 from .inspection import FileReport
 from .planner import Costs, Machine, Plan, make_plan, predict, prior_trace, recent, with_guesses
 from .replay import CacheOptions
@@ -96,8 +96,7 @@ def costs_of(report: FileReport, memory: Footprint, machine: Machine, *, n_conte
     """What a layer pays whatever is cached: its share of the weights besides experts, of the keys and values of `n_context` positions and of the states
     (read and written), at the fast tier's rate. A predictor that looks one layer ahead has as long.
     """
-    past = (report.kv_bytes_per_token or 0) * n_context + report.kv_window_bytes + 2 * (report.state_bytes or 0)
-    read = memory.dense - memory.lookup + past
+    read = memory.dense - memory.lookup + past_bytes(report, n_context) + 2 * (report.state_bytes or 0)
     layer_s = read / report.moe_layers / machine.device_bytes_s + machine.layer_s
     return Costs.flat(report.moe_layers, compute_s=layer_s, window_s=layer_s if recall else 0.0, recall=recall)
 

@@ -70,6 +70,7 @@ class FileReport:
     kv_layers: int | None  # layers with keys and values
     kv_bytes_per_token: int | None  # keys and values in F16, of layers that see every position
     kv_window_bytes: int  # the same of layers with a window: what the windows hold, whatever the context
+    kv_window: int  # positions of a window; 0: there are none
     state_bytes: int | None  # of one sequence, whatever its length; None: every layer has keys and values
     classes: tuple[TensorClass, ...]
     tokenizer: str
@@ -107,9 +108,9 @@ def inspect_file(file: GgufFile) -> FileReport:
     value_dim = keys.number("attention.value_length") or head_dim
     kv_layers, state = _mixers(keys, tensors, n_layer, n_embd)
     kv: int | None
-    windows = 0
+    windows = window = 0
     if need := file.kv_need():
-        kv, windows = need
+        kv, windows, window = need
     else:  # not a file of ours: by the keys that every architecture has
         kv = (
             kv_layers * n_head_kv * (head_dim + value_dim) * 2
@@ -146,6 +147,7 @@ def inspect_file(file: GgufFile) -> FileReport:
         kv_layers=kv_layers,
         kv_bytes_per_token=kv,
         kv_window_bytes=windows,
+        kv_window=window,
         state_bytes=state,
         classes=_classes(tensors),
         tokenizer=tokenizer,

@@ -237,14 +237,16 @@ class GgufFile:
 
         return last_error() if lib.moepic_model_check(self._borrow()) else None
 
-    def kv_need(self) -> tuple[int, int] | None:
-        """Bytes of keys and values in F16: per token, and in windows whatever the context; None where this build can't read
-        the configuration.
+    def kv_need(self) -> tuple[int, int, int] | None:
+        """Bytes of keys and values in F16: per token, and in windows whatever the context; positions of a window. None where
+        this build can't read the configuration.
         """
         from ._ffi import ffi, lib
 
-        sizes = ffi.new("uint64_t[2]")
-        return None if lib.moepic_model_kv_need(sizes, sizes + 1, self._borrow()) else (int(sizes[0]), int(sizes[1]))
+        sizes = ffi.new("uint64_t[3]")
+        if lib.moepic_model_kv_need(sizes, sizes + 1, sizes + 2, self._borrow()):
+            return None
+        return int(sizes[0]), int(sizes[1]), int(sizes[2])
 
     @property
     def n_bytes(self) -> int:

@@ -225,9 +225,9 @@ MOEPIC_API int32_t moepic_model_memory(moepic_memory* out, const char* path, con
 /* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
  * that moepic_model_load would. */
 MOEPIC_API int32_t moepic_model_check(const moepic_file* file);
-/* Bytes of keys and values in F16 that a model of this file needs: per token of context, and in windows whatever the context. Fails as
- * moepic_model_check does where the configuration is the reason. */
-MOEPIC_API int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, const moepic_file* file);
+/* Bytes of keys and values in F16 that a model of this file needs: per token of context, and in windows whatever the context; and how many
+ * positions the widest window has (0: there are none). Fails as moepic_model_check does where the configuration is the reason. */
+MOEPIC_API int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, uint64_t* window, const moepic_file* file);
 /* The file's metadata; borrowed, valid while the model lives. */
 MOEPIC_API const moepic_file* moepic_model_file(const moepic_model* model);
 

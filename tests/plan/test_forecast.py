@@ -11,7 +11,15 @@ import pytest
 
 from moepic_gguf import Model
 from moepic_gguf.errors import BudgetError
-from moepic_gguf.footprint import PROCESS_BYTES, STAGING_BYTES, Footprint, embedding_of, footprint, granules_of
+from moepic_gguf.footprint import (
+    PROCESS_BYTES,
+    STAGING_BYTES,
+    Footprint,
+    embedding_of,
+    footprint,
+    granules_of,
+    past_bytes,
+)
 from moepic_gguf.forecast import Band, Subject, costs_of, curve, forecast
 from moepic_gguf.inspection import FileReport, inspect_file
 from moepic_gguf.metadata import GgufFile
@@ -74,6 +82,16 @@ def test_states_are_those_that_the_engine_reserves(name: str) -> None:
         assert held.state == pytest.approx(model.stats.state_bytes, abs=4096)  # regions are whole pages
         assert held.state > 0
         assert held.overhead == sum(held.parts().values())
+
+
+@pytest.mark.parametrize(("name", "n_ctx"), [("gemma4", 4096), ("gpt_oss", 4096), ("gemma4", 256)])
+def test_windows_are_counted_as_the_rings_that_the_engine_keeps(name: str, n_ctx: int) -> None:
+    path = gguf_file(name, "--outtype", "q8_0", "--no-split")
+    with GgufFile(path) as file, Model.load(path, n_ctx=n_ctx, n_batch=64) as model:
+        report = inspect_file(file)
+        held = footprint(report, 2, n_ctx=n_ctx, n_batch=64)
+        assert held.kv == pytest.approx(model.stats.kv_bytes, abs=4096)  # regions are whole pages
+        assert past_bytes(report, 5000) == report.kv_bytes_per_token * 5000 + report.kv_window_bytes
 
 
 def test_staging_holds_two_transfers_and_a_landing_granule_per_thread(report: FileReport) -> None:

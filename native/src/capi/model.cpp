@@ -137,14 +137,16 @@ int32_t moepic_model_check(const moepic_file* file) {
     });
 }
 
-int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, const moepic_file* file) {
+int32_t moepic_model_kv_need(uint64_t* per_token, uint64_t* in_windows, uint64_t* window, const moepic_file* file) {
     return guard([&] {
         need(per_token, "per_token");
         need(in_windows, "in_windows");
+        need(window, "window");
         need(file, "file");
         const KvNeed found = kv_need_f16(read_config(*file->file));
         *per_token = found.per_token;
         *in_windows = found.in_windows;
+        *window = static_cast<uint64_t>(found.window);
     });
 }
 

@@ -309,6 +309,7 @@ KvNeed kv_need_f16(const Config& config) noexcept {
     for (const LayerConfig& layer : config.layers) {
         const uint64_t bytes = static_cast<uint64_t>(layer.n_head_kv * (layer.head_dim_k + layer.head_dim_v)) * 2;
         (layer.window ? need.in_windows : need.per_token) += bytes * static_cast<uint64_t>(layer.window ? layer.window : 1);
+        need.window = std::max(need.window, layer.window);
     }
     return need;
 }

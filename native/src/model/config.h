@@ -102,6 +102,7 @@ struct Config {
 // Bytes of keys and values in F16: what one more token adds, and what layers with a window hold at most, whatever the context.
 struct KvNeed {
     uint64_t per_token = 0, in_windows = 0;
+    int64_t window = 0;  // positions of the widest window; 0: there are none
 };
 KvNeed kv_need_f16(const Config& config) noexcept;
 
