@@ -97,11 +97,11 @@ def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: flo
             name = f"theta {top / n_granule:.2f}, lcp, prefetch"
             modes[name] = replace(ahead, policy="lcp", top=[top] * subject.target.n_layer)
     paper, auto = (make_plan(seen, budget, machine, costs, mode=mode) for mode in ("paper", "auto"))
-    modes["paper plan, lcp, prefetch"] = replace(ahead, policy="lcp").with_plan(paper)
+    modes["paper plan, lcp, prefetch"] = ahead.with_cache(paper.cache_options("lcp"))
     ours = replace(ahead, eviction="granules")
     modes["granules, lrfu, prefetch"] = ours
-    modes["auto plan, lrfu, prefetch"] = ours.with_plan(auto)
-    modes["auto plan, policy auto, prefetch"] = replace(ours, policy="auto").with_plan(auto)
+    modes["auto plan, lrfu, prefetch"] = ours.with_cache(auto.cache_options("lrfu"))
+    modes["auto plan, policy auto, prefetch"] = replace(ours.with_cache(auto.cache_options("lrfu")), policy="auto")
     chosen = choose_cache(seen, budget, machine, costs, predictor="recorded")
     modes["auto"] = streaming_of(chosen.options, ahead)
     if tier.cpu_bytes_s:

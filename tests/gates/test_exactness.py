@@ -49,8 +49,10 @@ KINDS = [
     ("qwen2", "f16"),
     ("qwen3", "q8_0"),
     ("gemma3", "q8_0"),
+    ("qwen3_5", "q8_0"),
+    ("lfm2", "q4_0"),
 ]
-DENSE = {"llama", "qwen2", "qwen3", "gemma3"}
+DENSE = {"llama", "qwen2", "qwen3", "gemma3", "qwen3_5", "lfm2"}
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
 
 
