@@ -45,7 +45,8 @@ Made by `python -m tests.families.table` from what pytest collects; a test keeps
 - **weights**: every weight of the hub's files and of the fused layout arrives in its place; **fused**: logits again from the fused layout,
   pre-split.
 - **threads, kernels, batch, decode, cut**: bytes are equal whatever the threads, instruction set, batch size, position in a prompt, split.
-- **streamed**: bytes are equal when experts come from the file, whatever the budget; **guess**: prefetch asks what the next layer's router would choose.
+- **streamed**: bytes are equal when experts come from the file, whatever the budget; **guess**: prefetch asks
+  what the next layer's router would choose.
 - **ring**: layers with a window keep only it, and give the bytes of a cache that keeps everything.
 - **state**: layers that fold the past into a state go back, reuse and regenerate to the bytes of a fresh sequence.
 - **llama.cpp** reads the converted file and computes the same (`./dev test -m peer`); what it cannot express is named in
