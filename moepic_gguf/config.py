@@ -184,9 +184,11 @@ class Configuration(_Printable):
     load: LoadOptions
     context: ContextOptions
     device: DeviceChoice
+    streaming: object | None = None  # StreamingOptions; None where every expert is resident
 
     def __str__(self) -> str:
         rows = [f"{'device':18} {self.device.device} ({self.device.reason})"]
         rows += [row for row in str(self.load).splitlines() if not row.startswith("device ")]
         rows += [row for row in str(self.context).splitlines() if not row.startswith("n_threads ")]
+        rows += str(self.streaming).splitlines() if self.streaming is not None else ["experts            all resident"]
         return "\n".join(rows)

@@ -191,7 +191,8 @@ class Model:
     def config(self) -> Configuration:
         """What is in force; print it."""
         context = replace(self.context.options, n_ctx=self.n_ctx, n_batch=self.context.native.n_batch)
-        return Configuration(self._weights.options, context, self._weights.device)
+        streaming = self._weights.streaming if self.info.streams else None
+        return Configuration(self._weights.options, context, self._weights.device, streaming)
 
     @property
     def tokenizer(self) -> Any:

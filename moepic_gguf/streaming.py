@@ -68,6 +68,13 @@ class StreamingOptions:
     link_latency_s: float = 0.0
     cpu_bytes_s: float = 0.0
 
+    def __str__(self) -> str:
+        def show(value: object) -> str:
+            many = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 8
+            return f"{len(value)} values" if many else str(value)  # type: ignore[arg-type]
+
+        return "\n".join(f"{item.name:18} {show(getattr(self, item.name))}" for item in fields(self))
+
     def validate(self) -> None:
         """Raise `ArgumentError` or `BudgetError` for the option that is out of range."""
         for name, known in (

@@ -201,7 +201,8 @@ def _text(subject: Subject, asked: int, room: int, rows: list[Forecast]) -> str:
         fits.add_column(justify="right", no_wrap=True)
         fits.add_column(no_wrap=True)
         for what, size in memory.parts().items():
-            fits.add_row(show_bytes(size), what)
+            if size:
+                fits.add_row(show_bytes(size), what)
         share = f"{100 * room / memory.experts:.0f}%"
         fits.add_row(
             show_bytes(room), f"experts, {share} of {show_bytes(memory.experts)}; {show_bytes(memory.unit)} a transfer"
