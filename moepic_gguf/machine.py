@@ -128,4 +128,7 @@ def machine_file(machine: Machine, measured: Measured, **more: Any) -> dict[str,
     """What `Machine.read` reads, and beside it how the numbers came about."""
     rates = {name: asdict(getattr(measured, name)) for name in RATES}
     how = {name: value for name, value in asdict(measured).items() if name not in RATES}
-    return {**asdict(machine), **more, "measured_bytes_s": rates, **how}
+    own = {
+        name: value for name, value in asdict(machine).items() if name != "spread"
+    }  # read off the measurements again
+    return {**own, **more, "measured_bytes_s": rates, **how}

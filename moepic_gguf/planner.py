@@ -66,6 +66,10 @@ class Machine:
             raise ModelFormatError(f"machine file '{path}': {error}") from error
 
 
+# A reading of nothing (the core was taken away for all of it) says no more than a tenth of the median: a band has to end somewhere.
+LEAST_RATE = 0.1
+
+
 def _spread(given: dict[str, Any]) -> tuple[float, float]:
     """From a machine file's `measured_bytes_s`: the widest of what rates rest on, the slow tier's and the fast one's."""
     measured = given.get("measured_bytes_s", {})
@@ -74,7 +78,7 @@ def _spread(given: dict[str, Any]) -> tuple[float, float]:
         used = [measured["compute"]] if "compute" in measured else []
     low = min((float(row["min"]) / float(row["median"]) for row in used), default=1.0)
     high = max((float(row["max"]) / float(row["median"]) for row in used), default=1.0)
-    return low, high
+    return max(low, LEAST_RATE), high
 
 
 @dataclass(frozen=True)
