@@ -45,7 +45,9 @@ _NAMES: dict[tuple[tuple[str, ...], bool], str] = {
     ((_LLAMA3,), True): "llama-bpe",
     ((_LLAMA3,), False): "smaug-bpe",
     ((r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK_V3), False): "deepseek-v3",
+    # transformers turns tiktoken files (gpt-oss, Llama 4) into words that skip the merges; readers of GGUF merge them all the same.
     ((_cased(_CONTRACTIONS + "?", r"\p{N}{1,3}"),), False): "gpt-4o",
+    ((_cased(_CONTRACTIONS + "?", r"\p{N}{1,3}"),), True): "gpt-4o",
     ((_cased("", r"\p{N}"),), True): "tekken",
 }
 

@@ -4,6 +4,7 @@ The patterns are facts of the formats (each is published in the model's own `tok
 equal llama.cpp's, the reference for GGUF files. So these are no mistakes:
 - Contractions list both cases instead of using `(?i:)`, which would also fold U+017F (long s) to `s`.
 - `gpt-4o`, `tekken` and their kin tell upper from lower case only in ASCII; for other letters both halves match.
+- `kimi-k2` does not tell them apart at all, and takes for Han the blocks of ideographs, not the script.
 - Where a published pattern ends in `|\\s+` after `\\s+(?!\\S)`, gpt-2's ends before it: what no pattern matches is a
   word of its own anyway.
 - The wide classes of the DeepSeek rows leave out the white space that lies in their ranges.
@@ -59,6 +60,7 @@ _YOUTU_SCRIPTS = (
     "\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
 )
 _WIDE_PUNCTUATION = "!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002"
+_HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df\U0002a700-\U0002ebef\U0002f800-\U0002fa1f"
 _DEEPSEEK_CJK = "\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff"
 
 _SHORT = "'s|'t|'re|'ve|'m|'ll|'d"
@@ -91,6 +93,8 @@ def _cased(suffix: str, number: str) -> str:
 _LETTERS_AND_MARKS = rf"{_EDGE}[\p{{L}}\p{{M}}]+{_SHORT_ANY_CASE}?"
 _YOUTU = _LETTERS_AND_MARKS + r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
 _TINY_AYA = _LETTERS_AND_MARKS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*" + _SPACES
+_KIMI_WORD = rf"{_EDGE}(?:(?![{_HAN}])\p{{L}})+{_SHORT_ANY_CASE}?"
+_KIMI = rf"[{_HAN}]+|{_KIMI_WORD}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*" + _SPACES
 # A run of digits is cut in threes from its right end, the first group staying with the text before the run: first text
 # and run are taken together, then what is left of a run is divisible by three. Each step looks ahead once per run.
 _THREES_FROM_THE_RIGHT = (r"\p{N}+", r"\A\P{N}*\p{N}{1,3}(?=(?:\p{N}{3})*\z)", r"\G\p{N}{3}")
@@ -148,6 +152,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("bailingmoe bailingmoe2 llada-moe", _BAILING_ROW),
     ("exaone-moe", _EXAONE_MOE_ROW),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", _DEEPSEEK_V3_ROW),
+    ("kimi-k2", PreTokenizer((_KIMI,))),
     (
         "deepseek-llm",
         PreTokenizer(

@@ -80,8 +80,8 @@ class ChatTemplate:
 
         choice   the name of a variant (`tokenizer.chat_template.<name>`; 'default' is `tokenizer.chat_template`), or
                  jinja source, told from a name by a brace: used in place of the file's.
-        BOS and EOS texts come from the file's keys. Raises TemplateError where the file has no such template, with the
-        names it has.
+        Texts of special tokens come from the file's keys. Raises TemplateError where the file has no such template,
+        with the names it has.
         """
         if choice is not None and not isinstance(choice, str):
             raise ArgumentError(f"chat_template: expected a name or jinja source, found {choice!r}")
@@ -90,9 +90,8 @@ class ChatTemplate:
         else:
             name = "default" if choice is None else choice
             source = _named_source(meta, name)
-        return cls(
-            source, bos_token=_token_text(meta, "bos_token_id"), eos_token=_token_text(meta, "eos_token_id"), name=name
-        )
+        texts = {role: _token_text(meta, key) for role, key in _TOKEN_KEYS.items()}
+        return cls(source, special_tokens={role: text for role, text in texts.items() if text is not None}, name=name)
 
     def render(
         self,
@@ -105,6 +104,8 @@ class ChatTemplate:
         """The prompt text of `messages`.
 
         messages       mappings with `role` and `content` (and whatever else the template reads); left as they are.
+                       What is None in one (`content` beside `tool_calls`) is absent for the template, as in
+                       transformers.
         add_generation_prompt   end with the opening of the assistant's turn.
         tools          JSON schemas, as mappings.
         variables      further names for the template (`enable_thinking=False`, `documents=...`).
@@ -116,7 +117,7 @@ class ChatTemplate:
         if tools is not None and not all(isinstance(tool, Mapping) for tool in tools):
             raise ArgumentError("tools must be JSON schemas given as mappings")
         names: dict[str, Any] = {"documents": None, **self._tokens, **_plain(variables)}
-        names["messages"] = [_with_reasoning_names(_plain(message)) for message in messages]
+        names["messages"] = [_as_templates_read(_plain(message)) for message in messages]
         names["tools"] = None if tools is None else [_plain(tool) for tool in tools]
         names["add_generation_prompt"] = add_generation_prompt
         names["range"] = _counted_range()
@@ -142,6 +143,13 @@ class ChatTemplate:
 
 
 _KEY = "tokenizer.chat_template"
+# Special tokens a template may write: its name -> key of the id.
+_TOKEN_KEYS = {
+    "bos_token": "bos_token_id",
+    "eos_token": "eos_token_id",
+    "unk_token": "unknown_token_id",
+    "pad_token": "padding_token_id",
+}
 
 
 def template_names(meta: Mapping[str, object]) -> list[str]:
@@ -202,8 +210,10 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"
 
 
-def _with_reasoning_names(message: dict[str, Any]) -> dict[str, Any]:
-    reasoning = next((message[name] for name in _REASONING if message.get(name) is not None), None)
+def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
+    """Without what is None, which many templates would write as text; the reasoning under the names they know."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[name] for name in _REASONING if name in message), None)
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}

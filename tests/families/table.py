@@ -30,6 +30,7 @@ CHECKS = {
     "batch": "test_batch_size_does_not_matter",
     "decode": "test_a_token_alone_equals_a_token_in_a_prompt",
     "cut": "test_the_cut_of_the_file_does_not_matter",
+    "layouts": "test_the_layout_of_an_ordinary_file_does_not_matter",
     "streamed": "test_the_budget_does_not_matter",
     "guess": "test_a_guess_is_what_the_router_says_where_the_layers_between_add_nothing",
     "ring": "test_a_ring_gives_the_bytes_of_a_whole_cache_and_is_smaller",
@@ -45,6 +46,7 @@ Made by `python -m tests.families.table` from what pytest collects; a test keeps
 - **weights**: every weight of the hub's files and of the fused layout arrives in its place; **fused**: logits again from the fused layout,
   pre-split.
 - **threads, kernels, batch, decode, cut**: bytes are equal whatever the threads, instruction set, batch size, position in a prompt, split.
+- **layouts**: bytes are equal from llama.cpp's ways to store experts: gates and ups apart or in one tensor, one file or shards.
 - **streamed**: bytes are equal when experts come from the file, whatever the budget; **guess**: prefetch asks
   what the next layer's router would choose.
 - **ring**: layers with a window keep only it, and give the bytes of a cache that keeps everything.

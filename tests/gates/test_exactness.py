@@ -146,43 +146,6 @@ def test_the_granule_of_the_file_does_not_matter(baseline, name, kind, granule):
     same(found, baseline(name, kind))
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("qwen3_next", "q8_0"), ("qwen3_5_moe_256", "q4_k_m"), ("lfm2_moe", "q4_0"), ("mixtral", "q8_0")]
-)
-def test_fused_experts_and_shards_of_an_ordinary_file_do_not_matter(baseline, name, kind, tmp_path):
-    """As newer converters write them: `ffn_gate_up_exps`, gate rows first, in a file of several shards."""
-    from convert.plan import Cut, make_plan
-    from convert.sources.gguf_source import open_gguf
-    from convert.tensors import Tensor
-    from convert.writer import write
-
-    def fused(blk, experts):
-        whole, n = slice(0, experts.n_ff), experts.n_expert
-
-        def gate_up():
-            for e in range(n):
-                yield from (experts.rows(which, e, whole).reshape(-1) for which in ("gate", "up"))
-
-        def down():
-            yield from (experts.columns(e, whole).reshape(-1) for e in range(n))
-
-        wide, deep = (n, 2 * experts.n_ff, experts.n_embd), (n, experts.n_embd, experts.n_ff)
-        return [
-            Tensor(f"{blk}ffn_gate_up_exps.weight", wide, experts.kinds["gate"], "expert", gate_up),
-            Tensor(f"{blk}ffn_down_exps.weight", deep, experts.kinds["down"], "expert", down),
-        ]
-
-    content = open_gguf(ordinary(name, kind))
-    content.layers = [
-        (plain + (fused(f"blk.{il}.", experts) if experts else []), None)
-        for il, (plain, experts) in enumerate(content.layers)
-    ]
-    plan = make_plan(content, tmp_path / "m.gguf", Cut(split=False, max_shard_bytes=1 << 19))
-    write(plan.shards, lambda n: None)
-    assert len(plan.shards) > 1
-    same(logits(plan.shards[-1].path), baseline(name, kind))
-
-
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=KIND_IDS)
 def test_a_token_alone_equals_a_token_in_a_prompt(baseline, name, kind):
     vocab = len(np.frombuffer(baseline(name, kind), np.float32)) // len(TOKENS)

@@ -86,7 +86,7 @@ def test_ids_equal_the_pairs_llama_cpp_ships(name: str) -> None:
     )
 
 
-def _compare_with_llama_cpp(tokenizer: Tokenizer, path: Path, n_mixed: int) -> None:
+def compare_with_llama_cpp(tokenizer: Tokenizer, path: Path, n_mixed: int) -> None:
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
     peer = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     for parse_special in (False, True):
@@ -108,7 +108,7 @@ def _compare_with_llama_cpp(tokenizer: Tokenizer, path: Path, n_mixed: int) -> N
 @pytest.mark.parametrize("name", VOCABULARIES)
 def test_ids_and_roles_equal_llama_cpp_on_its_vocabularies(name: str) -> None:
     path = llama_cpp_source() / "models" / f"ggml-vocab-{name}.gguf"
-    _compare_with_llama_cpp(Tokenizer.from_metadata(metadata(path)), path, n_mixed=300)
+    compare_with_llama_cpp(Tokenizer.from_metadata(metadata(path)), path, n_mixed=300)
 
 
 def _one_name_per_row() -> list[str]:
@@ -122,9 +122,7 @@ def test_ids_equal_llama_cpp_for_every_row_of_the_pre_tokenizer_table(name: str,
     source = llama_cpp_source() / "models" / "ggml-vocab-llama-bpe.gguf"
     path = tmp_path / "vocabulary.gguf"
     path.write_bytes(_with_pre(source.read_bytes(), name))
-    _compare_with_llama_cpp(
-        Tokenizer.from_metadata({**metadata(source), "tokenizer.ggml.pre": name}), path, n_mixed=300
-    )
+    compare_with_llama_cpp(Tokenizer.from_metadata({**metadata(source), "tokenizer.ggml.pre": name}), path, n_mixed=300)
 
 
 def _with_pre(blob: bytes, name: str) -> bytes:

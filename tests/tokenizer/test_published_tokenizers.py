@@ -1,33 +1,61 @@
 """Vocabularies trained here and given to us as GGUF keys must behave as the libraries that made them.
 
 The oracles hold the split rules as the model makers publish them (`tokenizer.json`), independent of our table, and
-SentencePiece itself.
+SentencePiece itself. With `-m peer`, llama.cpp reads the same vocabularies from files.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import gguf
 import pytest
 import sentencepiece
 from tokenizers import AddedToken, Regex, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HfTokenizer
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as _QWEN2
+from transformers.models.qwen3_5.tokenization_qwen3_5 import PRETOKENIZE_REGEX as _QWEN35
 
+from convert.arch import FAMILIES
+from convert.pretokenizer import pre_name
+from moepic_gguf._pretokenizers import PRE_TOKENIZERS
 from moepic_gguf.tokenizer import Tokenizer
 
 from .corpus import FRAGMENTS, texts
 from .sources import metadata, smollm2_path
+from .test_ids import compare_with_llama_cpp
 
 _CONTROL, _USER_DEFINED, _BYTE, _NORMAL, _UNKNOWN = 3, 4, 6, 1, 2
 
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
 _LLAMA3 = _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+_SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_DEEPSEEK_V3 = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|"""
+    + _SPACES,
+)
+
+
+def _words(but: str = "") -> str:
+    """o200k's words: capitals, then small letters, at least one of either; `but` takes characters out of both classes."""
+    either = r"\p{Lm}\p{Lo}\p{M}" + but
+    upper, lower = rf"[\p{{Lu}}\p{{Lt}}{either}]", rf"[\p{{Ll}}{either}]"
+    edge, short = r"[^\r\n\p{L}\p{N}]?", "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    return f"{edge}{upper}*{lower}+{short}|{edge}{upper}+{lower}*{short}"
+
+
+_O200K = _words() + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|" + _SPACES
+_KIMI = r"[\p{Han}]+|" + _words(r"&&[^\p{Han}]") + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|" + _SPACES
 
 
 def _split(*patterns: str) -> pre_tokenizers.PreTokenizer:
@@ -35,18 +63,92 @@ def _split(*patterns: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
+def _digits() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+
+
+# Where llama.cpp reads a format otherwise than it is published; the ids follow llama.cpp.
+
+
+def _long_s(text: str) -> bool:
+    return "\u017f" in text  # `(?i:'s)` folds the long s; llama.cpp's contraction does not
+
+
+def _case_beyond_ascii(text: str) -> bool:
+    """llama.cpp knows capitals in ASCII only, and no marks inside words."""
+    return any(c > "\x7f" and unicodedata.category(c) in ("Lu", "Ll", "Lt", "Mn", "Mc", "Me") for c in text)
+
+
+def _case_or_script(text: str) -> bool:
+    """llama.cpp cuts no word at a capital, and its Han are blocks: without the iteration mark and zero."""
+    return _case_beyond_ascii(text) or bool(re.search(r"[^\W\d_A-Z][A-Z]|[\u3005\u3007]", text))
+
+
+@dataclass(frozen=True)
+class Published:
+    """Rules of a tokenizer.json, and the texts where llama.cpp is known to differ from them."""
+
+    pre_tokenizer: pre_tokenizers.PreTokenizer
+    ignore_merges: bool = False
+    differs: Callable[[str], bool] = _long_s
+
+
 PUBLISHED = {
-    "qwen2": (_split(_QWEN2), False),
-    "llama-bpe": (_split(_LLAMA3), True),
-    "olmo": (pre_tokenizers.ByteLevel(add_prefix_space=False), False),
-    "smollm": (
-        pre_tokenizers.Sequence([pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]),
-        False,
-    ),
+    "qwen2": Published(_split(_QWEN2)),
+    "hunyuan": Published(_split(_QWEN2)),
+    "qwen35": Published(_split(_QWEN35)),
+    "llama-bpe": Published(_split(_LLAMA3), ignore_merges=True),
+    "lfm2": Published(_split(_LLAMA3), ignore_merges=True),
+    "glm4": Published(_split(_LLAMA3), ignore_merges=True),
+    "gpt-4o": Published(_split(_O200K), differs=_case_beyond_ascii),
+    "llama4": Published(_split(_O200K), differs=_case_beyond_ascii),
+    "minimax-m2": Published(_split(_O200K), differs=_case_beyond_ascii),
+    "deepseek-v3": Published(_split(*_DEEPSEEK_V3)),
+    "kimi-k2": Published(_split(_KIMI), differs=_case_or_script),
+    "olmo": Published(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "smollm": Published(_digits()),
+    "refact": Published(_digits()),
+}
+# No published rules at hand: compared with llama.cpp only (docs/limits.md).
+ONLY_LLAMA_CPP = {"deepseek-llm": "llama-bpe"}  # -> whose vocabulary it is tried on
+
+# What a family's files name. "llama" and "gemma4" have no pre-tokenizer; their ids are held below and in
+# tests/convert/test_vocabulary.py.
+VOCABULARIES = {
+    "DeepSeek V2": "deepseek-llm",
+    "DeepSeek V3, R1": "deepseek-v3 kimi-k2",
+    "ERNIE 4.5 MoE": "llama",
+    "GLM-4.5, 4.6 and Air": "glm4",
+    "GLM-4.7-Flash": "glm4",
+    "Gemma 3": "llama",
+    "Gemma 4": "gemma4",
+    "Granite 3 MoE": "refact",
+    "Hunyuan-A13B": "hunyuan",
+    "LFM2 MoE (8B-A1B, 24B-A2B)": "lfm2",
+    "LFM2, dense": "lfm2",
+    "Llama 4": "llama4",
+    "Llama, SmolLM2": "llama llama-bpe smollm",
+    "MiniMax-M2": "minimax-m2",
+    "Mistral": "llama",
+    "Mixtral": "llama",
+    "OLMoE": "olmo",
+    "Phi-3.5-MoE": "llama",
+    "Qwen1.5-MoE, Qwen2-MoE": "qwen2",
+    "Qwen2, Qwen2.5": "qwen2",
+    "Qwen3": "qwen2",
+    "Qwen3-MoE": "qwen2",
+    "Qwen3-Next, Qwen3-Coder-Next": "qwen2",
+    "Qwen3.5 and 3.6 MoE": "qwen35",
+    "Qwen3.5 and 3.6, dense": "qwen35",
+    "gpt-oss (20b, 120b)": "gpt-4o",
 }
 
-# Known differences between llama.cpp's reading of a format and the published rules; the ids follow llama.cpp.
-_DIFFERS = ("\u017f",)  # `(?i:'s)` folds the long s; llama.cpp's contraction does not
+
+def test_the_pre_tokenizer_of_every_family_is_known_and_checked() -> None:
+    assert VOCABULARIES.keys() == {family.title for family in FAMILIES.values()}
+    named = {name for names in VOCABULARIES.values() for name in names.split()} - {"llama", "gemma4"}
+    assert named <= PRE_TOKENIZERS.keys()
+    assert named == PUBLISHED.keys() | ONLY_LLAMA_CPP.keys()
 
 
 def _as_metadata(oracle: HfTokenizer, merges: list[tuple[str, str]], pre: str) -> dict[str, object]:
@@ -63,30 +165,76 @@ def _as_metadata(oracle: HfTokenizer, merges: list[tuple[str, str]], pre: str) -
         "tokenizer.ggml.token_type": kinds,
         "tokenizer.ggml.merges": [f"{left} {right}" for left, right in merges],
         "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.ggml.eos_token_id": vocabulary["<|endoftext|>"],
     }
 
 
-@pytest.mark.parametrize("pre", PUBLISHED)
-def test_byte_level_ids_equal_transformers_on_a_vocabulary_trained_here(pre: str) -> None:
-    pre_tokenizer, ignore_merges = PUBLISHED[pre]
-    oracle = HfTokenizer(BPE(ignore_merges=ignore_merges))
-    oracle.pre_tokenizer = pre_tokenizer
+@functools.cache
+def trained(pre: str) -> tuple[HfTokenizer, dict[str, object]]:
+    """A tokenizer trained under the published rules of `pre`, and its keys."""
+    published = PUBLISHED[pre]
+    oracle = HfTokenizer(BPE(ignore_merges=published.ignore_merges))
+    oracle.pre_tokenizer = published.pre_tokenizer
     trainer = trainers.BpeTrainer(
         vocab_size=900, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     oracle.train_from_iterator([Path(__file__).read_text("utf-8"), " ".join(FRAGMENTS)], trainer)
-    state = oracle.model.__getstate__()
-    merges = [tuple(pair) for pair in json.loads(state)["merges"]]
+    merges = [tuple(pair) for pair in json.loads(oracle.model.__getstate__())["merges"]]
+    assert len(merges) > 300
     oracle.add_special_tokens(["<|im_start|>", "<|im_end|>", "<|endoftext|>"])
     oracle.add_tokens([AddedToken("    ", normalized=False), AddedToken("<think>", normalized=False)])
-    ours = Tokenizer.from_metadata(_as_metadata(oracle, merges, pre))
+    return oracle, _as_metadata(oracle, merges, pre)
+
+
+@pytest.mark.parametrize("pre", PUBLISHED)
+def test_byte_level_ids_equal_transformers_on_a_vocabulary_trained_here(pre: str) -> None:
+    oracle, keys = trained(pre)
+    ours = Tokenizer.from_metadata(keys)
     theirs = PreTrainedTokenizerFast(tokenizer_object=oracle)
-    assert len(merges) > 300
+    checked = 0
     for text in texts(300):
-        if any(odd in text for odd in _DIFFERS):
+        if PUBLISHED[pre].differs(text):
             continue
         assert ours.encode(text, parse_special=True) == theirs(text).input_ids, repr(text)
         assert ours.decode(ours.encode(text)) == text
+        checked += 1
+    assert checked > 600
+
+
+@pytest.mark.parametrize("pre", sorted(PUBLISHED.keys() - {"kimi-k2"}))  # Kimi K2 is published as a tiktoken file
+def test_the_converter_names_the_published_rules(pre: str) -> None:
+    """By a name of the same row; families share rows."""
+    published = json.loads(trained(pre)[0].to_str())
+    assert PRE_TOKENIZERS[pre_name(published)].splits == PRE_TOKENIZERS[pre].splits
+
+
+def test_rules_from_a_tiktoken_file_get_the_same_name() -> None:
+    """transformers writes such files with words that skip the merges."""
+    published = json.loads(trained("gpt-4o")[0].to_str())
+    published["model"]["ignore_merges"] = True
+    assert pre_name(published) == "gpt-4o"
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("pre", [*PUBLISHED, *ONLY_LLAMA_CPP])
+def test_byte_level_ids_equal_llama_cpp_on_a_vocabulary_trained_here(pre: str, tmp_path: Path) -> None:
+    """On all texts, those included where the published rules differ."""
+    keys = trained(ONLY_LLAMA_CPP.get(pre, pre))[1] | {"tokenizer.ggml.pre": pre}
+    path = tmp_path / "vocabulary.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for key, value in keys.items():
+        if isinstance(value, list):
+            writer.add_array(key, value)
+        elif isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        else:
+            writer.add_string(key, str(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    compare_with_llama_cpp(Tokenizer.from_metadata(metadata(path)), path, n_mixed=300)
 
 
 def test_smollm2_ids_equal_a_transformers_tokenizer_over_the_same_lists() -> None:
@@ -94,7 +242,7 @@ def test_smollm2_ids_equal_a_transformers_tokenizer_over_the_same_lists() -> Non
     tokens, merges = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.merges"]
     vocabulary = {text: i for i, text in enumerate(tokens)}
     oracle = HfTokenizer(BPE(vocabulary, [tuple(line.split(" ")) for line in merges]))
-    oracle.pre_tokenizer = PUBLISHED["smollm"][0]
+    oracle.pre_tokenizer = PUBLISHED["smollm"].pre_tokenizer
     kinds = meta["tokenizer.ggml.token_type"]
     oracle.add_special_tokens([text for text, kind in zip(tokens, kinds, strict=True) if kind == _CONTROL])
     theirs = PreTrainedTokenizerFast(tokenizer_object=oracle)
