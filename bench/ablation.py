@@ -28,7 +28,6 @@ from measuring import (
     new_folder,
     quantile,
     spread,
-    streaming_of,
     subject_of,
     token_ids,
     write_record,
@@ -103,7 +102,7 @@ def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: flo
     modes["auto plan, lrfu, prefetch"] = ours.with_cache(auto.cache_options("lrfu"))
     modes["auto plan, policy auto, prefetch"] = replace(ours.with_cache(auto.cache_options("lrfu")), policy="auto")
     chosen = choose_cache(seen, budget, machine, costs, predictor="recorded")
-    modes["auto"] = streaming_of(chosen.options, ahead)
+    modes["auto"] = ahead.with_cache(chosen.options)
     if tier.cpu_bytes_s:
         modes["auto, CPU lane"] = replace(modes["auto"], cpu_bytes_s=tier.cpu_bytes_s)
     return modes

@@ -15,7 +15,7 @@ import random
 import statistics
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from moepic_gguf.cli.bench_record import environment
 from moepic_gguf.errors import ArgumentError
 from moepic_gguf.metadata import checked
 from moepic_gguf.model import ModelInfo
-from moepic_gguf.replay import CacheOptions
 from moepic_gguf.streaming import StreamingOptions
 from moepic_gguf.trace import Trace
 
@@ -75,14 +74,6 @@ def follow(model: Model, trace: Trace | None) -> None:
     pointers = [ffi.NULL if array is None else ffi.cast("int32_t *", array.ctypes.data) for array in (ids, guesses)]
     with model.context.native.exclusive() as context:
         checked(lib.moepic_test_force_routing(context, *pointers, len(ids)))
-
-
-def streaming_of(cache: CacheOptions, base: StreamingOptions) -> StreamingOptions:
-    """`base` with a cache as replay and planner describe them."""
-    same = ("policy", "eviction", "bypass", "rho", "omega", "half_life", "granule_omega", "top", "layer_budget")
-    profile = None if cache.profile is None else cache.profile.tolist()
-    scope = "global" if cache.scope == "global" else "per_layer"
-    return replace(base, **{name: getattr(cache, name) for name in same}, scope=scope, profile=profile)
 
 
 def token_ids(n_tokens: int, n_vocab: int, seed: int = 1) -> list[int]:

@@ -118,6 +118,7 @@ class StreamingOptions:
             granule_omega=cache.granule_omega,
             top=None if cache.top is None else [int(value) for value in cache.top],
             layer_budget=None if cache.layer_budget is None else [int(value) for value in cache.layer_budget],
+            profile=self.profile if cache.profile is None else [float(value) for value in cache.profile],
         )
 
     def to_native(self, profile: Sequence[float] | None) -> tuple[Any, list[Any]]:

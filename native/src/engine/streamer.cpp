@@ -1,8 +1,6 @@
 #include "engine/streamer.h"
 
 #include <algorithm>
-#include <chrono>
-#include <cmath>
 
 #include "base/error.h"
 #include "base/log.h"

@@ -1,6 +1,5 @@
 // A layer's way through the streamer, seen by its owner: what begins before compute threads start, and what ends after they are done.
 #include <algorithm>
-#include <cmath>
 
 #include "base/error.h"
 #include "engine/streamer.h"
