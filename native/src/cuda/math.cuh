@@ -78,8 +78,6 @@ __device__ inline float glu(ops::GluKind kind, float gate, float up) {
     return 0.0f;
 }
 
-inline constexpr unsigned kAllLanes = 0xffffffffu;
-
 // Over each 16 lanes of a warp, by the tree of ops/cpu/math.h: i with i + 8, then + 4, + 2, + 1. All 32 lanes take part; every lane gets
 // the result of its 16.
 __device__ inline float sum_lanes(float v) {
