@@ -1,4 +1,6 @@
 // The table of a device library (device/api.h), and the one symbol it exports.
+#include "cuda/matmul.h"
+#include "cuda/quantize.h"
 #include "cuda/runtime.h"
 #include "device/api.h"
 
@@ -32,6 +34,9 @@ Api make_table() {
     api.copy = copy;
     api.clear = clear;
     api.post = post;
+
+    api.quantize = quantize;
+    api.matmul = matmul;
     return api;
 }
 
