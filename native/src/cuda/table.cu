@@ -1,4 +1,5 @@
 // The table of a device library (device/api.h), and the one symbol it exports.
+#include "cuda/experts.h"
 #include "cuda/matmul.h"
 #include "cuda/quantize.h"
 #include "cuda/runtime.h"
@@ -37,6 +38,10 @@ Api make_table() {
 
     api.quantize = quantize;
     api.matmul = matmul;
+    api.expert_intermediate = expert_intermediate;
+    api.expert_down_few = expert_down_few;
+    api.expert_down_many = expert_down_many;
+    api.reduce = reduce;
     return api;
 }
 

@@ -317,4 +317,11 @@ __device__ inline void with_type(Type type, Visit visit) {
     }
 }
 
+// Which form of activations (ops::ActKind, an index of Acts) a type meets.
+__device__ inline int act_kind_of(Type type) {
+    int kind = 0;
+    with_type(type, [&](auto t) { kind = decltype(t)::kLen == 1 ? 0 : decltype(t)::kLen == 32 ? 1 : 2; });
+    return kind;
+}
+
 }  // namespace moepic::device
