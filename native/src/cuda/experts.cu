@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kIntermediateThreads<groups>) intermediate_ker
     const int n = task.n_entries - first < kEntries ? task.n_entries - first : kEntries;
     const int32_t entry = task.first_entry + first;
     const int width = all.width, n_warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32);
-    const int64_t first_neuron = static_cast<int64_t>(blockIdx.x % all.n_widths) * width, left = shape.granule - first_neuron;
-    const int count = static_cast<int>(left < width ? left : width), n_tiles = (count + ops::kTileRows - 1) / ops::kTileRows;
+    const int first_neuron = static_cast<int>(blockIdx.x % all.n_widths) * width, left = static_cast<int>(shape.granule) - first_neuron;
+    const int count = left < width ? left : width, n_tiles = (count + ops::kTileRows - 1) / ops::kTileRows;
     auto* sums = shared_memory<float>();  // [gate, up][entry][width]
 
     const Lane lane = this_lane();
@@ -59,10 +59,10 @@ __global__ void __launch_bounds__(kIntermediateThreads<groups>) intermediate_ker
         const size_t bias_offset = is_up ? shape.up_bias_offset : shape.gate_bias_offset;
         const auto* bias = reinterpret_cast<const float*>(task.data + bias_offset) + first_neuron;
         const int kind = act_kind_of(type);
-        const LaneActs<groups> x({job.acts.data[kind], job.acts.stride[kind], job.entry_token + entry, n}, 0, lane);
+        const LaneActs<groups> x({job.acts.data[kind], static_cast<uint32_t>(job.acts.stride[kind]), job.entry_token + entry, n}, 0, lane);
         float sum[groups][4] = {};
-        sum_any_tile<groups>(type, task.data + (is_up ? shape.up_offset : 0), shape.n_embd, (first_neuron + tile_row) / ops::kTileRows, x,
-                             lane, sum);
+        sum_any_tile<groups>(type, task.data + (is_up ? shape.up_offset : 0), static_cast<int>(shape.n_embd),
+                             (first_neuron + tile_row) / ops::kTileRows, x, lane, sum);
 #pragma unroll
         for (int g = 0; g < groups; ++g) {
 #pragma unroll
@@ -100,7 +100,7 @@ template <int groups>
 __global__ void __launch_bounds__(kSplitThreads) down_few_kernel(DownJob all) {
     const GranuleShape& shape = all.job.shape;
     const ExpertTask task = all.job.tasks[blockIdx.x / all.n_parts];
-    const int64_t first_token = static_cast<int64_t>(blockIdx.y) * 8 * groups;
+    const int first_token = static_cast<int>(blockIdx.y) * 8 * groups;
     if (first_token >= task.n_entries) return;
     MatmulJob job;
     job.w = {shape.down_type, shape.n_embd, shape.granule, task.data + shape.down_offset};
@@ -108,8 +108,7 @@ __global__ void __launch_bounds__(kSplitThreads) down_few_kernel(DownJob all) {
     job.act_stride = static_cast<size_t>(shape.n_granules) * all.row_bytes;
     job.y = all.job.partials + task.first_row * shape.n_embd;
     job.y_stride = shape.n_granules * shape.n_embd;
-    const int64_t first = static_cast<int64_t>(blockIdx.x % all.n_parts) * all.tiles;
-    const int64_t left = (shape.n_embd + ops::kTileRows - 1) / ops::kTileRows - first;
+    const int first = static_cast<int>(blockIdx.x % all.n_parts) * all.tiles, left = n_tiles_of(job) - first;
     split_block<groups>(job, first, left < all.tiles ? left : all.tiles, first_token, task.n_entries);
 }
 
@@ -119,8 +118,8 @@ __global__ void __launch_bounds__(kSplitThreads) down_many_kernel(DownJob all) {
     const ExpertJob& job = all.job;
     const GranuleShape& shape = job.shape;
     const ExpertRun run = job.runs[blockIdx.x / all.n_parts];
-    const int64_t tile = static_cast<int64_t>(blockIdx.x % all.n_parts) * kSplitWarps + threadIdx.x / 32;
-    if (run.count == 0 || tile * ops::kTileRows >= shape.n_embd) return;
+    const int tile = static_cast<int>(blockIdx.x % all.n_parts) * kSplitWarps + static_cast<int>(threadIdx.x / 32);
+    if (tile * ops::kTileRows >= shape.n_embd) return;
     const Lane lane = this_lane();
     const int first = static_cast<int>(blockIdx.y) * 8 * groups;
     float total[groups][4] = {};
@@ -130,14 +129,14 @@ __global__ void __launch_bounds__(kSplitThreads) down_many_kernel(DownJob all) {
         if (first >= n) return;
         const std::byte* acts =
             job.intermediate + (static_cast<size_t>(task.first_entry) * shape.n_granules + task.granule) * all.row_bytes;
-        const LaneActs<groups> x({acts, static_cast<size_t>(shape.n_granules) * all.row_bytes, nullptr, n}, first, lane);
+        const LaneActs<groups> x({acts, static_cast<uint32_t>(shape.n_granules * all.row_bytes), nullptr, n}, first, lane);
         float sum[groups][4] = {};
-        sum_any_tile<groups>(shape.down_type, task.data + shape.down_offset, shape.granule, tile, x, lane, sum);
+        sum_any_tile<groups>(shape.down_type, task.data + shape.down_offset, static_cast<int>(shape.granule), tile, x, lane, sum);
         const bool is_last = t + 1 == run.first + run.count;
         for (int g = 0; g < groups; ++g) {
             for (int i = 0; i < 4; ++i) {
                 const int token = first + 8 * g + 2 * lane.c + i % 2;
-                const int64_t row = tile * ops::kTileRows + 2 * lane.g + i / 2;
+                const int row = tile * ops::kTileRows + 2 * lane.g + i / 2;
                 if (token >= n || row >= shape.n_embd) continue;
                 float* y = job.partials + (task.first_entry + token) * shape.n_embd + row;
                 if (task.granule == 0)

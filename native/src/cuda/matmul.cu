@@ -32,26 +32,27 @@ template <int groups>
 __global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.x));
     const MatmulJob& job = all.list.jobs[j];
-    const int64_t first = (static_cast<int64_t>(blockIdx.x) - all.first[j]) * all.tiles[j];
-    const int64_t left = (job.w.rows + ops::kTileRows - 1) / ops::kTileRows - first;
-    split_block<groups>(job, first, left < all.tiles[j] ? left : all.tiles[j], static_cast<int64_t>(blockIdx.y) * 8 * groups,
-                        all.list.n_tokens);
+    const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;
+    split_block<groups>(job, first, left < all.tiles[j] ? left : all.tiles[j], static_cast<int>(blockIdx.y) * 8 * groups,
+                        static_cast<int>(all.list.n_tokens));
 }
 
 __global__ void __launch_bounds__(32 * kRowWarps) rows_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.y));
     const MatmulJob& job = all.list.jobs[j];
-    const int64_t tile = (static_cast<int64_t>(blockIdx.y) - all.first[j]) * kRowWarps + threadIdx.x / 32;
-    if (tile * ops::kTileRows >= job.w.rows) return;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * 8 * kRowGroups;
+    const int tile = (static_cast<int>(blockIdx.y) - all.first[j]) * kRowWarps + static_cast<int>(threadIdx.x / 32);
+    if (tile >= n_tiles_of(job)) return;
+    const int first = static_cast<int>(blockIdx.x) * 8 * kRowGroups, n_tokens = static_cast<int>(all.list.n_tokens);
     const Lane lane = this_lane();
-    const LaneActs<kRowGroups> x({acts_of(job, tile), job.act_stride, nullptr, all.list.n_tokens}, first, lane);
+    const LaneActs<kRowGroups> x(rows_of(job, tile, n_tokens), first, lane);
     float sum[kRowGroups][4] = {};
-    sum_any_tile<kRowGroups>(job.w.type, job.w.data, job.w.cols, tile, x, lane, sum);
+    sum_any_tile<kRowGroups>(job.w.type, job.w.data, static_cast<int>(job.w.cols), tile, x, lane, sum);
+#pragma unroll
     for (int n = 0; n < kRowGroups; ++n) {
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int64_t token = first + 8 * n + 2 * lane.c + i % 2;
-            if (token < all.list.n_tokens) finish(job, tile * ops::kTileRows + 2 * lane.g + i / 2, token, sum[n][i]);
+            const int token = first + 8 * n + 2 * lane.c + i % 2;
+            if (token < n_tokens) finish(job, tile * ops::kTileRows + 2 * lane.g + i / 2, token, sum[n][i]);
         }
     }
 }

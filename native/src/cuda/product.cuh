@@ -16,30 +16,39 @@
 
 namespace moepic::device {
 
-// Rows of activations that the tokens [first, first + n) of a batch have.
+// Rows of activations that the tokens of a batch have; no more than 4 GiB of them, so that a lane holds offsets instead of pointers.
 struct TokenRows {
     const std::byte* acts;
-    size_t stride;
+    uint32_t stride;
     const int32_t* gather;  // token t has row gather[t]; null: row t
-    int64_t n_tokens;       // of the batch; at least 1
-    __device__ const std::byte* of(int64_t token) const {
-        const int64_t t = token < n_tokens ? token : n_tokens - 1;
-        return acts + static_cast<size_t>(gather ? gather[t] : t) * stride;
+    int n_tokens;           // of the batch; at least 1
+    __device__ uint32_t offset(int token) const {
+        const int t = token < n_tokens ? token : n_tokens - 1;
+        return static_cast<uint32_t>(gather ? gather[t] : t) * stride;
     }
 };
 
 // The rows that a lane reads: codes of its own token, scales of those whose results it has.
 template <int groups>
 struct LaneActs {
-    const std::byte* own[groups];
-    const std::byte* result[groups][2];
-    __device__ LaneActs(const TokenRows& rows, int64_t first, Lane lane) {
+    const std::byte* acts;
+    uint32_t own_row[groups], result_row[groups][2];
+    __device__ LaneActs(const TokenRows& rows, int first, Lane lane) : acts(rows.acts) {
 #pragma unroll
         for (int n = 0; n < groups; ++n) {
-            own[n] = rows.of(first + 8 * n + lane.g);
-            result[n][0] = rows.of(first + 8 * n + 2 * lane.c);
-            result[n][1] = rows.of(first + 8 * n + 2 * lane.c + 1);
+            own_row[n] = rows.offset(first + 8 * n + lane.g);
+            result_row[n][0] = rows.offset(first + 8 * n + 2 * lane.c);
+            result_row[n][1] = rows.offset(first + 8 * n + 2 * lane.c + 1);
         }
+    }
+    // Block (or float) `at` of the token of group n that is the lane's own, and of the one in column `column` of its results.
+    template <class Block>
+    __device__ const Block& own(int n, int at) const {
+        return reinterpret_cast<const Block*>(acts + own_row[n])[at];
+    }
+    template <class Block>
+    __device__ const Block& result(int n, int column, int at) const {
+        return reinterpret_cast<const Block*>(acts + result_row[n][column])[at];
     }
 };
 
@@ -52,19 +61,19 @@ __device__ inline void act_run(const int8_t* q, Lane lane, uint32_t (&b)[2]) {
 
 // fold(term, n, i, a, b) for the terms of block `at`, in order.
 template <class T, int groups, class Fold>
-__device__ inline void multiply_32(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+__device__ inline void multiply_32(const typename T::Raw& raw, const LaneActs<groups>& x, int at, Lane lane, Fold fold) {
     uint32_t a[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = T::code(raw, 0, i, lane);
 #pragma unroll
     for (int n = 0; n < groups; ++n) {
         uint32_t b[2];
-        act_run(reinterpret_cast<const ops::Act32*>(x.own[n])[at].q, lane, b);
+        act_run(x.template own<ops::Act32>(n, at).q, lane, b);
         int32_t sum[4] = {};
         mma_s8(sum, a, b);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const ops::Act32& act = reinterpret_cast<const ops::Act32*>(x.result[n][i % 2])[at];
+            const ops::Act32& act = x.template result<ops::Act32>(n, i % 2, at);
             fold(0, n, i, T::d(raw, i / 2) * __ldg(&act.d), static_cast<float>(sum[i]));
             if constexpr (T::kMin) fold(1, n, i, T::min(raw, i / 2), __ldg(&act.s));
         }
@@ -73,12 +82,12 @@ __device__ inline void multiply_32(const typename T::Raw& raw, const LaneActs<gr
 
 // sum over sub-blocks of minimum * sum of activations: a product as well, with sums of up to 13 bits in two halves of 7 and 6.
 template <class T, int groups, class Fold>
-__device__ inline void multiply_mins(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+__device__ inline void multiply_mins(const typename T::Raw& raw, const LaneActs<groups>& x, int at, Lane lane, Fold fold) {
     static_assert(127 * 32 < 1 << 13);
     const uint32_t a[4] = {T::mins(raw, 0, lane), T::mins(raw, 1, lane), 0, 0};
 #pragma unroll
     for (int n = 0; n < groups; ++n) {
-        const ops::Act256& own = reinterpret_cast<const ops::Act256*>(x.own[n])[at];
+        const ops::Act256& own = x.template own<ops::Act256>(n, at);
         // Four sums in the order 0 2 1 3: shifting the second pair by a byte puts them in order. With 8 sub-blocks, lanes from c = 2 on
         // have minimums of 0 and read the sums of c - 2.
         const int four = T::kSubs == 16 ? lane.c : lane.c % 2;
@@ -91,14 +100,14 @@ __device__ inline void multiply_mins(const typename T::Raw& raw, const LaneActs<
         mma_s8(sum_high, a, high);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float dx = __ldg(&reinterpret_cast<const ops::Act256*>(x.result[n][i % 2])[at].d);
+            const float dx = __ldg(&x.template result<ops::Act256>(n, i % 2, at).d);
             fold(0, n, i, T::min(raw, i / 2) * dx, static_cast<float>(-(sum[i] + sum_high[i] * 128)));
         }
     }
 }
 
 template <class T, int groups, class Fold>
-__device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+__device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<groups>& x, int at, Lane lane, Fold fold) {
     if constexpr (T::kMin) multiply_mins<T, groups>(raw, x, at, lane, fold);
     constexpr int parts = T::kSubs / 8;  // of a run
     uint32_t scales[2][T::kSubs / 4];
@@ -113,7 +122,7 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<g
 #pragma unroll
         for (int n = 0; n < groups; ++n) {
             uint32_t b[2];
-            act_run(reinterpret_cast<const ops::Act256*>(x.own[n])[at].q + 32 * run, lane, b);
+            act_run(x.template own<ops::Act256>(n, at).q + 32 * run, lane, b);
 #pragma unroll
             for (int part = 0; part < parts; ++part) {
                 int32_t dot[4] = {};
@@ -131,14 +140,14 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<g
     for (int n = 0; n < groups; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float dx = __ldg(&reinterpret_cast<const ops::Act256*>(x.result[n][i % 2])[at].d);
+            const float dx = __ldg(&x.template result<ops::Act256>(n, i % 2, at).d);
             fold(T::kTerms - 1, n, i, T::d(raw, i / 2) * dx, static_cast<float>(sum[n][i]));
         }
     }
 }
 
 template <class T, int groups, class Fold>
-__device__ inline void multiply(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+__device__ inline void multiply(const typename T::Raw& raw, const LaneActs<groups>& x, int at, Lane lane, Fold fold) {
     if constexpr (T::kLen == 32)
         multiply_32<T, groups>(raw, x, at, lane, fold);
     else
@@ -151,16 +160,16 @@ inline constexpr int kAhead = T::kLen == 32 ? 4 : 1;
 
 // acc = a whole tile of n_blocks blocks times the tokens; the next blocks are on their way while one is computed.
 template <class T, int groups>
-__device__ inline void sum_tile(const std::byte* tile, int64_t n_blocks, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
+__device__ inline void sum_tile(const std::byte* tile, int n_blocks, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
     const std::byte* ends = tile + n_blocks * T::kBody;
-    const auto load = [&](int64_t b) {
-        const int64_t at = b < n_blocks ? b : n_blocks - 1;
+    const auto load = [&](int b) {
+        const int at = b < n_blocks ? b : n_blocks - 1;
         return T::load(tile + at * T::kBody, ends + at * T::kEnds, lane);
     };
     typename T::Raw raw[kAhead<T>];
 #pragma unroll
     for (int i = 0; i < kAhead<T>; ++i) raw[i] = load(i);
-    for (int64_t b = 0; b < n_blocks; b += kAhead<T>) {
+    for (int b = 0; b < n_blocks; b += kAhead<T>) {
 #pragma unroll
         for (int i = 0; i < kAhead<T>; ++i) {
             if (b + i >= n_blocks) break;
@@ -179,12 +188,12 @@ __device__ inline void sum_tile(const std::byte* tile, int64_t n_blocks, const L
 inline constexpr int kFloatAhead = 8;
 
 template <class T, int groups>
-__device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
+__device__ inline void sum_float_tile(const std::byte* tile, int cols, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
     typename T::Pair next[kFloatAhead];
-    const auto load = [&](int64_t k) { return T::load(tile, k < cols ? k : cols - 1, lane); };
+    const auto load = [&](int k) { return T::load(tile, k < cols ? k : cols - 1, lane); };
 #pragma unroll
     for (int i = 0; i < kFloatAhead; ++i) next[i] = load(i);
-    for (int64_t k = 0; k < cols; k += kFloatAhead) {
+    for (int k = 0; k < cols; k += kFloatAhead) {
 #pragma unroll
         for (int i = 0; i < kFloatAhead; ++i) {
             if (k + i >= cols) break;
@@ -192,8 +201,7 @@ __device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const
             next[i] = load(k + i + kFloatAhead);
 #pragma unroll
             for (int n = 0; n < groups; ++n) {
-                const float v[2] = {__ldg(reinterpret_cast<const float*>(x.result[n][0]) + k + i),
-                                    __ldg(reinterpret_cast<const float*>(x.result[n][1]) + k + i)};
+                const float v[2] = {__ldg(&x.template result<float>(n, 0, k + i)), __ldg(&x.template result<float>(n, 1, k + i))};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) acc[n][j] = __fmaf_rn(w[j / 2], v[j % 2], acc[n][j]);
             }
@@ -203,14 +211,14 @@ __device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const
 
 // acc = a tile of any type times the tokens.
 template <int groups>
-__device__ inline void sum_any_tile(Type type, const std::byte* weights, int64_t cols, int64_t tile, const LaneActs<groups>& x, Lane lane,
+__device__ inline void sum_any_tile(Type type, const std::byte* weights, int cols, int64_t tile, const LaneActs<groups>& x, Lane lane,
                                     float (&acc)[groups][4]) {
     with_type(type, [&](auto t) {
         using T = decltype(t);
         if constexpr (T::kLen == 1) {
             sum_float_tile<T, groups>(weights + tile * cols * T::kBytes, cols, x, lane, acc);
         } else {
-            const int64_t n_blocks = cols / T::kLen;
+            const int n_blocks = cols / T::kLen;
             sum_tile<T, groups>(weights + tile * n_blocks * (T::kBody + T::kEnds), n_blocks, x, lane, acc);
         }
     });

@@ -264,7 +264,7 @@ struct Floats {
     struct alignas(2 * sizeof(S)) Pair {
         S row[2];
     };
-    __device__ static Pair load(const std::byte* tile, int64_t k, Lane lane) {
+    __device__ static Pair load(const std::byte* tile, int k, Lane lane) {
         return reinterpret_cast<const Pair*>(tile + k * kBytes)[lane.g];
     }
 };
