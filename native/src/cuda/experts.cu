@@ -18,75 +18,91 @@
 namespace moepic::device {
 namespace {
 
-// Entries that meet a weight together. Up to kFewEntries per granule the weights are read again for each 8.
+// Entries that meet a weight together: up to kFewEntries of a granule, each 8 read its weights again.
 constexpr int kFewGroups = 1, kManyGroups = 4;
 constexpr int32_t kFewEntries = 16;
 
+// Threads of a block of the intermediate, and the least neurons it takes: few entries want registers for bytes on their way, many share
+// their activations among 8 tiles.
+template <int groups>
+inline constexpr int kThreads = groups == kFewGroups ? 512 : kStageThreads;
+template <int groups>
+inline constexpr int kLeastWidth = groups == kFewGroups ? 32 : kStageThreads / 32 * ops::kTileRows;
+
 struct IntermediateJob {
     ExpertJob job;
-    int32_t width;                 // neurons of a thread block: 256 or 32
-    int32_t n_widths;              // blocks of a granule
+    int32_t width;                 // neurons of a thread block: 256, or kLeastWidth where down's scales are over 32 or absent
+    int32_t n_widths;              // thread blocks of a granule
     int32_t kind;                  // down's ActKind
     size_t row_bytes, part_bytes;  // of a row of intermediate, of `width` neurons in it
 };
 
-// Threads of a block at most: all 32 tiles of 256 neurons at once where memory is the bound, as many registers as sums want where it is
-// not.
+// sum = a tile of gate or up, + bias, times the entries' weights.
 template <int groups>
-inline constexpr int kIntermediateThreads = groups == kFewGroups ? 1024 : 256;
-
-// The block's tiles of gate, then of up, over its warps; then its neurons are joined and quantized, a warp per entry.
-template <int groups>
-__global__ void __launch_bounds__(kIntermediateThreads<groups>) intermediate_kernel(IntermediateJob all) {
-    constexpr int kEntries = 8 * groups;
-    const ExpertJob& job = all.job;
+__device__ inline void project(const ExpertJob& job, const ExpertTask& task, bool is_up, int tile, int first, Lane lane, uint32_t* shared,
+                               float (&sum)[groups][4]) {
     const GranuleShape& shape = job.shape;
+    const Type type = is_up ? shape.up_type : shape.gate_type;
+    const size_t bias_offset = is_up ? shape.up_bias_offset : shape.gate_bias_offset;
+    const std::byte* weights = task.data + (is_up ? shape.up_offset : 0);
+    const int kind = act_kind_of(type), cols = static_cast<int>(shape.n_embd);
+    const int32_t* tokens = job.entry_token + task.first_entry;
+    const TokenRows rows{job.acts.data[kind], static_cast<uint32_t>(job.acts.stride[kind]), tokens, task.n_entries};
+    if constexpr (groups == kFewGroups)
+        sum_any_tile<groups>(type, weights, cols, tile, rows, first, lane, sum);
+    else
+        sum_any_tile_staged<groups>(type, weights, cols, tile, rows, first, lane, shared, sum);
+#pragma unroll
+    for (int g = 0; g < groups; ++g) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int entry = first + 8 * g + 2 * lane.c + i % 2, row = tile * ops::kTileRows + 2 * lane.g + i / 2;
+            if (entry >= task.n_entries || row >= shape.granule) continue;
+            if (bias_offset != 0) sum[g][i] += reinterpret_cast<const float*>(task.data + bias_offset)[row];
+            if (job.entry_weight) sum[g][i] *= job.entry_weight[task.first_entry + entry];
+        }
+    }
+}
+
+// A warp takes tiles of the block's neurons, gate and up of each, and joins them; then a warp takes an entry and quantizes it.
+template <int groups>
+__global__ void __launch_bounds__(kThreads<groups>) intermediate_kernel(IntermediateJob all) {
+    const ExpertJob& job = all.job;
     const ExpertTask task = job.tasks[blockIdx.x / all.n_widths];
-    const int first = static_cast<int>(blockIdx.y) * kEntries;
+    const int first = static_cast<int>(blockIdx.y) * 8 * groups, granule = static_cast<int>(job.shape.granule);
     if (first >= task.n_entries) return;
-    const int n = task.n_entries - first < kEntries ? task.n_entries - first : kEntries;
-    const int32_t entry = task.first_entry + first;
-    const int width = all.width, n_warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32);
-    const int first_neuron = static_cast<int>(blockIdx.x % all.n_widths) * width, left = static_cast<int>(shape.granule) - first_neuron;
-    const int count = left < width ? left : width, n_tiles = (count + ops::kTileRows - 1) / ops::kTileRows;
-    auto* sums = shared_memory<float>();  // [gate, up][entry][width]
+    const int n = task.n_entries - first < 8 * groups ? task.n_entries - first : 8 * groups;
+    const int n_warps = static_cast<int>(blockDim.x / 32), warp = static_cast<int>(threadIdx.x / 32);
+    const int part = static_cast<int>(blockIdx.x) % all.n_widths, first_neuron = part * all.width;
+    const int count = granule - first_neuron < all.width ? granule - first_neuron : all.width;
+    const int n_tiles = (count + ops::kTileRows - 1) / ops::kTileRows;
+    auto* joined = shared_memory<float>();  // [entry][width], then what is staged
+    auto* staged = reinterpret_cast<uint32_t*>(joined + 8 * groups * all.width);
 
     const Lane lane = this_lane();
-    for (int part = warp; part < 2 * n_tiles; part += n_warps) {
-        const bool is_up = part >= n_tiles;
-        const int tile_row = (is_up ? part - n_tiles : part) * ops::kTileRows;
-        const Type type = is_up ? shape.up_type : shape.gate_type;
-        const size_t bias_offset = is_up ? shape.up_bias_offset : shape.gate_bias_offset;
-        const auto* bias = reinterpret_cast<const float*>(task.data + bias_offset) + first_neuron;
-        const int kind = act_kind_of(type);
-        const LaneActs<groups> x({job.acts.data[kind], static_cast<uint32_t>(job.acts.stride[kind]), job.entry_token + entry, n}, 0, lane);
-        float sum[groups][4] = {};
-        sum_any_tile<groups>(type, task.data + (is_up ? shape.up_offset : 0), static_cast<int>(shape.n_embd),
-                             (first_neuron + tile_row) / ops::kTileRows, x, lane, sum);
+    for (int round = 0; round < n_tiles; round += n_warps) {
+        const int tile = round + warp;
+        if (groups == kFewGroups && tile >= n_tiles) break;
+        const int own = first_neuron / ops::kTileRows + (tile < n_tiles ? tile : n_tiles - 1);  // every warp stays for the barriers
+        float gate[groups][4] = {}, up[groups][4] = {};
+        project<groups>(job, task, false, own, first, lane, staged, gate);
+        project<groups>(job, task, true, own, first, lane, staged, up);
+        if (tile >= n_tiles) continue;
 #pragma unroll
         for (int g = 0; g < groups; ++g) {
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int token = 8 * g + 2 * lane.c + i % 2, row = tile_row + 2 * lane.g + i / 2;
-                if (token >= n || row >= count) continue;
-                float v = sum[g][i];
-                if (bias_offset != 0) v += bias[row];
-                if (job.entry_weight) v *= job.entry_weight[entry + token];
-                sums[((is_up ? kEntries : 0) + token) * width + row] = v;
+                const int entry = 8 * g + 2 * lane.c + i % 2;
+                joined[entry * all.width + tile * ops::kTileRows + 2 * lane.g + i / 2] = glu(job.glu, gate[g][i], up[g][i]);
             }
         }
     }
     __syncthreads();
-    for (int token = warp; token < n; token += n_warps) {
-        float* gate = sums + token * width;
-        const float* up = sums + (kEntries + token) * width;
-        for (int i = lane_id(); i < count; i += 32) gate[i] = glu(job.glu, gate[i], up[i]);
-        __syncwarp();
-        const int64_t row = static_cast<int64_t>(entry + token) * shape.n_granules + task.granule;
+    for (int entry = warp; entry < n; entry += n_warps) {
+        const int64_t row = static_cast<int64_t>(task.first_entry + first + entry) * job.shape.n_granules + task.granule;
         Acts out{};
-        out.data[all.kind] =
-            job.intermediate + static_cast<size_t>(row) * all.row_bytes + static_cast<size_t>(first_neuron) / width * all.part_bytes;
-        quantize_row(1u << all.kind, gate, count, out, 0, 0, 1);
+        out.data[all.kind] = job.intermediate + static_cast<size_t>(row) * all.row_bytes + static_cast<size_t>(part) * all.part_bytes;
+        quantize_row(1u << all.kind, joined + entry * all.width, count, out, 0, 0, 1);
     }
 }
 
@@ -118,32 +134,34 @@ __global__ void __launch_bounds__(kSplitThreads) down_many_kernel(DownJob all) {
     const ExpertJob& job = all.job;
     const GranuleShape& shape = job.shape;
     const ExpertRun run = job.runs[blockIdx.x / all.n_parts];
-    const int tile = static_cast<int>(blockIdx.x % all.n_parts) * kSplitWarps + static_cast<int>(threadIdx.x / 32);
-    if (tile * ops::kTileRows >= shape.n_embd) return;
-    const Lane lane = this_lane();
+    const int n_tiles = static_cast<int>(shape.n_embd + ops::kTileRows - 1) / ops::kTileRows;
+    const int tile = static_cast<int>(blockIdx.x) % all.n_parts * kSplitWarps + static_cast<int>(threadIdx.x / 32);
     const int first = static_cast<int>(blockIdx.y) * 8 * groups;
+    const Lane lane = this_lane();
     float total[groups][4] = {};
+#pragma unroll 1
     for (int t = run.first; t < run.first + run.count; ++t) {
         const ExpertTask task = job.tasks[t];
-        const int n = task.n_entries;
-        if (first >= n) return;
+        if (first >= task.n_entries) return;
         const std::byte* acts =
             job.intermediate + (static_cast<size_t>(task.first_entry) * shape.n_granules + task.granule) * all.row_bytes;
-        const LaneActs<groups> x({acts, static_cast<uint32_t>(shape.n_granules * all.row_bytes), nullptr, n}, first, lane);
+        const TokenRows rows{acts, static_cast<uint32_t>(shape.n_granules * all.row_bytes), nullptr, task.n_entries};
         float sum[groups][4] = {};
-        sum_any_tile<groups>(shape.down_type, task.data + shape.down_offset, static_cast<int>(shape.granule), tile, x, lane, sum);
-        const bool is_last = t + 1 == run.first + run.count;
+        sum_any_tile_staged<groups>(shape.down_type, task.data + shape.down_offset, static_cast<int>(shape.granule),
+                                    tile < n_tiles ? tile : n_tiles - 1, rows, first, lane, shared_memory<uint32_t>(), sum);
+        if (tile >= n_tiles) continue;
+#pragma unroll
         for (int g = 0; g < groups; ++g) {
+#pragma unroll
             for (int i = 0; i < 4; ++i) {
-                const int token = first + 8 * g + 2 * lane.c + i % 2;
-                const int row = tile * ops::kTileRows + 2 * lane.g + i / 2;
-                if (token >= n || row >= shape.n_embd) continue;
-                float* y = job.partials + (task.first_entry + token) * shape.n_embd + row;
+                const int entry = first + 8 * g + 2 * lane.c + i % 2, row = tile * ops::kTileRows + 2 * lane.g + i / 2;
+                if (entry >= task.n_entries || row >= shape.n_embd) continue;
+                float* y = job.partials + (task.first_entry + entry) * shape.n_embd + row;
                 if (task.granule == 0)
                     total[g][i] = sum[g][i];
                 else
                     total[g][i] = (t == run.first ? *y : total[g][i]) + sum[g][i];
-                if (is_last) *y = total[g][i];
+                if (t + 1 == run.first + run.count) *y = total[g][i];
             }
         }
     }
@@ -160,19 +178,21 @@ unsigned entry_blocks(const ExpertJob& job, int groups) {
 
 int32_t expert_intermediate(const ExpertJob& job, Stream stream) {
     const ops::ActKind kind = ops::act_kind(job.shape.down_type);
-    IntermediateJob all{job, kind == ops::ActKind::q8_256 ? 256 : 32, 0, static_cast<int32_t>(kind), row_bytes(job.shape), 0};
-    all.n_widths = static_cast<int32_t>((job.shape.granule + all.width - 1) / all.width);
-    all.part_bytes = kind == ops::ActKind::q8_256  ? sizeof(ops::Act256)
-                     : kind == ops::ActKind::q8_32 ? sizeof(ops::Act32)
-                                                   : 32 * sizeof(float);
-    const auto run = [&](auto kernel, int groups, int most_threads) {
+    const auto run = [&](auto kernel, int groups, int most_threads, int least_width) {
+        IntermediateJob all{job, kind == ops::ActKind::q8_256 ? 256 : least_width, 0, static_cast<int32_t>(kind), row_bytes(job.shape), 0};
+        all.n_widths = static_cast<int32_t>((job.shape.granule + all.width - 1) / all.width);
+        all.part_bytes = kind == ops::ActKind::q8_256  ? sizeof(ops::Act256)
+                         : kind == ops::ActKind::q8_32 ? all.width / 32 * sizeof(ops::Act32)
+                                                       : all.width * sizeof(float);
         const dim3 grid(static_cast<unsigned>(job.n_tasks * all.n_widths), entry_blocks(job, groups));
-        const int threads = std::min(most_threads, 2 * all.width / ops::kTileRows * 32);
-        const size_t shared = sizeof(float) * 2 * 8 * static_cast<size_t>(groups * all.width);
+        const int threads = groups == kFewGroups ? std::min(most_threads, all.width / ops::kTileRows * 32) : most_threads;
+        const size_t staged = groups == kFewGroups ? 0 : StagedActs<kManyGroups>::kSharedBytes;
+        const size_t shared = sizeof(float) * static_cast<size_t>(8 * groups * all.width) + staged;
         return launch(kernel, grid, dim3(static_cast<unsigned>(threads)), shared, stream, all);
     };
-    if (job.most_entries <= kFewEntries) return run(intermediate_kernel<kFewGroups>, kFewGroups, kIntermediateThreads<kFewGroups>);
-    return run(intermediate_kernel<kManyGroups>, kManyGroups, kIntermediateThreads<kManyGroups>);
+    if (job.most_entries <= kFewEntries)
+        return run(intermediate_kernel<kFewGroups>, kFewGroups, kThreads<kFewGroups>, kLeastWidth<kFewGroups>);
+    return run(intermediate_kernel<kManyGroups>, kManyGroups, kThreads<kManyGroups>, kLeastWidth<kManyGroups>);
 }
 
 int32_t expert_down_few(const ExpertJob& job, Stream stream) {
@@ -186,10 +206,8 @@ int32_t expert_down_few(const ExpertJob& job, Stream stream) {
 int32_t expert_down_many(const ExpertJob& job, Stream stream) {
     DownJob all{job, kSplitWarps, 0, row_bytes(job.shape)};
     all.n_parts = static_cast<int32_t>((job.shape.n_embd + kSplitWarps * ops::kTileRows - 1) / (kSplitWarps * ops::kTileRows));
-    const int groups = job.most_entries <= kFewEntries ? kFewGroups : kManyGroups;
-    const dim3 grid(static_cast<unsigned>(job.n_runs * all.n_parts), entry_blocks(job, groups));
-    return launch(groups == kFewGroups ? down_many_kernel<kFewGroups> : down_many_kernel<kManyGroups>, grid, dim3(kSplitThreads), 0, stream,
-                  all);
+    const dim3 grid(static_cast<unsigned>(job.n_runs * all.n_parts), entry_blocks(job, kManyGroups));
+    return launch(down_many_kernel<kManyGroups>, grid, dim3(kStageThreads), StagedActs<kManyGroups>::kSharedBytes, stream, all);
 }
 
 }  // namespace moepic::device

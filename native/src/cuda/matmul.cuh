@@ -78,9 +78,9 @@ __device__ inline void split_quantized(const MatmulJob& job, int first_tile, int
         for (int i = 0; i < ahead; ++i) {
             const int unit = chunk + warp + i * kSplitWarps, tile = unit / n_blocks;
             if (unit >= total) break;
-            const LaneActs<groups> x(rows_of(job, first_tile + tile, n_tokens), first_token, lane);
+            const DirectActs<groups> x(rows_of(job, first_tile + tile, n_tokens), first_token, lane);
             float2* to = terms + (unit - chunk) * T::kTerms * width + 2 * lane.g;
-            multiply<T, groups>(raw[i], x, unit - tile * n_blocks, lane, [&](int term, int g, int j, float p, float q) {
+            multiply<T>(raw[i], x, unit - tile * n_blocks, lane, [&](int term, int g, int j, float p, float q) {
                 const int token = 8 * g + 2 * lane.c + j % 2;
                 if (token < n) to[(term * n + token) * ops::kTileRows + j / 2] = {p, q};
             });
