@@ -11,6 +11,7 @@ ROOMS: dict[str, set[str]] = {
     "gguf": {"base"},
     "quant": {"base"},
     "ops": {"base", "quant"},
+    "device": {"base", "quant", "ops"},
     "model": {"base", "gguf", "quant", "ops"},
     "expert": {"base", "gguf", "quant", "ops", "model"},
     "cache": {"base"},
@@ -18,7 +19,7 @@ ROOMS: dict[str, set[str]] = {
     "transfer": {"base"},
     "plan": {"base"},
     "measure": {"base", "quant", "ops", "transfer"},
-    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan"},
+    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan", "device"},
     "capi": {
         "base",
         "gguf",
@@ -31,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
         "transfer",
         "plan",
         "measure",
+        "device",
         "engine",
     },
 }
