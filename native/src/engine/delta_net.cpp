@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "model/mixers.h"
+#include "ops/decay.h"
 
 namespace moepic {
 namespace {
@@ -12,12 +13,6 @@ namespace {
 constexpr int64_t kConvChannels = 256;
 // Added to the squared length of queries and keys; a constant of the architecture, not the norms' epsilon.
 constexpr float kLengthEps = 1e-6f;
-
-// e^(rate log(1 + e^x)), in double and rounded once, so that no kernel set is asked. Beyond 20 the logarithm is x to float precision.
-float decay_of(float rate, float x) {
-    const double softplus = x > 20.0f ? static_cast<double>(x) : std::log1p(std::exp(static_cast<double>(x)));
-    return static_cast<float>(std::exp(static_cast<double>(rate) * softplus));
-}
 
 }  // namespace
 
@@ -108,7 +103,7 @@ void DeltaNet::make_gates(const StateMixerWeights& w, int64_t t) {
         const int64_t at = h / group * 2 * group + h % group;
         const float alpha = together ? raw[at + group] : alpha_[t * n + h];
         beta_[t * n + h] = together ? raw[at] : raw[h];
-        decay_[t * n + h] = decay_of(w.rate[h], alpha + w.alpha_bias[h]);
+        decay_[t * n + h] = ops::decay_of(w.rate[h], alpha + w.alpha_bias[h]);
     }
     workspace_.kernels().sigmoid(beta_ + t * n, n);
 }
