@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,13 @@ struct LayerWeights {
     Linear shared_gate;               // one row; rows 0: not gated
 };
 
+// What the steps of a forward pass read, on the host or on a device: the model's own, or copies with the pointers of another memory.
+struct WeightsView {
+    std::span<const LayerWeights> layers;
+    const float *output_norm = nullptr, *output_norm_bias = nullptr;
+    Linear output;
+};
+
 struct LoadOptions {
     int n_threads = 0;       // 0: all cores
     int isa = -1;            // -1: best
@@ -102,9 +110,7 @@ public:
     const Config& config() const noexcept { return config_; }
     const ops::Kernels& kernels() const noexcept { return *kernels_; }
     const LayerWeights& layer(int64_t il) const noexcept { return layers_[static_cast<size_t>(il)]; }
-    const float* output_norm() const noexcept { return output_norm_; }
-    const Linear& output() const noexcept { return output_; }
-    const float* output_norm_bias() const noexcept { return output_norm_bias_; }
+    WeightsView weights() const noexcept { return {layers_, output_norm_, output_norm_bias_, output_}; }
     // Divisors of the rope frequencies for contexts of n_ctx positions, [n_rot / 2]; null: none.
     const float* rope_divisors(int64_t n_ctx) const noexcept;
     // One row of the embedding as floats, [n_embd].
