@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/norm.h"
+#include "ops/decay.h"
 
 namespace moepic {
 namespace {
@@ -18,12 +19,6 @@ constexpr int64_t kAttentionTokens = 32;
 constexpr int64_t kSharingHeads = 8;
 // Channels convolved by one task: some kilobytes per token.
 constexpr int64_t kConvChannels = 256;
-
-// e^(rate log(1 + e^x)), in double and rounded once, so that no kernel set is asked. Beyond 20 the logarithm is x to float precision.
-float decay_of(float rate, float x) {
-    const double softplus = x > 20.0f ? static_cast<double>(x) : std::log1p(std::exp(static_cast<double>(x)));
-    return static_cast<float>(std::exp(static_cast<double>(rate) * softplus));
-}
 
 }  // namespace
 
@@ -208,7 +203,7 @@ void CpuSteps::delta_gates(const device::DeltaGatesJob& job) {
             const int64_t at = h / group * 2 * group + h % group;
             const float alpha = together ? raw[at + group] : job.alpha[t * n_head + h];
             job.beta[t * n_head + h] = together ? raw[at] : raw[h];
-            job.decay[t * n_head + h] = decay_of(job.rate[h], alpha + job.alpha_bias[h]);
+            job.decay[t * n_head + h] = ops::decay_of(job.rate[h], alpha + job.alpha_bias[h]);
         }
         kernels.sigmoid(job.beta + t * n_head, n_head);
     });

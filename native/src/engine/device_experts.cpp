@@ -404,8 +404,13 @@ void DeviceExperts::Pass::returned() {
 
 // ---- fetching ahead --------------------------------------------------------------------------------------------------------------------
 
-bool DeviceExperts::Pass::wants_guess(int layer) const {
-    return layer < e_.n_layer() && e_.options_.predict.source == predict::Source::next_layer && !e_.books_.cache().is_complete(layer);
+bool DeviceExperts::would_guess(int layer) const {
+    return layer < n_layer() && options_.predict.source == predict::Source::next_layer && !books_.cache().is_complete(layer);
+}
+
+bool DeviceExperts::wants_guess(int layer) {
+    const std::lock_guard owner(owner_);
+    return would_guess(layer);
 }
 
 void DeviceExperts::Pass::prefetch(int layer, std::span<const int32_t> ids) {

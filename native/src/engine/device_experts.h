@@ -109,7 +109,7 @@ public:
         void returned();
 
         // As Streamer::Pass.
-        bool wants_guess(int layer) const;
+        bool wants_guess(int layer) const { return e_.would_guess(layer); }
         void prefetch(int layer, std::span<const int32_t> ids);
         void prefetch_all(int layer);
         std::span<const int32_t> guess(int layer) const { return e_.books_.predictor().guess(layer); }
@@ -122,6 +122,8 @@ public:
         bool is_finished_ = false;
     };
 
+    // As Pass::wants_guess, between passes.
+    bool wants_guess(int layer);
     // While the host waits for the device anyway: gives the link the next granule that is fetched ahead.
     void pump();
     void begin_tokens(int64_t n);
@@ -165,6 +167,7 @@ private:
         int64_t submitted_ns;
     };
 
+    bool would_guess(int layer) const;
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     bool adopt(int32_t expert, int granule, std::byte* slot, int32_t want);

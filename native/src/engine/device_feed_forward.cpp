@@ -22,14 +22,15 @@ device::GranuleShape shape_of(const StripLayout& layout) {
 
 }  // namespace
 
-DeviceFeedForward::DeviceFeedForward(const Model& model, const device::OwnedStream& compute, int n_threads, int64_t n_batch)
+DeviceFeedForward::DeviceFeedForward(const Model& model, Workspace& workspace, const device::OwnedStream& compute, int64_t n_batch)
     : FeedForward(model),
       n_batch_(n_batch),
       device_(*model.device()),
       library_(device_.library()),
       compute_(compute),
       experts_(device_.experts()),
-      pool_(n_threads),
+      workspace_(workspace),
+      pool_(workspace.pool()),
       posted_(library_),
       shared_listed_(library_) {
     threads_.resize(static_cast<size_t>(pool_.size()));
@@ -103,7 +104,6 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
         if (!shares) break;
         thread.granule.gate = host.take<float>(few * granule);
         thread.granule.up = host.take<float>(few * granule);
-        thread.granule.kernel = host.take<std::byte>(ops::kMatmulScratchBytes);
         thread.intermediate = host.take<std::byte>(few * act_row);
     }
     if (!letters_.data()) return;
@@ -385,7 +385,8 @@ void DeviceFeedForward::compute_in_place(DeviceExperts::Pass& pass, int64_t il, 
     const int64_t start = now_ns();
     const ExpertSet& set = *model_.layer(il).routed;
     const Group& group = groups_[static_cast<size_t>(pass.placed()[static_cast<size_t>(placed)].want)];
-    const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
+    ThreadScratch scratch = threads_[static_cast<size_t>(thread)];
+    scratch.granule.kernel = workspace_.scratch(thread);
     const size_t stride = intermediate_row_bytes(set.layout);
     const int64_t n_embd = model_.config().n_embd;
     GranuleInput input;
@@ -412,7 +413,6 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
     const auto placed = pass.placed();
     const auto n_entries = static_cast<size_t>(n * k);
     auto* tasks = tables_.take<device::ExpertTask>(placed.size());
-    auto* runs = tables_.take<device::ExpertRun>(placed.size());
     auto* entry_token = tables_.take<int32_t>(n_entries);
     std::copy(entry_token_.begin(), entry_token_.end(), entry_token);
     float* entry_weight = nullptr;

@@ -22,6 +22,7 @@
 #include "engine/device_model.h"
 #include "engine/device_tables.h"
 #include "engine/feed_forward.h"
+#include "engine/workspace.h"
 #include "expert/granule_math.h"
 
 namespace moepic {
@@ -35,8 +36,8 @@ struct RoundTrips {
 
 class DeviceFeedForward final : public FeedForward {
 public:
-    // `compute`: the stream of all of a pass's kernels. n_threads: of the CPU lane, and of routing a prompt.
-    DeviceFeedForward(const Model& model, const device::OwnedStream& compute, int n_threads, int64_t n_batch);
+    // `compute`: the stream of all of a pass's kernels. The workspace's threads are the CPU lane, and route a prompt.
+    DeviceFeedForward(const Model& model, Workspace& workspace, const device::OwnedStream& compute, int64_t n_batch);
 
     void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) override;
     uint64_t scratch_bytes() const noexcept override { return memory_.size(); }
@@ -84,7 +85,8 @@ private:
     const device::Library& library_;
     const device::OwnedStream& compute_;
     DeviceExperts* const experts_;
-    ThreadPool pool_;
+    Workspace& workspace_;
+    ThreadPool& pool_;
     RoundTrips round_trips_;
 
     device::DeviceMemory memory_;
