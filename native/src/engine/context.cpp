@@ -7,6 +7,8 @@
 #include "base/error.h"
 #include "engine/cpu_feed_forward.h"
 #include "engine/cpu_steps.h"
+#include "engine/device_feed_forward.h"
+#include "engine/device_steps.h"
 
 namespace moepic {
 namespace {
@@ -24,6 +26,17 @@ int64_t choose_n_batch(int64_t asked, int64_t n_ctx) {
     return std::min(asked ? asked : 512, n_ctx);
 }
 
+std::unique_ptr<Steps> make_steps(const Model& model, Workspace& workspace) {
+    if (const DeviceModel* device = model.device())
+        return std::make_unique<DeviceSteps>(device->library(), device->info().index, device->weights());
+    return std::make_unique<CpuSteps>(model, workspace);
+}
+
+std::unique_ptr<FeedForward> make_feed_forward(const Model& model, Workspace& workspace, const Steps& steps, int64_t n_batch) {
+    if (model.device()) return std::make_unique<DeviceFeedForward>(model, workspace, dynamic_cast<const DeviceSteps&>(steps).stream(), n_batch);
+    return std::make_unique<CpuFeedForward>(model, workspace, n_batch);
+}
+
 double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -35,8 +48,8 @@ Context::Context(const Model& model, const ContextOptions& options)
       n_ctx_(choose_n_ctx(model, options.n_ctx)),
       n_batch_(choose_n_batch(options.n_batch, n_ctx_)),
       workspace_(model.kernels(), options.n_threads, model.n_in_place()),
-      steps_(std::make_unique<CpuSteps>(model, workspace_)),
-      feed_forward_(std::make_unique<CpuFeedForward>(model, workspace_, n_batch_)),
+      steps_(make_steps(model, workspace_)),
+      feed_forward_(make_feed_forward(model, workspace_, *steps_, n_batch_)),
       kv_(*steps_, model.config(), options.kv_type, n_ctx_, n_batch_),
       state_(*steps_, model.config()),
       decoder_(model, workspace_, *steps_, *feed_forward_, kv_, n_batch_, n_ctx_) {

@@ -17,11 +17,6 @@ constexpr int64_t kEntryBlock = 128;
 // Columns of the output reduced by one task.
 constexpr int64_t kReduceColumns = 1024;
 
-// One token's quantized intermediate of one granule, as down wants it.
-size_t intermediate_row_bytes(const StripLayout& layout) noexcept {
-    return ops::act_bytes(ops::act_kind(layout.down_type), layout.granule);
-}
-
 }  // namespace
 
 CpuFeedForward::CpuFeedForward(const Model& model, Workspace& workspace, int64_t n_batch)
@@ -193,59 +188,38 @@ void CpuFeedForward::intermediate(const Group& group, int64_t granule, const std
                                   const Work& work, std::byte* out, size_t stride, int thread) {
     const ops::Kernels& kernels = workspace_.kernels();
     const StripLayout& layout = group.set->layout;
-    const ThreadScratch& scratch = threads_[static_cast<size_t>(thread)];
-    const ActSet& acts = group.routed ? *work.routed : *work.shared;
-    const auto multiply = [&](const ops::TiledMatrix& w, const float* bias, float* y) {
-        const ops::ActKind kind = ops::act_kind(w.type);
-        ops::MatmulJob job;
-        job.w = w;
-        job.acts = acts.data(kind);
-        job.act_stride = acts.stride(kind);
-        job.gather = entry_token_ + group.first_entry + first;
-        job.n_tokens = count;
-        job.y = y;
-        job.y_stride = layout.granule;
-        job.tile_end = w.n_tiles();
-        job.bias = bias;
-        job.scratch = workspace_.scratch(thread);
-        kernels.matmul(job);
-    };
-    multiply(layout.gate(data), layout.gate_bias(data), scratch.gate);
-    multiply(layout.up(data), layout.up_bias(data), scratch.up);
-    if (entry_weight_ && group.routed) {  // both are linear in the input
-        for (int64_t i = 0; i < count; ++i) {
-            const float weight = entry_weight_[group.first_entry + first + i];
-            kernels.scale(scratch.gate + i * layout.granule, weight, layout.granule);
-            kernels.scale(scratch.up + i * layout.granule, weight, layout.granule);
-        }
-    }
-    kernels.glu(model_.config().recipe->glu, scratch.gate, scratch.up, scratch.gate, count * layout.granule);
+    const Acts& acts = (group.routed ? work.routed : work.shared)->acts();
+    const int64_t entry = group.first_entry + first;
+    GranuleInput input;
+    std::copy_n(acts.data, kActKinds, input.acts);
+    std::copy_n(acts.stride, kActKinds, input.act_stride);
+    input.rows = entry_token_ + entry;
+    input.entry_weight = entry_weight_ && group.routed ? entry_weight_ + entry : nullptr;
+    input.n = count;
+    input.glu = model_.config().recipe->glu;
+    const GranuleScratch scratch = scratch_of(thread);
+    activate_granule(kernels, layout, data, input, scratch);
     if (probe_) {
         const std::lock_guard lock(probe_mutex_);
         (*probe_)({ProbeKind::expert_act, probe_layer_, group.routed ? group.expert : -1, granule, probe_position_, count, layout.granule,
-                   scratch.gate, entry_token_ + group.first_entry + first});
+                   scratch.gate, input.rows});
     }
-    const ops::ActKind kind = ops::act_kind(layout.down_type);
-    for (int64_t i = 0; i < count; ++i)
-        kernels.quantize_act(kind, scratch.gate + i * layout.granule, layout.granule, out + static_cast<size_t>(i) * stride);
+    quantize_granule(kernels, layout, count, scratch, out, stride);
+}
+
+GranuleScratch CpuFeedForward::scratch_of(int thread) const noexcept {
+    const ThreadScratch& own = threads_[static_cast<size_t>(thread)];
+    return {own.gate, own.up, workspace_.scratch(thread)};
 }
 
 void CpuFeedForward::compute_few(const Group& group, int64_t granule, const std::byte* data, const Work& work, int thread) {
     const int64_t n_embd = model_.config().n_embd;
     const StripLayout& layout = group.set->layout;
-    std::byte* row = threads_[static_cast<size_t>(thread)].acts;
+    std::byte* rows = threads_[static_cast<size_t>(thread)].acts;
     const size_t stride = intermediate_row_bytes(layout);
-    intermediate(group, granule, data, 0, group.n_entries, work, row, stride, thread);
-    ops::MatmulJob job;
-    job.w = layout.down(data);
-    job.acts = row;
-    job.act_stride = stride;
-    job.n_tokens = group.n_entries;
-    job.y = partials_ + (group.first_partial + granule) * n_embd;
-    job.y_stride = layout.n_granules * n_embd;
-    job.tile_end = job.w.n_tiles();
-    job.scratch = workspace_.scratch(thread);
-    workspace_.kernels().matmul(job);
+    intermediate(group, granule, data, 0, group.n_entries, work, rows, stride, thread);
+    project_granule(workspace_.kernels(), layout, data, group.n_entries, rows, stride, partials_ + (group.first_partial + granule) * n_embd,
+                    layout.n_granules * n_embd, workspace_.scratch(thread));
 }
 
 void CpuFeedForward::run_few(int64_t il, const Work& work, int64_t n) {

@@ -11,6 +11,7 @@
 
 #include "engine/feed_forward.h"
 #include "engine/workspace.h"
+#include "expert/granule_math.h"
 
 namespace moepic {
 
@@ -43,6 +44,7 @@ private:
     // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
     void intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const Work& work,
                       std::byte* out, size_t stride, int thread);
+    GranuleScratch scratch_of(int thread) const noexcept;
     // One granule of one group for few tokens: all of it, down to its partials.
     void compute_few(const Group& group, int64_t granule, const std::byte* data, const Work& work, int thread);
     void run_few(int64_t il, const Work& work, int64_t n);
