@@ -1,6 +1,7 @@
 // Faults on purpose, each by name, to see that the emulation and the sanitizers find them; and kernels without a fault, to see that they
 // find nothing there. Built and run by test_emulation.py.
-//   planted NAME [DELAY_US]    prints what the scenario computed, or the last error, and exits 0; a sanitizer that finds something does not
+//   planted NAME [DELAY_US [SEED]]    prints what the scenario computed, or the last error, and exits 0; a sanitizer that finds something
+//   does not
 #include <chrono>
 #include <cstdio>
 #include <cstring>
@@ -297,6 +298,48 @@ void use_after_free() {
     need(synchronize(machine.stream));
 }
 
+// Host memory of the caller's, copied from as it is, while pinned, or pinned twice.
+void callers_memory(bool pins, bool twice) {
+    Machine machine;
+    std::vector<float> own(16, 5.0f);
+    if (pins) need(pin(own.data(), 64));
+    if (twice) need(pin(own.data() + 8, 32));
+    float* data = machine.make(16);
+    need(copy(data, own.data(), 64, machine.stream));
+    machine.print(data, 1);
+    unpin(own.data());
+    release(data);
+}
+
+void beyond() {
+    Machine machine;
+    float* data = machine.make(16);
+    need(copy(data + 1, machine.host, 64, machine.stream));
+}
+
+void freed() {
+    Machine machine;
+    float* data = machine.make(16);
+    release(data);
+    need(copy(data, machine.host, 64, machine.stream));
+}
+
+void unopened() {
+    std::thread([] {
+        void* data = nullptr;
+        need(allocate(64, &data));
+    }).join();
+}
+
+// What failed once is repeated by whatever comes next, as on a GPU.
+void after_failure() {
+    Machine machine;
+    float* data = machine.make(16);
+    need(launch(trap_kernel, dim3(1), dim3(kThreads), 0, machine.stream, Job{data, 16}));
+    if (synchronize(machine.stream) == kOk) return;
+    need(copy(data, machine.host, 64, machine.stream));
+}
+
 bool run(const std::string& name) {
     const auto is = [&](const char* other) { return name == other; };
     if (is("sum")) return sum(), true;
@@ -324,6 +367,13 @@ bool run(const std::string& name) {
     if (is("handover")) return handover(true), true;
     if (is("no_handover")) return handover(false), true;
     if (is("mailbox")) return mailbox(), true;
+    if (is("pageable")) return callers_memory(false, false), true;
+    if (is("pinned")) return callers_memory(true, false), true;
+    if (is("pinned_twice")) return callers_memory(true, true), true;
+    if (is("beyond")) return beyond(), true;
+    if (is("freed")) return freed(), true;
+    if (is("unopened")) return unopened(), true;
+    if (is("after_failure")) return after_failure(), true;
     if (is("use_after_free")) return use_after_free(), true;
     return false;
 }
