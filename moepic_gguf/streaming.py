@@ -44,6 +44,7 @@ class StreamingOptions:
     profile        uses of every expert, for a warm start: a file saved by `Model.save_profile`, or numbers
     link_bytes_s   an EMULATED link: experts lie in RAM, the cache plays a device's memory, copies take their time
     cpu_bytes_s    beside it a CPU lane that computes granules where they lie, no faster than this
+    adapt          try out, by wall time, whether prefetching and the CPU lane pay, and leave off what does not
     """
 
     always: bool = False
@@ -67,6 +68,7 @@ class StreamingOptions:
     link_bytes_s: float = 0.0
     link_latency_s: float = 0.0
     cpu_bytes_s: float = 0.0
+    adapt: bool = True
 
     def __str__(self) -> str:
         def show(value: object) -> str:
@@ -127,7 +129,8 @@ class StreamingOptions:
 
         native = ffi.new("moepic_stream_options*")
         lib.moepic_stream_options_init(native)
-        native.always, native.bypass, native.direct = int(self.always), int(self.bypass), int(self.direct)
+        for name in ("always", "bypass", "direct", "adapt"):
+            setattr(native, name, int(getattr(self, name)))
         native.cache_bytes = -1 if self.cache_bytes is None else self.cache_bytes
         native.staging_bytes = self.staging_bytes or 0
         native.policy, native.eviction = POLICIES[self.policy], EVICTIONS[self.eviction]
@@ -192,7 +195,8 @@ class StreamStats:
     """What was streamed since load (or `reset_stats()`), all contexts together; decode and prefill apart.
 
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
-    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late.
+    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
+    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided.
     """
 
     cache_bytes: int
@@ -209,6 +213,12 @@ class StreamStats:
     lane_bytes_s: float
     cpu_bytes_s: float
     n_policy_changes: int
+    prefetch_on: int
+    cpu_lane_on: int
+    prefetch_cost: float
+    cpu_lane_cost: float
+    n_prefetch_off: int
+    n_cpu_lane_off: int
     lane: str
     policy: str
     note: str
@@ -238,6 +248,11 @@ class StreamStats:
         off = self.n_layers_switched_off
         switched = f", off in {off} of {len(self.decode)} layers where it lost time" if off and used else ""
         in_place = int(self.total("n_in_place"))
+        tried = "".join(
+            f"tried         {name}: {abs(cost):.1%} of a token's time {'lost' if cost > 0.0 else 'saved'}, so it is {'off' if cost > 0.0 else 'on'}\n"
+            for name, cost in (("prefetch", self.prefetch_cost), ("CPU lane", self.cpu_lane_cost))
+            if cost
+        )
         return (
             f"expert cache  {show_bytes(self.resident_bytes)} of {show_bytes(self.cache_bytes)} in use, policy "
             f"{self.policy}"
@@ -248,7 +263,7 @@ class StreamStats:
             f"{f'; {in_place} granules computed in place' if in_place else ''}\n"
             f"prefetch      {recall}{show_bytes(int(self.total('useful_bytes')))} useful, "
             f"{show_bytes(int(self.total('wasted_bytes')))} wasted, "
-            f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n"
+            f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n{tried}"
             f"lane          {self.lane}: {show_bytes(self.lane_bytes)} in {self.lane_busy_s:.2f} s, "
             f"{self.lane_bytes_s / 1e9:.2f} GB/s of late" + (f"\nnote          {self.note}" if self.note else "")
         )

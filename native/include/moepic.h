@@ -137,6 +137,7 @@ typedef struct moepic_stream_options {
     double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
     double link_latency_s;  /* per transfer of the emulated link */
     double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    int32_t adapt;          /* non-zero (default): try out, by wall time, whether prefetching and a CPU lane pay; leave off what does not */
     int32_t n_moe_layer;    /* of the two arrays */
     const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
     const int64_t* budget;  /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
@@ -241,7 +242,12 @@ typedef struct moepic_stream_stats {
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
     int32_t n_policy_changes;
-    moepic_text lane, policy, note; /* for people; valid until the next call on this thread */
+    int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
+    /* What the last trial found (`adapt`): the cost of having it on, as a share of a token's time; below 0: it saves. 0: none decided yet.
+     */
+    double prefetch_cost, cpu_lane_cost;
+    int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
+    moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {

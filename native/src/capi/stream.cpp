@@ -44,6 +44,7 @@ void moepic_stream_options_init(moepic_stream_options* options) {
     options->predictor = static_cast<int32_t>(defaults.predict.source);
     options->lookahead = defaults.lookahead;
     options->direct = 1;
+    options->adapt = defaults.adapt;
 }
 
 void moepic::read_stream_options(LoadOptions& options, const moepic_stream_options* given) {
@@ -68,6 +69,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
     s.choose_policy = o.policy == kAuto;
     s.cache.policy = {s.choose_policy ? cache::PolicyKind::lrfu : static_cast<cache::PolicyKind>(o.policy), o.rho, o.omega, o.half_life};
     cache::validate(s.cache.policy);
+    s.adapt = o.adapt != 0;
     s.choose_eviction = o.eviction < 0;
     if (o.eviction >= 0) s.cache.eviction = static_cast<cache::Eviction>(o.eviction);
     s.cache.scope = static_cast<cache::Scope>(o.scope);
@@ -110,6 +112,9 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane_bytes_s = s.lane_bytes_s;
         stats.cpu_bytes_s = s.cpu_bytes_s;
         stats.n_policy_changes = s.n_policy_changes;
+        stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
+        stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
+        stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);

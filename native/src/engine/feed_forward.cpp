@@ -403,7 +403,7 @@ void FeedForward::stream_few(Streamer::Pass& pass, const Work& work) {
                           .expert = static_cast<int32_t>(group.expert),
                           .granule = item.granule});
     };
-    if (model_.streamer()->has_cpu_lane()) pass.start_in_place(compute, workspace_.pool().size());
+    if (pass.uses_cpu_lane()) pass.start_in_place(compute, workspace_.pool().size());
     std::atomic<size_t> next{0}, done{0};
     // One task a thread, that ends when nothing is left: a thread that lost its core holds nobody up.
     workspace_.pool().run(workspace_.pool().size(), [&](int64_t, int thread) {
@@ -451,14 +451,14 @@ void FeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* 
     }
     if (n_forced_ > 0) {
         const int target = moe_layer + 1;
-        if (forced_guesses_.empty() || !pass.wants_guess(target)) return;
+        if (forced_guesses_.empty() || !pass.wants_guess(target, trace_.is_on())) return;
         const int64_t k = model_.config().layers[static_cast<size_t>(streamer.il(target))].n_expert_used;
         pass.prefetch(target, {forced(forced_guesses_, target, probe_position_, k), static_cast<size_t>(k)});
         return;
     }
     for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
         const int target = moe_layer + ahead;
-        if (!pass.wants_guess(target)) return;
+        if (!pass.wants_guess(target, trace_.is_on())) return;
         const int64_t il = streamer.il(target);
         guess(il, residual);
         pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(model_.config().layers[static_cast<size_t>(il)].n_expert_used)});
