@@ -33,7 +33,8 @@ class StreamingOptions:
     cache          size of the expert cache: bytes, '2GiB'; None: what `ram` leaves
     staging        buffers of transfers under way; None: 32 MiB, and never less than two transfers
     policy         who stays: lrfu (decayed frequency), lru, lfu, lcp (MoEpic: rho, omega), static (needs a profile),
-                   auto (replays the recent routing through them in the background and takes the best)
+                   auto (begins with policy_start; replays the recent routing through the others in the background and
+                   takes one that is better beyond doubt)
     eviction       granules (bottoms first), whole, or auto: granules where the file can be read by granules
     scope          per_layer, or global; a global pool too small for one token becomes per_layer, and that is said
     bypass         keep only what is worth more than what must leave
@@ -51,6 +52,7 @@ class StreamingOptions:
     cache: Budget = None
     staging: Budget = None
     policy: str = "lrfu"
+    policy_start: str = "lrfu"
     eviction: str = "auto"
     scope: str = "per_layer"
     bypass: bool = False
@@ -88,6 +90,10 @@ class StreamingOptions:
         ):
             value = getattr(self, name)
             need(value in known, f"{name}: expected {', '.join(known)}, found {value!r}")
+        need(
+            POLICIES.get(self.policy_start, 4) <= POLICIES["lrfu"],
+            f"policy_start: expected lru, lfu, lcp, lrfu, found {self.policy_start!r}",
+        )
         need_number("rho", self.rho, 0.0, 1.0)
         for name in ("omega", "half_life", "link_bytes_s", "link_latency_s", "cpu_bytes_s"):
             need_number(name, getattr(self, name), 0.0, 1e15)
@@ -106,11 +112,12 @@ class StreamingOptions:
     def staging_bytes(self) -> int | None:
         return parse_budget(self.staging, name="staging", whole_bytes=physical_ram_bytes())
 
-    def with_cache(self, cache: CacheOptions) -> StreamingOptions:
-        """These options with the cache a plan chose (`moepic_gguf.forecast`)."""
+    def with_cache(self, cache: CacheOptions, *, learns: bool = False) -> StreamingOptions:
+        """These options with the cache a plan chose (`moepic_gguf.forecast`); learns: its policy is what policy 'auto' starts with."""
         return replace(
             self,
-            policy=cache.policy,
+            policy="auto" if learns else cache.policy,
+            policy_start=cache.policy if learns else self.policy_start,
             eviction=cache.eviction,
             scope="global" if cache.scope == "global" else "per_layer",
             bypass=cache.bypass,
@@ -133,7 +140,8 @@ class StreamingOptions:
             setattr(native, name, int(getattr(self, name)))
         native.cache_bytes = -1 if self.cache_bytes is None else self.cache_bytes
         native.staging_bytes = self.staging_bytes or 0
-        native.policy, native.eviction = POLICIES[self.policy], EVICTIONS[self.eviction]
+        native.policy, native.policy_start = POLICIES[self.policy], POLICIES[self.policy_start]
+        native.eviction = EVICTIONS[self.eviction]
         native.scope, native.predictor = SCOPES.index(self.scope), PREDICTORS.index(self.predictor)
         native.io = IO_KINDS.index(self.io)
         for name in (

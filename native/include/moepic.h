@@ -124,6 +124,7 @@ typedef struct moepic_stream_options {
     int64_t cache_bytes;    /* of the expert cache; -1: what ram_bytes leaves, or all experts */
     uint64_t staging_bytes; /* of transfers under way; 0: 32 MiB, and never less than two transfers */
     int32_t policy;         /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
+    int32_t policy_start;   /* what auto starts with: 0 to 3 */
     int32_t eviction;       /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
     int32_t scope;          /* 0 a pool per layer, 1 global */
     int32_t bypass;         /* non-zero: keep only what is worth more than what must leave */

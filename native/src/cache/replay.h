@@ -47,8 +47,9 @@ struct Report {
 Report replay(const Routing& routing, const Routing& predicted, const Shape& shape, int64_t budget_bytes, const CacheOptions& options,
               const Lanes& lanes, int n_warm, std::span<const double> profile);
 
-// Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest
-// bytes, then the first. stall_s [candidate] receives the stall of each. predicted: as for replay. This is the policy `auto`; belady is no
+// Replays `recent` through each candidate and returns the index of the one that stalls least, or 0, which is the one in force, where the
+// tokens do not tell them apart: the stall saved per block of tokens must be above its error (tokens that follow each other are alike, so
+// blocks are compared). stall_s [candidate] receives the stall of each. predicted: as for replay. This is the policy `auto`; belady is no
 // candidate.
 size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
               int n_warm, std::span<double> stall_s, const Routing& predicted = {});
