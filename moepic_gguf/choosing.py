@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .planner import Costs, Machine, Plan, make_plan, recent
+from .planner import Costs, Machine, Plan, lanes_of, make_plan, recent
 from .replay import CacheOptions, Lanes, replay
 from .trace import Trace
 
@@ -69,7 +69,9 @@ def choose_cache(
     """
     seen = recent(trace, n_token)
     n_fit = round(FIT * seen.n_token)
-    lanes = lanes or lanes_of(machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0)
+    lanes = lanes or lanes_of(
+        trace, machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0
+    )
     has_window = lanes.window_s is not None and max(lanes.window_s) > 0.0 and predictor != "none"
 
     def plans_of(tokens: Trace) -> list[Plan]:
@@ -115,12 +117,6 @@ def _variants(shapes: Mapping[str, CacheOptions], names: Iterable[str]) -> dict[
         for policy, with_ in POLICIES.items():
             made[f"{name}, {policy}"] = replace(shapes[name], policy=with_.policy, half_life=with_.half_life)
     return made | {f"{name}, bypass": replace(options, bypass=True) for name, options in made.items()}
-
-
-def lanes_of(machine: Machine, costs: Costs, *, predictor: str, with_cpu: bool) -> Lanes:
-    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts."""
-    rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
-    return Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
 
 
 def _shapes(trace: Trace, budget_bytes: int, plans: Sequence[Plan], has_window: bool) -> dict[str, CacheOptions]:

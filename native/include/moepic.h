@@ -388,7 +388,7 @@ MOEPIC_API void moepic_sampler_reset(moepic_sampler* sampler);
 /* ---- machines: what a plan is made from ------------------------------------------------------------------------------------------------
  */
 
-/* Bytes per second, over windows of one measurement. */
+/* Bytes per second, or seconds where a name says so, over windows of one measurement. */
 typedef struct moepic_spread {
     double median, min, max;
     int64_t repeats;
@@ -400,7 +400,7 @@ typedef struct moepic_machine_options {
     int32_t isa;           /* -1: best of this machine; as in moepic_model_options */
     int32_t strict;        /* non-zero: E_IO when the file can't be read past the page cache; otherwise file_lane and the log say so */
     uint64_t memory_bytes; /* read, and computed from: well above the last-level cache. 0: 1 GiB */
-    double seconds;        /* of each of five measurements. 0: 3 */
+    double seconds;        /* of each of eight measurements. 0: 3 */
     moepic_progress_fn progress; /* done and total are windows; called on the calling thread between them */
     void* user;
 } moepic_machine_options;
@@ -413,13 +413,16 @@ typedef struct moepic_machine {
     moepic_spread compute;                         /* weights of Q4_K granules computed from memory, as in decode, by all threads */
     moepic_spread file_small, file_large;          /* of the file, at random places: pieces of small_bytes and of large_bytes */
     moepic_spread file_together, compute_together; /* small pieces read while granules are computed: what each gets */
+    moepic_spread landing;                         /* granules re-tiled from a file's rows into the kernels' layout, by all threads */
+    moepic_spread file_single_s;                   /* a transfer of three small pieces, nothing else under way */
+    moepic_spread job_s, handoff_s;                /* a job of all threads that does nothing; a round trip to a parked thread */
     uint64_t small_bytes, large_bytes;
     char file_lane[96]; /* how the file was read, NUL-terminated: "file: io_uring, direct" */
 } moepic_machine;
 
 MOEPIC_API void moepic_machine_options_init(moepic_machine_options* options);
-/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes five times `seconds` and what
- * filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
+/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes eight times `seconds` and
+ * what filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
 MOEPIC_API int32_t moepic_machine_measure(moepic_machine* out, const char* path, const moepic_machine_options* options);
 
 /* cdef: end */

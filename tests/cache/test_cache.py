@@ -322,6 +322,22 @@ def test_auto_counts_what_predictions_bring_inside_the_window() -> None:
         assert stall < without
 
 
+def test_a_layer_that_misses_anything_waits_besides_its_bytes_and_what_came_ahead_lands() -> None:
+    """By hand: two experts of two granules of 1000 bytes, nothing cached. The window brings both granules of the one that is guessed."""
+    ids = np.array([[[0, 1]], [[2, 3]]], np.int32)
+    trace = replace(make_trace(ids, 4, n_granule=2), predicted=np.array([[[0]], [[3]]], np.int32))
+    window = Lanes(1e6, 1e6, [2e-3])
+    assert replay(trace, 0, None, window, predictor="recorded").token_stall_s == pytest.approx([2e-3, 2e-3])
+    slow = replace(window, wait_s=5e-3, landing_bytes_s=1e5)
+    assert replay(trace, 0, None, slow, predictor="recorded").token_stall_s == pytest.approx([27e-3, 27e-3])
+    # Once everything is resident nothing waits.
+    twice = make_trace(np.concatenate([ids, ids]), 4, n_granule=2)
+    assert replay(twice, 8000, None, replace(slow, window_s=None)).token_stall_s == pytest.approx([9e-3, 9e-3, 0, 0])
+    for wrong in ({"wait_s": -1.0}, {"landing_bytes_s": -1.0}):
+        with pytest.raises(ArgumentError, match="expected both >= 0"):
+            replay(trace, 0, None, replace(window, **wrong))
+
+
 def test_a_window_hides_right_guesses_and_wrong_ones_cost_bytes() -> None:
     ids = random_ids(np.random.default_rng(6), 40, 1, 16, 2)
     trace = make_trace(ids, 16, n_granule=2)

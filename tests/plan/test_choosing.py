@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moepic_gguf.choosing import GRANULES, WHOLE, choose_cache, lanes_of
-from moepic_gguf.planner import Costs, Machine, with_guesses
+from moepic_gguf.choosing import GRANULES, WHOLE, choose_cache
+from moepic_gguf.planner import Costs, Machine, lanes_of, with_guesses
 from moepic_gguf.replay import CacheOptions, replay
 from moepic_gguf.trace import Trace
 
@@ -67,7 +67,7 @@ def test_on_later_tokens_it_is_near_the_best_simple_cache(share: float, window_l
     costs, seen = Costs.flat(3, window_s=window, recall=0.85), trace.tokens(slice(0, 450))
     budget = int(trace.total_bytes * share)
     chosen = choose_cache(seen, budget, MACHINE, costs, predictor="recorded", n_token=450)
-    lanes = lanes_of(MACHINE, costs, predictor="recorded", with_cpu=False)
+    lanes = lanes_of(trace, MACHINE, costs, predictor="recorded", with_cpu=False)
     paid = 3 * (window + 3 * 4000 / 1e7)
 
     def time_of(**options: object) -> float:

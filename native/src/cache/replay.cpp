@@ -11,6 +11,10 @@ namespace {
 
 void validate(const Lanes& lanes, const Shape& shape) {
     if (!(lanes.miss_bytes_s > 0.0)) fail(Code::argument, "replay: missing bytes arrive at ", lanes.miss_bytes_s, " bytes/s, expected > 0");
+    if (!(lanes.wait_s >= 0.0 && lanes.landing_bytes_s >= 0.0)) {
+        fail(Code::argument, "replay: a wait of ", lanes.wait_s, " s and landing at ", lanes.landing_bytes_s,
+             " bytes/s, expected both >= 0");
+    }
     if (lanes.window_s.empty()) return;
     if (lanes.window_s.size() != shape.size())
         fail(Code::argument, "replay: ", lanes.window_s.size(), " windows for ", shape.size(), " layers");
@@ -92,7 +96,8 @@ Report replay(const Routing& routing, const Routing& predicted, const Shape& sha
                 tally.demand_bytes += absent;
             }
             cache.release();
-            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s;
+            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s + (tally.demand_bytes > 0 ? lanes.wait_s : 0.0);
+            if (lanes.landing_bytes_s > 0.0) tally.stall_s += static_cast<double>(tally.useful_bytes) / lanes.landing_bytes_s;
             if (token < n_warm) continue;
             Tally& sum = report.layers[il];
             sum.n_hit += tally.n_hit, sum.n_partial += tally.n_partial, sum.n_miss += tally.n_miss;
