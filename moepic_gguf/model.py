@@ -100,7 +100,7 @@ class Model:
             load.validate()
             forecast = plan_load(path, plan, load, options, streaming, machine=machine, trace=trace)
             if forecast is not None and forecast.options is not None:
-                streaming = streaming.with_cache(forecast.options)
+                streaming = streaming.with_cache(forecast.options, learns=forecast.plan.mode == "auto")
                 streaming = streaming if policy is None else replace(streaming, policy=policy)
         weights = Weights(path, load, progress, context=options, streaming=streaming)
         weights.forecast = forecast

@@ -124,6 +124,7 @@ typedef struct moepic_stream_options {
     int64_t cache_bytes;    /* of the expert cache; -1: what ram_bytes leaves, or all experts */
     uint64_t staging_bytes; /* of transfers under way; 0: 32 MiB, and never less than two transfers */
     int32_t policy;         /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
+    int32_t policy_start;   /* what auto starts with: 0 to 3 */
     int32_t eviction;       /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
     int32_t scope;          /* 0 a pool per layer, 1 global */
     int32_t bypass;         /* non-zero: keep only what is worth more than what must leave */
@@ -137,6 +138,7 @@ typedef struct moepic_stream_options {
     double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
     double link_latency_s;  /* per transfer of the emulated link */
     double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    int32_t adapt;          /* non-zero (default): try out, by wall time, whether prefetching and a CPU lane pay; leave off what does not */
     int32_t n_moe_layer;    /* of the two arrays */
     const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
     const int64_t* budget;  /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
@@ -241,7 +243,12 @@ typedef struct moepic_stream_stats {
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
     int32_t n_policy_changes;
-    moepic_text lane, policy, note; /* for people; valid until the next call on this thread */
+    int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
+    /* What the last trial found (`adapt`): the cost of having it on, as a share of a token's time; below 0: it saves. 0: none decided yet.
+     */
+    double prefetch_cost, cpu_lane_cost;
+    int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
+    moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {
@@ -381,7 +388,7 @@ MOEPIC_API void moepic_sampler_reset(moepic_sampler* sampler);
 /* ---- machines: what a plan is made from ------------------------------------------------------------------------------------------------
  */
 
-/* Bytes per second, over windows of one measurement. */
+/* Bytes per second, or seconds where a name says so, over windows of one measurement. */
 typedef struct moepic_spread {
     double median, min, max;
     int64_t repeats;
@@ -393,7 +400,7 @@ typedef struct moepic_machine_options {
     int32_t isa;           /* -1: best of this machine; as in moepic_model_options */
     int32_t strict;        /* non-zero: E_IO when the file can't be read past the page cache; otherwise file_lane and the log say so */
     uint64_t memory_bytes; /* read, and computed from: well above the last-level cache. 0: 1 GiB */
-    double seconds;        /* of each of five measurements. 0: 3 */
+    double seconds;        /* of each of eight measurements. 0: 3 */
     moepic_progress_fn progress; /* done and total are windows; called on the calling thread between them */
     void* user;
 } moepic_machine_options;
@@ -406,13 +413,16 @@ typedef struct moepic_machine {
     moepic_spread compute;                         /* weights of Q4_K granules computed from memory, as in decode, by all threads */
     moepic_spread file_small, file_large;          /* of the file, at random places: pieces of small_bytes and of large_bytes */
     moepic_spread file_together, compute_together; /* small pieces read while granules are computed: what each gets */
+    moepic_spread landing;                         /* granules re-tiled from a file's rows into the kernels' layout, by all threads */
+    moepic_spread file_single_s;                   /* a transfer of three small pieces, nothing else under way */
+    moepic_spread job_s, handoff_s;                /* a job of all threads that does nothing; a round trip to a parked thread */
     uint64_t small_bytes, large_bytes;
     char file_lane[96]; /* how the file was read, NUL-terminated: "file: io_uring, direct" */
 } moepic_machine;
 
 MOEPIC_API void moepic_machine_options_init(moepic_machine_options* options);
-/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes five times `seconds` and what
- * filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
+/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes eight times `seconds` and
+ * what filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
 MOEPIC_API int32_t moepic_machine_measure(moepic_machine* out, const char* path, const moepic_machine_options* options);
 
 /* cdef: end */

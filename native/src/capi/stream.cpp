@@ -36,6 +36,7 @@ void moepic_stream_options_init(moepic_stream_options* options) {
     options->size = sizeof(moepic_stream_options);
     options->cache_bytes = -1;
     options->policy = static_cast<int32_t>(policy.kind);
+    options->policy_start = static_cast<int32_t>(policy.kind);
     options->eviction = -1;
     options->rho = policy.rho;
     options->omega = policy.omega;
@@ -44,6 +45,7 @@ void moepic_stream_options_init(moepic_stream_options* options) {
     options->predictor = static_cast<int32_t>(defaults.predict.source);
     options->lookahead = defaults.lookahead;
     options->direct = 1;
+    options->adapt = defaults.adapt;
 }
 
 void moepic::read_stream_options(LoadOptions& options, const moepic_stream_options* given) {
@@ -53,6 +55,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
         fail(Code::argument, "stream: belady knows the future and is for replay only");
     if (o.policy == static_cast<int32_t>(cache::PolicyKind::fixed) && !o.profile)
         fail(Code::argument, "stream: the policy 'static' needs a profile that says which experts to keep");
+    check_range("policy_start", o.policy_start, 0, static_cast<int32_t>(cache::PolicyKind::lrfu));
     check_range("eviction", o.eviction, -1, 1);
     check_range("scope", o.scope, 0, 1);
     check_range("predictor", o.predictor, 0, 2);
@@ -66,8 +69,9 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
     StreamOptions& s = options.streaming;
     options.stream = o.always != 0;
     s.choose_policy = o.policy == kAuto;
-    s.cache.policy = {s.choose_policy ? cache::PolicyKind::lrfu : static_cast<cache::PolicyKind>(o.policy), o.rho, o.omega, o.half_life};
+    s.cache.policy = {static_cast<cache::PolicyKind>(s.choose_policy ? o.policy_start : o.policy), o.rho, o.omega, o.half_life};
     cache::validate(s.cache.policy);
+    s.adapt = o.adapt != 0;
     s.choose_eviction = o.eviction < 0;
     if (o.eviction >= 0) s.cache.eviction = static_cast<cache::Eviction>(o.eviction);
     s.cache.scope = static_cast<cache::Scope>(o.scope);
@@ -110,6 +114,9 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane_bytes_s = s.lane_bytes_s;
         stats.cpu_bytes_s = s.cpu_bytes_s;
         stats.n_policy_changes = s.n_policy_changes;
+        stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
+        stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
+        stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);

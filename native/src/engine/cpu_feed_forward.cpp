@@ -349,7 +349,7 @@ void CpuFeedForward::stream_few(Streamer::Pass& pass, const Work& work) {
                           .expert = static_cast<int32_t>(group.expert),
                           .granule = item.granule});
     };
-    if (model_.streamer()->has_cpu_lane()) pass.start_in_place(compute, workspace_.pool().size());
+    if (pass.uses_cpu_lane()) pass.start_in_place(compute, workspace_.pool().size());
     std::atomic<size_t> next{0}, done{0};
     // One task a thread, that ends when nothing is left: a thread that lost its core holds nobody up.
     workspace_.pool().run(workspace_.pool().size(), [&](int64_t, int thread) {
@@ -397,14 +397,14 @@ void CpuFeedForward::fetch_ahead(Streamer::Pass& pass, int moe_layer, const floa
     }
     if (is_forced()) {
         const int target = moe_layer + 1;
-        if (!has_forced_guesses() || !pass.wants_guess(target)) return;
+        if (!has_forced_guesses() || !pass.wants_guess(target, trace_.is_on())) return;
         const int64_t k = model_.config().layers[static_cast<size_t>(streamer.il(target))].n_expert_used;
         pass.prefetch(target, {forced_guess(target, probe_position_, k), static_cast<size_t>(k)});
         return;
     }
     for (int ahead = 1; ahead <= streamer.lookahead(); ++ahead) {
         const int target = moe_layer + ahead;
-        if (!pass.wants_guess(target)) return;
+        if (!pass.wants_guess(target, trace_.is_on())) return;
         const int64_t il = streamer.il(target);
         guess(il, residual);
         pass.prefetch(target, {guess_ids_.data(), static_cast<size_t>(model_.config().layers[static_cast<size_t>(il)].n_expert_used)});

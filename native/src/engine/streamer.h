@@ -32,6 +32,7 @@
 #include "cache/cache.h"
 #include "engine/policy_chooser.h"
 #include "engine/timeline.h"
+#include "engine/trial.h"
 #include "expert/arena.h"
 #include "expert/store.h"
 #include "predict/predictor.h"
@@ -44,6 +45,7 @@ namespace moepic {
 struct StreamOptions {
     cache::CacheOptions cache;
     bool choose_policy = false;   // `auto`: replays the recent routing through candidates, in the background, and keeps the best
+    bool adapt = true;            // tries out whether prefetching and a CPU lane pay, by wall time, and leaves off what does not
     bool choose_eviction = true;  // whole experts where the file can only be read so, else granules
     predict::Options predict{.source = predict::Source::next_layer};
     int lookahead = 1;           // layers; next_layer only, 1 or 2
@@ -157,12 +159,14 @@ public:
         void done(const Item& item);
         // The CPU lane computes too from here on, with `thread` as the number of its scratch.
         void start_in_place(const Compute& compute, int thread);
+        bool uses_cpu_lane() const { return s_.uses_cpu_lane_; }
 
         // The owner alone. False: no granules are left, or the pass failed.
         bool next_wave(std::vector<WaveRun>& runs, const RunTasks& run_tasks);
 
-        // Whether running that layer's router early could help: not where everything is resident.
-        bool wants_guess(int layer) const;
+        // Whether running that layer's router early could help: not where everything is resident, nor while prefetching is off, except
+        // `to_record` what would be guessed.
+        bool wants_guess(int layer, bool to_record = false) const;
         // Guesses for MoE layer `layer`: what is missing of them is fetched behind this layer's own.
         void prefetch(int layer, std::span<const int32_t> ids);
         // The same for a prompt, which uses nearly all.
@@ -185,6 +189,12 @@ public:
     int32_t il(int layer) const { return layers_[static_cast<size_t>(layer)].il; }
     bool has_cpu_lane() const { return options_.link_bytes_s > 0.0 && options_.cpu_bytes_s > 0.0; }
 
+    // What a trial found last, and what holds now.
+    struct Verdict {
+        bool is_on = false;
+        double cost = 0.0;  // of having it on, as a share of a token's time; negative: it saves. 0: not decided yet
+        int n_switched_off = 0;
+    };
     struct Stats {
         std::vector<StreamTally> decode, prefill;  // [layer]
         std::vector<predict::Score> scores;        // [layer]
@@ -194,6 +204,7 @@ public:
         int64_t cache_bytes = 0, resident_bytes = 0, loads = 0, evictions = 0;
         uint64_t staging_bytes = 0, desk_bytes = 0;
         int n_policy_changes = 0;
+        Verdict prefetch, cpu_lane;
     };
     Stats stats();
     void reset_stats();
@@ -248,6 +259,8 @@ private:
         int64_t bytes;
     };
 
+    static constexpr int64_t kNoToken = 0, kManyUnderWay = -1;  // contexts that take turns: nobody's time is a token's
+
     void open_lane(std::vector<std::string> paths);
     void on_ready(const transfer::Delivery& delivery);
     // These hold state_.
@@ -268,6 +281,8 @@ private:
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     void account();
+    void end_token();
+    bool prefetches() const { return prefetch_trial_ ? prefetch_trial_->is_on() : options_.predict.source != predict::Source::none; }
     void prefetch(int layer, std::span<const int32_t> ids);
     void drop_guesses(int layer);
     void score_guess();
@@ -297,6 +312,9 @@ private:
     std::optional<predict::Predictor> predictor_;
     std::optional<PolicyChooser> chooser_;
     int n_policy_changes_ = 0;
+    std::optional<Trial> prefetch_trial_, cpu_trial_;
+    int64_t token_from_ns_ = kNoToken;           // when the token that is decoded began
+    double token_missing_bytes_ = 0.0;           // of it, whoever brings or computes them
     int64_t clock_ = -1;                         // number of the last token, for the policy
     std::map<Key, transfer::Ticket> guesses_;    // fetched ahead, for later layers
     std::vector<int64_t> prefetched_at_ns_;      // [layer]
@@ -329,7 +347,7 @@ private:
     // Of the running pass: written by its owner before other threads start, then read only; but has_landed is written by the thread that
     // landed the granule, and tally_ under state_.
     int layer_ = -1, n_tokens_ = 0;
-    bool is_decode_ = false;
+    bool is_decode_ = false, uses_cpu_lane_ = false;
     std::span<const Want> wants_;
     std::vector<int32_t> ids_;
     std::vector<Item> ready_;
