@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "engine/timeline.h"
 
 namespace moepic {
 namespace {
@@ -350,7 +351,8 @@ void DeviceExperts::poll_link() {
     while (!moving_.empty()) {
         if (!chunk_[static_cast<size_t>(moving_.front().event)].is_done()) return;
         const int64_t now = now_ns();
-        const double seconds = 1e-9 * static_cast<double>(std::max<int64_t>(1, now - std::max(last_arrival_ns_, moving_.front().submitted_ns)));
+        const double seconds =
+            1e-9 * static_cast<double>(std::max<int64_t>(1, now - std::max(last_arrival_ns_, moving_.front().submitted_ns)));
         link_rate_ = kRateMemory * link_rate_ + (1.0 - kRateMemory) * static_cast<double>(moving_.front().bytes) / seconds;
         last_arrival_ns_ = now;
         moving_bytes_ -= moving_.front().bytes;
@@ -472,7 +474,8 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
     if (is_abandoned) {
         for (const Adopted& a : adopted_) {
             const int32_t expert = experts_[static_cast<size_t>(a.want)];
-            if (a.slot && books_.cache().residency().n_resident(layer_, expert) > a.granule) books_.cache().discard(layer_, expert, a.granule);
+            if (a.slot && books_.cache().residency().n_resident(layer_, expert) > a.granule)
+                books_.cache().discard(layer_, expert, a.granule);
         }
     }
     books_.cache().release();
@@ -504,10 +507,11 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
 
 // ---- figures ---------------------------------------------------------------------------------------------------------------------------
 
-Streamer::Stats DeviceExperts::stats() {
+StreamStats DeviceExperts::stats() {
     const std::lock_guard owner(owner_);
     take_stall();
-    Streamer::Stats stats;
+    StreamStats stats;
+    stats.round_trips = round_trips_;
     books_.write(stats);
     stats.staging_bytes = frames_.size();
     stats.lane.bytes = moved_bytes_ - dropped_bytes_;
@@ -528,6 +532,14 @@ void DeviceExperts::reset_stats() {
     books_.reset();
     moved_bytes_ = dropped_bytes_ = 0;
     n_transfers_ = n_dropped_ = 0;
+    round_trips_ = {};
+}
+
+void DeviceExperts::note_round_trip(double waited_s, double planned_s) {
+    const std::lock_guard owner(owner_);
+    ++round_trips_.n_layers;
+    round_trips_.waited_s += waited_s;
+    round_trips_.planned_s += planned_s;
 }
 
 std::vector<double> DeviceExperts::uses() {

@@ -14,8 +14,8 @@
 //   fetching ahead         one granule after the other, few under way at once, fed by pump() while the host waits for the device: so demand
 //                          never waits behind more than those few
 //
-// Threads: owner_ is held by a pass. Inside it, next() and the rest belong to the pass's thread; take_in_place() and its end may be called by
-// others too: state_ guards the two ends of the queue.
+// Threads: owner_ is held by a pass. Inside it, next() and the rest belong to the pass's thread; take_in_place() and its end may be called
+// by others too: state_ guards the two ends of the queue.
 #pragma once
 
 #include <cstdint>
@@ -43,19 +43,18 @@ struct DeviceFrames {
     uint64_t bytes() const { return frame_bytes * static_cast<uint64_t>(n_queue + n_ahead); }
 };
 
-class DeviceExperts {
+class DeviceExperts final : public ExpertService {
 public:
-    static constexpr int kFewTokens = Streamer::kFewTokens, kManyTokens = Streamer::kManyTokens;
+    // As Streamer has them.
+    static constexpr int kFewTokens = 8, kManyTokens = 32;
 
     static DeviceFrames measure(const std::vector<StreamLayer>& layers, const StreamOptions& options);
 
-    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. cpu_bytes_s in `options` above 0: the CPU takes part, and this is its rate until it
-    // has been measured. Throws no_memory (names the arena), device.
-    DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned, std::vector<StreamLayer> layers,
-                  int64_t cache_bytes, const StreamOptions& options);
-    ~DeviceExperts();
-    DeviceExperts(const DeviceExperts&) = delete;
-    DeviceExperts& operator=(const DeviceExperts&) = delete;
+    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. cpu_bytes_s in `options` above 0: the
+    // CPU takes part, and this is its rate until it has been measured. Throws no_memory (names the arena), device.
+    DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
+                  std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
+    ~DeviceExperts() override;
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
     void warm_up(const std::function<bool(uint64_t done, uint64_t total)>& progress);
@@ -101,7 +100,8 @@ public:
         // Kernels that read the range have been launched.
         void launched(Range range);
         bool is_queue_empty() const;
-        // One granule from the tail for the CPU: an index into placed(); -1: nothing now. Any thread, which gives it back with done_in_place.
+        // One granule from the tail for the CPU: an index into placed(); -1: nothing now. Any thread, which gives it back with
+        // done_in_place.
         int take_in_place();
         void done_in_place(double seconds);
         const std::byte* host_data(int placed) const;
@@ -126,17 +126,18 @@ public:
     bool wants_guess(int layer);
     // While the host waits for the device anyway: gives the link the next granule that is fetched ahead.
     void pump();
-    void begin_tokens(int64_t n);
+    void begin_tokens(int64_t n) override;
     int lookahead() const { return options_.lookahead; }
-    int n_layer() const { return static_cast<int>(layers_.size()); }
-    int32_t il(int layer) const { return layers_[static_cast<size_t>(layer)].il; }
+    int n_layer() const override { return static_cast<int>(layers_.size()); }
+    int32_t il(int layer) const override { return layers_[static_cast<size_t>(layer)].il; }
     bool has_cpu_lane() const { return options_.cpu_bytes_s > 0.0; }
 
-    Streamer::Stats stats();
-    void reset_stats();
-    std::vector<double> uses();
-    // Recounts the residency; throws Error(internal). For tests.
-    void check();
+    // Of one layer of decode.
+    void note_round_trip(double waited_s, double planned_s);
+    StreamStats stats() override;
+    void reset_stats() override;
+    std::vector<double> uses() override;
+    void check() override;
 
 private:
     struct Missing {
@@ -206,10 +207,10 @@ private:
     device::HostMemory bounce_;
     std::vector<device::OwnedEvent> bounced_;
     size_t next_bounce_ = 0;
-    device::OwnedEvent last_use_;                        // the kernels of the last pass
-    std::vector<device::OwnedEvent> half_done_;          // [2] kernels that read that half of the queue's frames
+    device::OwnedEvent last_use_;                         // the kernels of the last pass
+    std::vector<device::OwnedEvent> half_done_;           // [2] kernels that read that half of the queue's frames
     std::vector<device::OwnedEvent> chunk_, ahead_done_;  // copies: of the queue, in turn; [frame] fetched ahead
-    device::OwnedEvent residents_done_, last_arrival_;   // of the last pass that had both: the time between them is stall
+    device::OwnedEvent residents_done_, last_arrival_;    // of the last pass that had both: the time between them is stall
     struct Stall {
         int layer;
         bool is_decode;
@@ -222,6 +223,7 @@ private:
     std::vector<int64_t> prefetched_at_ns_;        // [layer]
     int64_t n_transfers_ = 0, n_dropped_ = 0;
     uint64_t moved_bytes_ = 0, dropped_bytes_ = 0;
+    RoundTrips round_trips_;
 
     // Of the running pass; written before other threads take part.
     int layer_ = -1, n_tokens_ = 0;

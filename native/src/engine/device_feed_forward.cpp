@@ -16,8 +16,8 @@ constexpr int kFewTokens = DeviceExperts::kFewTokens, kManyTokens = DeviceExpert
 constexpr int kPumpEvery = 64, kAskEvery = 4096;
 
 device::GranuleShape shape_of(const StripLayout& layout) {
-    return {layout.n_embd,    layout.granule,     layout.n_granules,       layout.gate_type,     layout.up_type,
-            layout.down_type, layout.up_offset,   layout.down_offset,      layout.gate_bias_offset, layout.up_bias_offset};
+    return {layout.n_embd,    layout.granule,   layout.n_granules,  layout.gate_type,        layout.up_type,
+            layout.down_type, layout.up_offset, layout.down_offset, layout.gate_bias_offset, layout.up_bias_offset};
 }
 
 }  // namespace
@@ -178,7 +178,7 @@ void DeviceFeedForward::ask(int64_t il, const Work& work, int64_t n) {
         router.n_tokens = 1;
         check(library_->matmul(router, compute_.get()));
         check(library_->post(guess_logits_[ahead - 1], static_cast<size_t>(later.routed->n_expert), mailbox_.guess_logits[ahead - 1],
-                                mailbox_.unheard, 0, compute_.get()));
+                             mailbox_.unheard, 0, compute_.get()));
     }
     check(library_->post(logits_, n_logits, mailbox_.logits, mailbox_.flag, ++letter_, compute_.get()));
     compute_.record(posted_);
@@ -191,13 +191,11 @@ void DeviceFeedForward::hear() {
     for (int64_t turn = 1; flag.load(std::memory_order_acquire) != letter_; ++turn) {
         if (turn % kPumpEvery == 0) experts_->pump();
         if (turn % kAskEvery) continue;
-        if (posted_.is_done() && flag.load(std::memory_order_acquire) != letter_) fail(Code::device, "device: a kernel ended without its letter");
+        if (posted_.is_done() && flag.load(std::memory_order_acquire) != letter_)
+            fail(Code::device, "device: a kernel ended without its letter");
         std::this_thread::yield();
     }
-    if (batch_ == 1) {
-        ++round_trips_.n_layers;
-        round_trips_.waited_s += 1e-9 * static_cast<double>(now_ns() - start);
-    }
+    waited_s_ = 1e-9 * static_cast<double>(now_ns() - start);
 }
 
 void DeviceFeedForward::choose(int64_t il, int64_t n, int64_t first_position, const Probe& probe) {
@@ -257,21 +255,25 @@ void DeviceFeedForward::run_routed(int64_t il, const Work& work, int64_t n, int6
     const int64_t start = now_ns();
     const LayerWeights& layer = model_.layer(il);
     group(il, n);
-    DeviceExperts::Pass pass(*experts_, {.layer = layer.moe_layer,
-                                         .ids = ids_,
-                                         .experts = distinct_,
-                                         .n_tokens = static_cast<int>(n),
-                                         .is_decode = batch_ == 1,
-                                         .compute = &compute_});
-    tables_.clear();
     planned_from_ns_ = start;
-    if (n <= kFewTokens) {
-        run_few(pass, il, work, n);
-    } else {
-        run_many(pass, il, work, n);
+    tables_.clear();
+    PassReport report;
+    {
+        DeviceExperts::Pass pass(*experts_, {.layer = layer.moe_layer,
+                                             .ids = ids_,
+                                             .experts = distinct_,
+                                             .n_tokens = static_cast<int>(n),
+                                             .is_decode = batch_ == 1,
+                                             .compute = &compute_});
+        if (n <= kFewTokens) {
+            run_few(pass, il, work, n);
+        } else {
+            run_many(pass, il, work, n);
+        }
+        fetch_ahead(pass, layer.moe_layer, n, first_position);
+        report = pass.finish();
     }
-    fetch_ahead(pass, layer.moe_layer, n, first_position);
-    const PassReport report = pass.finish();
+    if (batch_ == 1) experts_->note_round_trip(waited_s_, planned_s_);
     if (!trace_.is_on()) return;
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
     trace_.note(layer.moe_layer, n, k, layer.routed->layout.n_granules, ids_.data(), weights_.data(), report);
@@ -316,7 +318,7 @@ void DeviceFeedForward::run_few(DeviceExperts::Pass& pass, int64_t il, const Wor
     job.partials = partials_;
     launch_few(job, pass.residents());
     pass.residents_launched();
-    if (batch_ == 1) round_trips_.planned_s += 1e-9 * static_cast<double>(now_ns() - planned_from_ns_);
+    planned_s_ = 1e-9 * static_cast<double>(now_ns() - planned_from_ns_);
     launch_few(job, pass.await_ahead());
 
     first_returned_ = static_cast<int>(placed.size());

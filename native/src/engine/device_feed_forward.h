@@ -4,12 +4,12 @@
 //   host          waits, fetches ahead | routes, plans, uploads | feeds the link |
 //   CPU                                                           computes from the queue's tail, sends partials back
 //
-// The host sees the router's logits in mapped memory, without synchronising the stream, and routes with the CPU's own code. Everything a layer
-// needs to know (tasks, tokens of entries, weights) goes to the device in one copy.
+// The host sees the router's logits in mapped memory, without synchronising the stream, and routes with the CPU's own code. Everything a
+// layer needs to know (tasks, tokens of entries, weights) goes to the device in one copy.
 //
 // Of few tokens an entry of the device's lists is a (token, expert, granule): its partials are one row. Rows are numbered in the order in
-// which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy. Of many tokens an
-// entry is a (token, expert), and partials of its granules are added up in order as they are computed.
+// which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy. Of many tokens
+// an entry is a (token, expert), and partials of its granules are added up in order as they are computed.
 #pragma once
 
 #include <cstdint>
@@ -27,13 +27,6 @@
 
 namespace moepic {
 
-// Where the host's time went in decode.
-struct RoundTrips {
-    int64_t n_layers = 0;
-    double waited_s = 0.0;   // for the router's logits
-    double planned_s = 0.0;  // from there to the launch of the residents' kernels
-};
-
 class DeviceFeedForward final : public FeedForward {
 public:
     // `compute`: the stream of all of a pass's kernels. The workspace's threads are the CPU lane, and route a prompt.
@@ -41,7 +34,6 @@ public:
 
     void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) override;
     uint64_t scratch_bytes() const noexcept override { return memory_.size(); }
-    const RoundTrips& round_trips() const noexcept { return round_trips_; }
 
 private:
     // What the host hears of a layer: pinned and mapped.
@@ -87,17 +79,17 @@ private:
     DeviceExperts* const experts_;
     Workspace& workspace_;
     ThreadPool& pool_;
-    RoundTrips round_trips_;
+    double waited_s_ = 0.0, planned_s_ = 0.0;  // of the layer being run
 
     device::DeviceMemory memory_;
     // On the device.
-    float *logits_ = nullptr, *shared_weight_ = nullptr;           // [n_batch][n_expert], [n_batch]
-    float *guess_x_ = nullptr, *guess_logits_[2] = {};             // [n_embd], [n_expert]
+    float *logits_ = nullptr, *shared_weight_ = nullptr;  // [n_batch][n_expert], [n_batch]
+    float *guess_x_ = nullptr, *guess_logits_[2] = {};    // [n_embd], [n_expert]
     ActSet guess_acts_;
-    std::byte* intermediate_ = nullptr;                            // [entry] rows, or [entry][granule]
-    float* partials_ = nullptr;                                    // [entry][n_embd]
+    std::byte* intermediate_ = nullptr;  // [entry] rows, or [entry][granule]
+    float* partials_ = nullptr;          // [entry][n_embd]
     std::byte* shared_intermediate_ = nullptr;
-    float* shared_partials_ = nullptr;                             // few: [token][granule][n_embd]; many: [token][n_embd]
+    float* shared_partials_ = nullptr;  // few: [token][granule][n_embd]; many: [token][n_embd]
 
     device::HostMemory letters_;
     Mailbox mailbox_;
@@ -109,19 +101,19 @@ private:
     Tables shared_tables_;
     int64_t shared_n_ = 0;
     device::OwnedEvent shared_listed_;
-    const int32_t* tokens_ = nullptr;                 // [n_batch]: 0, 1, 2 ..
+    const int32_t* tokens_ = nullptr;                      // [n_batch]: 0, 1, 2 ..
     std::vector<const device::ExpertTask*> shared_tasks_;  // [layer]
     std::vector<const device::ExpertRun*> shared_runs_;    // [layer]
 
     // On the host, of the layer being run.
     int64_t planned_from_ns_ = 0;
-    std::vector<int32_t> ids_;    // [n][k]
-    std::vector<float> weights_;  // [n][k]
+    std::vector<int32_t> ids_;       // [n][k]
+    std::vector<float> weights_;     // [n][k]
     std::vector<int32_t> distinct_;  // of ids_, ascending
     std::vector<Group> groups_;
     std::vector<int32_t> entry_token_, entry_of_;  // entries in the order of groups: the token; [n][k] the entry
     std::vector<float> entry_weight_;
-    std::vector<int32_t> first_row_;               // few: [placed] row of its first entry
+    std::vector<int32_t> first_row_;  // few: [placed] row of its first entry
     int first_returned_ = 0;
     std::vector<float> guess_weights_;
     std::vector<int32_t> guess_ids_;

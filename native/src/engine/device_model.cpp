@@ -57,7 +57,12 @@ private:
 
 }  // namespace
 
-DeviceModel::DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view, bool cpu_lane)
+const device::Library& open_device(DeviceKind kind, const std::string& folder) {
+    return device::open_library(kind == DeviceKind::cuda ? device::Kind::cuda : device::Kind::emulated, folder);
+}
+
+DeviceModel::DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view,
+                         bool cpu_lane)
     : library_(library),
       info_(info),
       cpu_lane_(cpu_lane),

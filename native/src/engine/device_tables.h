@@ -12,7 +12,8 @@ class Tables {
 public:
     Tables() = default;
     Tables(const device::Library& library, size_t bytes)
-        : host_(device::allocate_host(library, bytes, "tables of a layer")), device_(device::allocate(library, bytes, "tables of a layer")) {}
+        : host_(device::allocate_host(library, bytes, "tables of a layer")),
+          device_(device::allocate(library, bytes, "tables of a layer")) {}
 
     // Forgets what was written. Not before the last upload has ended.
     void clear() noexcept { used_ = uploaded_ = 0; }

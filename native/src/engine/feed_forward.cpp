@@ -1,7 +1,5 @@
 #include "engine/feed_forward.h"
 
-#include "engine/device_model.h"
-
 namespace moepic {
 
 FeedForward::FeedForward(const Model& model) : model_(model), trace_(model.config()) {
@@ -18,8 +16,7 @@ FeedForward::FeedForward(const Model& model) : model_(model), trace_(model.confi
 
 void FeedForward::begin(int64_t n) {
     batch_ = n;
-    if (Streamer* streamer = model_.streamer()) streamer->begin_tokens(n);
-    if (model_.device() && model_.device()->experts()) model_.device()->experts()->begin_tokens(n);
+    if (ExpertService* experts = model_.experts()) experts->begin_tokens(n);
     trace_.begin(n);
 }
 

@@ -174,7 +174,7 @@ private:
     // Everything but the experts gets its place on the device now, so a budget that is too small is refused before a weight is read.
     void reserve_on_device() {
         const DeviceOptions& o = options_.device;
-        const device::Library& library = device::open_library(o.kind == DeviceKind::cuda ? device::Kind::cuda : device::Kind::emulated, o.folder);
+        const device::Library& library = open_device(o.kind, o.folder);
         const device::Info info = library.open(o.index);
         model_.device_ = std::make_unique<DeviceModel>(library, info, model_.weights_, model_.weights(), o.cpu_lane);
         uint64_t context = 0;
@@ -195,8 +195,8 @@ private:
         const int64_t asked = options_.streaming.cache_bytes;
         uint64_t cache = std::min(experts, budget - least);
         if (asked >= 0 && static_cast<uint64_t>(asked) > cache && static_cast<uint64_t>(asked) < experts) {
-            fail(Code::budget, "vram: an expert cache of ", human_bytes(static_cast<uint64_t>(asked)), " was asked for, ", human_bytes(cache),
-                 " are left for it");
+            fail(Code::budget, "vram: an expert cache of ", human_bytes(static_cast<uint64_t>(asked)), " was asked for, ",
+                 human_bytes(cache), " are left for it");
         }
         if (asked >= 0) cache = std::min(cache, static_cast<uint64_t>(asked));
         model_.cache_bytes_ = cache;
@@ -218,7 +218,8 @@ private:
             } catch (const Error& error) {  // somebody else took memory since it was asked for
                 if (error.code() != Code::no_memory || options_.strict || model_.cache_bytes_ == 0) throw;
                 model_.cache_bytes_ = model_.cache_bytes_ * 9 / 10;
-                log_message(LogLevel::warning, cat("device: the expert cache shrinks to ", human_bytes(model_.cache_bytes_), ": ", error.text()));
+                log_message(LogLevel::warning,
+                            cat("device: the expert cache shrinks to ", human_bytes(model_.cache_bytes_), ": ", error.text()));
             }
         }
         model_.device_->experts()->warm_up(options_.progress);
@@ -488,6 +489,11 @@ Model::Model(gguf::File file, const LoadOptions& options)
       kernels_(&choose_kernels(options.isa, options.strict)) {}
 
 Model::~Model() = default;
+
+ExpertService* Model::experts() const noexcept {
+    if (streamer_) return streamer_.get();
+    return device_ ? device_->experts() : nullptr;
+}
 
 std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
     gguf::File file = gguf::File::open(path, lookup_type);

@@ -94,7 +94,7 @@ struct LoadOptions {
     uint64_t ram_bytes = 0;  // for weights, one context, staging and the expert cache together; 0: no limit
     ContextOptions context;  // the context that ram_bytes has to leave room for
     DeviceOptions device;
-    bool stream = false;     // experts through the streamer even where all fit
+    bool stream = false;  // experts through the streamer even where all fit
     StreamOptions streaming;
     std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
 };
@@ -136,11 +136,16 @@ public:
     // Null where every expert is resident, and on a device.
     Streamer* streamer() const noexcept { return streamer_.get(); }
 
+    // Whoever brings experts; null where every expert is resident.
+    ExpertService* experts() const noexcept;
+
     // Threads of the CPU lane, which compute beside a context's own.
     int n_in_place() const noexcept { return n_in_place_; }
 
     // In memory: resident weights and the expert cache.
-    uint64_t weight_bytes() const noexcept { return weights_.size() + host_weights_.size() + strips_.size() + (device_ ? 0 : cache_bytes_); }
+    uint64_t weight_bytes() const noexcept {
+        return weights_.size() + host_weights_.size() + strips_.size() + (device_ ? 0 : cache_bytes_);
+    }
     uint64_t cache_bytes() const noexcept { return cache_bytes_; }
     uint64_t staging_bytes() const noexcept { return staging_bytes_; }
     uint64_t expert_bytes() const noexcept;  // of all routed experts, wherever they are
@@ -162,9 +167,9 @@ private:
     Linear output_;
     Type embedding_type_{};
     const std::byte* embedding_ = nullptr;  // GGUF rows
-    Region weights_;       // what the steps of a pass read; empty once it is on a device
-    Region host_weights_;  // what the host reads
-    Region strips_;        // routed experts
+    Region weights_;                        // what the steps of a pass read; empty once it is on a device
+    Region host_weights_;                   // what the host reads
+    Region strips_;                         // routed experts
     uint64_t dense_bytes_ = 0;
     std::unique_ptr<DeviceModel> device_;
     uint64_t cache_bytes_ = 0, staging_bytes_ = 0;

@@ -82,7 +82,7 @@ void StreamBooks::add_stall(int layer, bool is_decode, double seconds) {
     (is_decode ? decode_ : prefill_)[static_cast<size_t>(layer)].stall_s += seconds;
 }
 
-void StreamBooks::write(Streamer::Stats& stats) const {
+void StreamBooks::write(StreamStats& stats) const {
     stats.decode = decode_;
     stats.prefill = prefill_;
     for (int layer = 0; layer < static_cast<int>(n_used_.size()); ++layer) stats.scores.push_back(predictor_->score(layer));

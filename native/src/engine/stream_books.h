@@ -9,7 +9,7 @@
 
 #include "cache/cache.h"
 #include "engine/policy_chooser.h"
-#include "engine/streamer.h"
+#include "engine/streaming.h"
 #include "predict/predictor.h"
 
 namespace moepic {
@@ -33,7 +33,7 @@ public:
     void add_stall(int layer, bool is_decode, double seconds);
 
     // Fills what the books know of the statistics; the rest is the lanes'.
-    void write(Streamer::Stats& stats) const;
+    void write(StreamStats& stats) const;
     void reset();
     const std::vector<double>& uses() const { return uses_; }
 
