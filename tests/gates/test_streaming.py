@@ -7,7 +7,7 @@ A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -245,7 +245,7 @@ def test_right_and_wrong_guesses_do_not_matter(right):
             return Run(found, model.stream_stats, 0)
 
     expected = forced(None)
-    stats = same(forced(StreamingOptions(always=True, cache=0)), expected)
+    stats = same(forced(StreamingOptions(always=True, cache=0, adapt=False)), expected)
     last = stats.decode[-1]
     if right:
         assert last.useful_bytes > 0
@@ -288,6 +288,23 @@ def test_an_emulated_link_and_a_cpu_lane_do_not_matter(baseline, name, kind, cpu
     assert "emulated" in stats.lane
     assert stats.total("n_link") > 0
     assert (stats.total("n_in_place") > 0) == cpu_lane
+
+
+def test_trying_out_what_pays_does_not_matter(baseline):
+    """Tokens with and without the CPU lane, then with and without prefetch, until both trials have decided."""
+    name, kind = "qwen3_moe_256", "q4_k"
+    expected = baseline(name, kind)
+    options = StreamingOptions(always=True, cache=expected.resident // 3, link_bytes_s=1e8, cpu_bytes_s=1e8)
+    stats = same(run(ordinary(name, kind), streaming=options, passes=2 * 256 // 12 + 1), expected)
+    assert stats.cpu_lane_cost != 0.0
+    assert stats.prefetch_cost != 0.0
+    assert bool(stats.cpu_lane_on) == (stats.cpu_lane_cost < 0.0)
+    assert stats.n_cpu_lane_off == (stats.cpu_lane_cost > 0.0)
+    assert stats.total("n_in_place") > 0
+    assert "tried         CPU lane: " in str(stats)
+    without = same(run(ordinary(name, kind), streaming=replace(options, adapt=False), passes=5), expected)
+    assert (without.prefetch_on, without.cpu_lane_on) == (1, 1)
+    assert without.prefetch_cost == without.cpu_lane_cost == 0.0
 
 
 def test_the_smallest_staging_is_enough(baseline):

@@ -133,7 +133,7 @@ int32_t synchronize(Stream stream) {
 
 int32_t make_event(Event* out) {
     cudaEvent_t event = nullptr;
-    const int32_t code = check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    const int32_t code = check(cudaEventCreateWithFlags(&event, cudaEventDefault), "making an event");
     *out = reinterpret_cast<Event>(event);
     return code;
 }
@@ -158,6 +158,13 @@ int32_t is_done(Event event, int32_t* out) {
 
 int32_t wait_host(Event event) {
     return check(cudaEventSynchronize(native(event)), "waiting for an event");
+}
+
+int32_t elapsed(Event from, Event to, double* seconds) {
+    float ms = 0.0f;
+    const int32_t code = check(cudaEventElapsedTime(&ms, native(from), native(to)), "timing between events");
+    *seconds = 1e-3 * static_cast<double>(ms);
+    return code;
 }
 
 int32_t copy(void* to, const void* from, size_t bytes, Stream stream) {

@@ -1,4 +1,7 @@
 // The table of a device library (device/api.h), and the one symbol it exports.
+#include "cuda/experts.h"
+#include "cuda/matmul.h"
+#include "cuda/quantize.h"
 #include "cuda/runtime.h"
 #include "device/api.h"
 
@@ -29,9 +32,17 @@ Api make_table() {
     api.wait = wait;
     api.is_done = is_done;
     api.wait_host = wait_host;
+    api.elapsed = elapsed;
     api.copy = copy;
     api.clear = clear;
     api.post = post;
+
+    api.quantize = quantize;
+    api.matmul = matmul;
+    api.expert_intermediate = expert_intermediate;
+    api.expert_down_few = expert_down_few;
+    api.expert_down_many = expert_down_many;
+    api.reduce = reduce;
     return api;
 }
 
