@@ -39,7 +39,9 @@ int32_t refuse(int32_t code, const char* text) {
 
 int32_t check(cudaError_t result, const char* what) {
     if (result == cudaSuccess) return kOk;
-    std::snprintf(t_error, sizeof t_error, "cuda: %s: %s", what, cudaGetErrorString(result));
+    const char* text = result == cudaErrorInsufficientDriver ? "this machine has no NVIDIA driver, or one older than this build's CUDA"
+                                                             : cudaGetErrorString(result);
+    std::snprintf(t_error, sizeof t_error, "cuda: %s: %s", what, text);
     (void)cudaGetLastError();  // or the next call would report it again
     switch (result) {
         case cudaErrorMemoryAllocation:
