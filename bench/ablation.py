@@ -69,9 +69,11 @@ def tier_of(name: str, machine: Machine, gpu_bytes_s: float, cpu_bytes_s: float)
     if name == "file":
         return Tier(name, machine)
     scale = machine.device_bytes_s / gpu_bytes_s
-    return Tier(
-        name, replace(machine, link_bytes_s=float(name) * 1e9 * scale, cpu_bytes_s=0.0), scale, cpu_bytes_s * scale
+    # What the machine file says of reads and of re-tiling is the file's.
+    link = replace(
+        machine, link_bytes_s=float(name) * 1e9 * scale, cpu_bytes_s=0.0, miss_latency_s=0.0, landing_bytes_s=0.0
     )
+    return Tier(name, link, scale, cpu_bytes_s * scale)
 
 
 def costs_of(subject: Subject, machine: Machine, recall: float) -> Costs:

@@ -93,6 +93,17 @@ def test_a_machine_that_changes_its_speed_does_not_look_like_a_difference() -> N
         assert found.is_on[-1], seed
 
 
+def test_tokens_that_lost_their_core_do_not_hide_a_difference() -> None:
+    """One token in fifteen takes a tenth of a second or more, on either side."""
+    for seed in range(20):
+        seconds, missing = tokens(MOST, seed)
+        rng = np.random.default_rng(100 + seed)
+        seconds = seconds + np.where(rng.random(MOST) < 1 / 15, rng.uniform(0.1, 0.5, MOST), 0.0)
+        found = run(seconds, missing, 0.15 * 20e-3)
+        assert found.decided_at < MOST, seed
+        assert not found.is_on[-1], seed
+
+
 def test_what_tokens_miss_is_not_taken_for_a_difference() -> None:
     """Tokens of the side that is on happen to miss twice as much; at equal bytes it is the better one."""
     n = LEAST

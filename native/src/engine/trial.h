@@ -5,14 +5,16 @@
 // speed, so only tokens near each other are compared. A block is four windows of tokens, with - without - without - with, and every second
 // block the other way round:
 //
-//   d_b = mean time with - mean time without, of block b         e_b = the same of missing bytes
-//   slope = seconds per missing byte, from all tokens about the means of their block and side
-//   cost  = mean of d_b - slope e_b, and its standard error from how blocks differ
+//   slope  seconds per missing byte, from all tokens about the means of their block and side
+//   d_b    mean of time - slope * bytes with it, less the same without, of block b
+//   cost   mean of d_b, and its standard error from how blocks differ
+//
+// A token that lost its core to another process says nothing about either side: what its bytes do not explain counts up to twice the
+// median.
 //
 // Pure: seconds and bytes come from the caller.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <vector>
 
@@ -36,24 +38,17 @@ public:
     int n_switched_off() const { return n_switched_off_; }
 
 private:
-    struct Side {  // of the current block
-        double s = 0.0, bytes = 0.0, bytes2 = 0.0, s_bytes = 0.0;
-    };
-    struct Difference {
+    struct Token {
         double s, bytes;
+        bool is_with;
     };
-    void end_block();
     void decide();
 
-    int token_ = 0;  // of the trial
-    int pause_ = 0;  // tokens left; 0: a trial is on
+    std::vector<Token> tokens_;  // of the trial
+    int pause_ = 0;              // tokens left; 0: a trial is on
     bool choice_ = true;
     double cost_ = 0.0;
     int n_switched_off_ = 0;
-    std::array<Side, 2> sides_{};  // without, with
-    std::vector<Difference> blocks_;
-    double without_s_ = 0.0;               // sum over the blocks of mean times without
-    double bytes2_ = 0.0, s_bytes_ = 0.0;  // about the means
 };
 
 }  // namespace moepic
