@@ -1,0 +1,49 @@
+// The table of a device library (device/api.h), and the one symbol it exports.
+#include "cuda/matmul.h"
+#include "cuda/quantize.h"
+#include "cuda/runtime.h"
+#include "device/api.h"
+
+namespace moepic::device {
+namespace {
+
+Api make_table() {
+    Api api{};
+    api.version = kApiVersion;
+    api.size = sizeof(Api);
+
+    api.last_error = last_error;
+    api.count = count;
+    api.open = open;
+    api.memory = memory;
+    api.allocate = allocate;
+    api.release = release;
+    api.allocate_host = allocate_host;
+    api.release_host = release_host;
+    api.pin = pin;
+    api.unpin = unpin;
+    api.make_stream = make_stream;
+    api.free_stream = free_stream;
+    api.synchronize = synchronize;
+    api.make_event = make_event;
+    api.free_event = free_event;
+    api.record = record;
+    api.wait = wait;
+    api.is_done = is_done;
+    api.wait_host = wait_host;
+    api.copy = copy;
+    api.clear = clear;
+    api.post = post;
+
+    api.quantize = quantize;
+    api.matmul = matmul;
+    return api;
+}
+
+}  // namespace
+}  // namespace moepic::device
+
+extern "C" __attribute__((visibility("default"))) const moepic::device::Api* moepic_device_api() {
+    static const moepic::device::Api table = moepic::device::make_table();
+    return &table;
+}
