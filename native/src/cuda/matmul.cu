@@ -14,7 +14,7 @@ namespace {
 
 // From here on the tokens go in groups of 32. Up to here each 16 tokens read the weights again; beyond, few rows occupy few warps.
 constexpr int64_t kManyTokens = 33;
-constexpr int kRowGroups = 4, kRowWarps = 8;
+constexpr int kRowGroups = 4, kRowWarps = kStageThreads / 32;
 
 struct ListJob {
     MatmulList list;
@@ -32,26 +32,33 @@ template <int groups>
 __global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.x));
     const MatmulJob& job = all.list.jobs[j];
-    const int64_t first = (static_cast<int64_t>(blockIdx.x) - all.first[j]) * all.tiles[j];
-    const int64_t left = (job.w.rows + ops::kTileRows - 1) / ops::kTileRows - first;
-    split_block<groups>(job, first, left < all.tiles[j] ? left : all.tiles[j], static_cast<int64_t>(blockIdx.y) * 8 * groups,
-                        all.list.n_tokens);
+    const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;
+    split_block<groups>(job, first, left < all.tiles[j] ? left : all.tiles[j], static_cast<int>(blockIdx.y) * 8 * groups,
+                        static_cast<int>(all.list.n_tokens));
 }
 
 __global__ void __launch_bounds__(32 * kRowWarps) rows_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.y));
     const MatmulJob& job = all.list.jobs[j];
-    const int64_t tile = (static_cast<int64_t>(blockIdx.y) - all.first[j]) * kRowWarps + threadIdx.x / 32;
-    if (tile * ops::kTileRows >= job.w.rows) return;
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * 8 * kRowGroups;
+    // The warps of a block share their activations, so a block stays within a group of rows.
+    const int index = static_cast<int>(blockIdx.y) - all.first[j], group_tiles = n_tiles_of(job) / static_cast<int>(job.n_group);
+    const int per_group = (group_tiles + kRowWarps - 1) / kRowWarps, group = index / per_group;
+    const int tile = group * group_tiles + (index - group * per_group) * kRowWarps + static_cast<int>(threadIdx.x / 32);
+    const int last = (group + 1) * group_tiles - 1;
+    const int first = static_cast<int>(blockIdx.x) * 8 * kRowGroups, n_tokens = static_cast<int>(all.list.n_tokens);
     const Lane lane = this_lane();
-    const LaneActs<kRowGroups> x({acts_of(job, tile), job.act_stride, nullptr, all.list.n_tokens}, first, lane);
     float sum[kRowGroups][4] = {};
-    sum_any_tile<kRowGroups>(job.w.type, job.w.data, job.w.cols, tile, x, lane, sum);
+    // Warps beyond the last tile stay for the barriers.
+    const int own = tile < last ? tile : last;
+    sum_any_tile_staged<kRowGroups>(job.w.type, job.w.data, static_cast<int>(job.w.cols), own, rows_of(job, own, n_tokens), first, lane,
+                                    shared_memory<uint32_t>(), sum);
+    if (tile > last) return;
+#pragma unroll
     for (int n = 0; n < kRowGroups; ++n) {
+#pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const int64_t token = first + 8 * n + 2 * lane.c + i % 2;
-            if (token < all.list.n_tokens) finish(job, tile * ops::kTileRows + 2 * lane.g + i / 2, token, sum[n][i]);
+            const int token = first + 8 * n + 2 * lane.c + i % 2;
+            if (token < n_tokens) finish(job, tile * ops::kTileRows + 2 * lane.g + i / 2, token, sum[n][i]);
         }
     }
 }
@@ -63,12 +70,15 @@ int32_t matmul(const MatmulList& list, Stream stream) {
     const bool many = list.n_tokens >= kManyTokens;
     for (int j = 0; j < list.n_jobs; ++j) {
         const ops::TiledMatrix& w = list.jobs[j].w;
+        const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
         all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
-        all.first[j + 1] = all.first[j] + static_cast<int32_t>((w.n_tiles() + all.tiles[j] - 1) / all.tiles[j]);
+        all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
     }
     const auto n_blocks = static_cast<unsigned>(all.first[list.n_jobs]);
     const auto token_blocks = [&](int64_t width) { return static_cast<unsigned>((list.n_tokens + width - 1) / width); };
-    if (many) return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(32 * kRowWarps), 0, stream, all);
+    if (many)
+        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(32 * kRowWarps), StagedActs<kRowGroups>::kSharedBytes,
+                      stream, all);
     if (list.n_tokens <= 8) return launch(split_kernel<1>, dim3(n_blocks), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
     return launch(split_kernel<2>, dim3(n_blocks, token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
 }

@@ -13,15 +13,21 @@ namespace moepic::device {
 
 inline constexpr int kSplitWarps = 8, kSplitThreads = 32 * kSplitWarps;
 
-// Rows of a job's group: job.n_group equal groups of whole tiles.
-__device__ inline int64_t group_rows(const MatmulJob& job) {
-    return job.w.rows / job.n_group;
+// A matrix has less than 2^31 rows, columns and blocks, so that indices in kernels are 32 bits wide; bytes are not.
+// Rows of a job's group: one of job.n_group equal groups of whole tiles.
+__device__ inline int group_rows(const MatmulJob& job) {
+    return static_cast<int>(job.w.rows) / static_cast<int>(job.n_group);
 }
-__device__ inline const std::byte* acts_of(const MatmulJob& job, int64_t tile) {
-    return job.n_group == 1 ? job.acts : job.acts + static_cast<size_t>(tile * ops::kTileRows / group_rows(job)) * job.act_group;
+__device__ inline int n_tiles_of(const MatmulJob& job) {
+    return (static_cast<int>(job.w.rows) + ops::kTileRows - 1) / ops::kTileRows;
+}
+// Activations that a tile meets.
+__device__ inline TokenRows rows_of(const MatmulJob& job, int tile, int n_tokens) {
+    const size_t group = job.n_group == 1 ? 0 : static_cast<size_t>(tile * ops::kTileRows / group_rows(job)) * job.act_group;
+    return {job.acts + group, static_cast<uint32_t>(job.act_stride), nullptr, n_tokens};
 }
 // A finished sum: + bias, and never a write beyond the last row.
-__device__ inline void finish(const MatmulJob& job, int64_t row, int64_t token, float sum) {
+__device__ inline void finish(const MatmulJob& job, int row, int token, float sum) {
     if (row >= job.w.rows) return;
     if (job.bias) sum += job.bias[row];
     float* y = job.y + token * job.y_stride;
@@ -47,37 +53,34 @@ inline constexpr size_t kSplitTermBytes = 32 << 10;
 // Terms, and where rows are longer than a chunk (one tile) the sums so far.
 inline constexpr size_t kSplitSharedBytes = kSplitTermBytes + 16 * ops::kTileRows * sizeof(float);
 
-// Tiles [first_tile, first_tile + n_tiles) for tokens [first_token, first_token + n), n <= 8 * groups.
+// Tiles [first_tile, first_tile + n_tiles) for tokens [first_token, first_token + n), n <= 8 * groups. A unit is a block of a tile.
 template <class T, int groups>
-__device__ inline void split_quantized(const MatmulJob& job, int64_t first_tile, int64_t n_tiles, int64_t first_token, int n,
-                                       int64_t n_tokens) {
+__device__ inline void split_quantized(const MatmulJob& job, int first_tile, int n_tiles, int first_token, int n, int n_tokens) {
     constexpr int units = kUnits<T, groups>, ahead = kUnitsAhead<T, groups>;
     static_assert(units * T::kTerms * 8 * groups * ops::kTileRows * sizeof(float2) <= kSplitTermBytes);
     auto* terms = shared_memory<float2>();  // [unit][term][token][row]
     auto* sums = reinterpret_cast<float*>(shared_memory<std::byte>() + kSplitTermBytes);
-    const int width = n * ops::kTileRows;
     const Lane lane = this_lane();
-    const int warp = static_cast<int>(threadIdx.x / 32);
-    const int64_t n_blocks = job.w.cols / T::kLen, total = n_tiles * n_blocks;
+    const int warp = static_cast<int>(threadIdx.x / 32), width = n * ops::kTileRows;
+    const int n_blocks = static_cast<int>(job.w.cols) / T::kLen, total = n_tiles * n_blocks;
 
     typename T::Raw raw[ahead];
-    const auto load = [&](int64_t unit) {
-        const int64_t u = unit < total ? unit : total - 1;
-        const std::byte* tile = job.w.data + (first_tile + u / n_blocks) * n_blocks * (T::kBody + T::kEnds);
-        const int64_t b = u % n_blocks;
-        return T::load(tile + b * T::kBody, tile + n_blocks * T::kBody + b * T::kEnds, lane);
+    const auto load = [&](int unit) {
+        const int u = unit < total ? unit : total - 1, tile = u / n_blocks, b = u - tile * n_blocks;
+        const std::byte* data = job.w.data + static_cast<int64_t>(first_tile + tile) * n_blocks * (T::kBody + T::kEnds);
+        return T::load(data + static_cast<int64_t>(b) * T::kBody, data + static_cast<int64_t>(n_blocks) * T::kBody + b * T::kEnds, lane);
     };
 #pragma unroll
     for (int i = 0; i < ahead; ++i) raw[i] = load(warp + i * kSplitWarps);
 
-    for (int64_t chunk = 0; chunk < total; chunk += units) {
+    for (int chunk = 0; chunk < total; chunk += units) {
 #pragma unroll
         for (int i = 0; i < ahead; ++i) {
-            const int64_t unit = chunk + warp + i * kSplitWarps;
+            const int unit = chunk + warp + i * kSplitWarps, tile = unit / n_blocks;
             if (unit >= total) break;
-            const LaneActs<groups> x({acts_of(job, first_tile + unit / n_blocks), job.act_stride, nullptr, n_tokens}, first_token, lane);
+            const DirectActs<groups> x(rows_of(job, first_tile + tile, n_tokens), first_token, lane);
             float2* to = terms + (unit - chunk) * T::kTerms * width + 2 * lane.g;
-            multiply<T, groups>(raw[i], x, unit % n_blocks, lane, [&](int term, int g, int j, float p, float q) {
+            multiply<T>(raw[i], x, unit - tile * n_blocks, lane, [&](int term, int g, int j, float p, float q) {
                 const int token = 8 * g + 2 * lane.c + j % 2;
                 if (token < n) to[(term * n + token) * ops::kTileRows + j / 2] = {p, q};
             });
@@ -85,12 +88,12 @@ __device__ inline void split_quantized(const MatmulJob& job, int64_t first_tile,
 #pragma unroll
         for (int i = 0; i < ahead; ++i) raw[i] = load(chunk + units + warp + i * kSplitWarps);
         __syncthreads();
-        for (int64_t chain = threadIdx.x; chain < n_tiles * width; chain += kSplitThreads) {
-            const int64_t tile = chain / width, at = chain % width;
-            const int64_t begin = tile * n_blocks > chunk ? tile * n_blocks : chunk;
-            const int64_t row_end = (tile + 1) * n_blocks, end = row_end < chunk + units ? row_end : chunk + units;
-            float acc = begin == tile * n_blocks ? 0.0f : sums[at];
-            for (int64_t u = (begin - chunk) * T::kTerms; u < (end - chunk) * T::kTerms; ++u) {
+        for (int chain = static_cast<int>(threadIdx.x); chain < n_tiles * width; chain += kSplitThreads) {
+            const int tile = chain / width, at = chain - tile * width;
+            const int row_begin = tile * n_blocks, begin = row_begin > chunk ? row_begin : chunk;
+            const int row_end = row_begin + n_blocks, end = row_end < chunk + units ? row_end : chunk + units;
+            float acc = begin == row_begin ? 0.0f : sums[at];
+            for (int u = (begin - chunk) * T::kTerms; u < (end - chunk) * T::kTerms; ++u) {
                 const float2 p = terms[u * width + at];
                 acc = __fmaf_rn(p.x, p.y, acc);
             }
@@ -106,51 +109,53 @@ __device__ inline void split_quantized(const MatmulJob& job, int64_t first_tile,
 // Floats: the chain over k cannot be shared out, so one tile's bytes come through shared memory with all threads' loads in flight, two
 // chunks deep, while a thread per (row, token) follows the chain: the latency of fma, 4 cycles a column, is the bound of a small matrix.
 template <class T>
-__device__ inline void split_floats(const MatmulJob& job, int64_t tile, int64_t first_token, int n, int64_t n_tokens) {
+__device__ inline void split_floats(const MatmulJob& job, int tile, int first_token, int n, int n_tokens) {
     constexpr int kVectors = 2;  // of 16 bytes, per thread and chunk
-    constexpr int64_t kChunkBytes = kVectors * 16 * kSplitThreads, chunk_cols = kChunkBytes / T::kBytes;
-    static_assert(2 * kChunkBytes <= static_cast<int64_t>(kSplitTermBytes));
+    constexpr int kChunkBytes = kVectors * 16 * kSplitThreads, chunk_cols = kChunkBytes / T::kBytes;
+    static_assert(2 * kChunkBytes <= kSplitTermBytes);
     auto* buffer = shared_memory<std::byte>();
-    const std::byte* data = job.w.data + tile * job.w.cols * T::kBytes;
     const int64_t bytes = job.w.cols * T::kBytes;
-    const auto thread = static_cast<int>(threadIdx.x);
+    const std::byte* data = job.w.data + tile * bytes;
+    const int cols = static_cast<int>(job.w.cols), thread = static_cast<int>(threadIdx.x);
 
     uint4 raw[kVectors];
-    const auto load = [&](int64_t chunk) {
+    const auto load = [&](int chunk) {
+#pragma unroll
         for (int i = 0; i < kVectors; ++i) {
-            const int64_t at = chunk * kChunkBytes + (i * kSplitThreads + thread) * 16;
+            const int64_t at = static_cast<int64_t>(chunk) * kChunkBytes + (i * kSplitThreads + thread) * 16;
             raw[i] = at < bytes ? __ldg(reinterpret_cast<const uint4*>(data + at)) : uint4{0, 0, 0, 0};
         }
     };
     const int row = thread % ops::kTileRows, token = thread / ops::kTileRows;
-    const TokenRows rows{acts_of(job, tile), job.act_stride, nullptr, n_tokens};
-    const auto* x = reinterpret_cast<const float*>(rows.of(first_token + token));
+    const TokenRows rows = rows_of(job, tile, n_tokens);
+    const auto* x = reinterpret_cast<const float*>(rows.acts + rows.offset(first_token + token));
     float acc = 0.0f;
     load(0);
-    for (int64_t chunk = 0; chunk * chunk_cols < job.w.cols; ++chunk) {
+    for (int chunk = 0; chunk * chunk_cols < cols; ++chunk) {
         std::byte* now = buffer + chunk % 2 * kChunkBytes;
+#pragma unroll
         for (int i = 0; i < kVectors; ++i) reinterpret_cast<uint4*>(now)[i * kSplitThreads + thread] = raw[i];
         load(chunk + 1);
         __syncthreads();  // also keeps writers one chunk from readers: they alternate between two buffers
-        const int64_t first = chunk * chunk_cols, left = job.w.cols - first, count = left < chunk_cols ? left : chunk_cols;
+        const int first = chunk * chunk_cols, count = cols - first < chunk_cols ? cols - first : chunk_cols;
         if (token < n) {
             const auto* w = reinterpret_cast<const typename T::Stored*>(now) + row;
 #pragma unroll 8
-            for (int64_t k = 0; k < count; ++k) acc = __fmaf_rn(T::value(w[k * ops::kTileRows]), __ldg(x + first + k), acc);
+            for (int k = 0; k < count; ++k) acc = __fmaf_rn(T::value(w[k * ops::kTileRows]), __ldg(x + first + k), acc);
         }
     }
     if (token < n) finish(job, tile * ops::kTileRows + row, first_token + token, acc);
 }
 
-// Tiles [first, first + n_tiles) of a job for up to 8 * groups tokens from first_token on. More tiles than one (tiles_per_block) only where
-// their blocks fit one chunk.
+// Tiles [first, first + n_tiles) of a job for up to 8 * groups tokens from first_token on, by a whole thread block with kSplitSharedBytes.
+// n_tiles as tiles_per_block has it: one, unless their blocks fit one chunk.
 template <int groups>
-__device__ inline void split_block(const MatmulJob& job, int64_t first, int64_t n_tiles, int64_t first_token, int64_t n_tokens) {
-    const int n = static_cast<int>(n_tokens - first_token < 8 * groups ? n_tokens - first_token : 8 * groups);
+__device__ inline void split_block(const MatmulJob& job, int first, int n_tiles, int first_token, int n_tokens) {
+    const int n = n_tokens - first_token < 8 * groups ? n_tokens - first_token : 8 * groups;
     with_type(job.w.type, [&](auto t) {
         using T = decltype(t);
         if constexpr (T::kLen == 1) {
-            for (int64_t tile = first; tile < first + n_tiles; ++tile) split_floats<T>(job, tile, first_token, n, n_tokens);
+            split_floats<T>(job, first, first_token, n, n_tokens);
         } else {
             split_quantized<T, groups>(job, first, n_tiles, first_token, n, n_tokens);
         }

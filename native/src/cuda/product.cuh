@@ -7,113 +7,67 @@
 // and the operand B it brings is that of token 8n + g. Integers are exact, so a block of weights gives each (row, token) one or two float
 // terms a b, in the order of tiles.h; the sum is acc = fma(a, b, acc) over them, blocks ascending. Whoever calls decides where the chain
 // runs: in the lane's registers when a warp walks a whole row (sum_tile), or elsewhere when blocks of a row are shared out (matmul.cu).
-//
-// Tokens beyond the last are the last one again: what they give is never written, and no lane branches.
 #pragma once
 
-#include "cuda/weights.cuh"
-#include "ops/cpu/activations.h"
+#include "cuda/acts.cuh"
 
 namespace moepic::device {
 
-// Rows of activations that the tokens [first, first + n) of a batch have.
-struct TokenRows {
-    const std::byte* acts;
-    size_t stride;
-    const int32_t* gather;  // token t has row gather[t]; null: row t
-    int64_t n_tokens;       // of the batch; at least 1
-    __device__ const std::byte* of(int64_t token) const {
-        const int64_t t = token < n_tokens ? token : n_tokens - 1;
-        return acts + static_cast<size_t>(gather ? gather[t] : t) * stride;
-    }
-};
-
-// The rows that a lane reads: codes of its own token, scales of those whose results it has.
-template <int groups>
-struct LaneActs {
-    const std::byte* own[groups];
-    const std::byte* result[groups][2];
-    __device__ LaneActs(const TokenRows& rows, int64_t first, Lane lane) {
-#pragma unroll
-        for (int n = 0; n < groups; ++n) {
-            own[n] = rows.of(first + 8 * n + lane.g);
-            result[n][0] = rows.of(first + 8 * n + 2 * lane.c);
-            result[n][1] = rows.of(first + 8 * n + 2 * lane.c + 1);
-        }
-    }
-};
-
-// Dwords c and c + 4 of 32 codes.
-__device__ inline void act_run(const int8_t* q, Lane lane, uint32_t (&b)[2]) {
-    const auto* words = reinterpret_cast<const uint32_t*>(q) + lane.c;
-    b[0] = __ldg(words);
-    b[1] = __ldg(words + 4);
-}
-
 // fold(term, n, i, a, b) for the terms of block `at`, in order.
-template <class T, int groups, class Fold>
-__device__ inline void multiply_32(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+template <class T, class X, class Fold>
+__device__ inline void multiply_32(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     uint32_t a[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = T::code(raw, 0, i, lane);
 #pragma unroll
-    for (int n = 0; n < groups; ++n) {
+    for (int n = 0; n < X::kGroups; ++n) {
         uint32_t b[2];
-        act_run(reinterpret_cast<const ops::Act32*>(x.own[n])[at].q, lane, b);
+        x.template run<32>(n, at, 0, b);
         int32_t sum[4] = {};
         mma_s8(sum, a, b);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const ops::Act32& act = reinterpret_cast<const ops::Act32*>(x.result[n][i % 2])[at];
-            fold(0, n, i, T::d(raw, i / 2) * __ldg(&act.d), static_cast<float>(sum[i]));
-            if constexpr (T::kMin) fold(1, n, i, T::min(raw, i / 2), __ldg(&act.s));
+            fold(0, n, i, T::d(raw, i / 2) * x.template d<32>(n, i % 2, at), static_cast<float>(sum[i]));
+            if constexpr (T::kMin) fold(1, n, i, T::min(raw, i / 2), x.s(n, i % 2, at));
         }
     }
 }
 
 // sum over sub-blocks of minimum * sum of activations: a product as well, with sums of up to 13 bits in two halves of 7 and 6.
-template <class T, int groups, class Fold>
-__device__ inline void multiply_mins(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
-    static_assert(127 * 32 < 1 << 13);
+template <class T, class X, class Fold>
+__device__ inline void multiply_mins(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     const uint32_t a[4] = {T::mins(raw, 0, lane), T::mins(raw, 1, lane), 0, 0};
 #pragma unroll
-    for (int n = 0; n < groups; ++n) {
-        const ops::Act256& own = reinterpret_cast<const ops::Act256*>(x.own[n])[at];
-        // Four sums in the order 0 2 1 3: shifting the second pair by a byte puts them in order. With 8 sub-blocks, lanes from c = 2 on
-        // have minimums of 0 and read the sums of c - 2.
-        const int four = T::kSubs == 16 ? lane.c : lane.c % 2;
-        const auto* sums = reinterpret_cast<const uint32_t*>(T::kSubs == 16 ? own.sum16 : own.sum32) + 2 * four;
-        const uint32_t even = __ldg(sums), odd = __ldg(sums + 1);
-        const uint32_t low[2] = {(even & 0x007f007fu) | (odd & 0x007f007fu) << 8, 0};
-        const uint32_t high[2] = {((even >> 7) & 0x00ff00ffu) | ((odd >> 7) & 0x00ff00ffu) << 8, 0};
+    for (int n = 0; n < X::kGroups; ++n) {
+        uint32_t low[2] = {}, high[2] = {};
+        x.template sums<T::kSubs>(n, at, low[0], high[0]);
         int32_t sum[4] = {}, sum_high[4] = {};
         mma_s8(sum, a, low);
         mma_s8(sum_high, a, high);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float dx = __ldg(&reinterpret_cast<const ops::Act256*>(x.result[n][i % 2])[at].d);
-            fold(0, n, i, T::min(raw, i / 2) * dx, static_cast<float>(-(sum[i] + sum_high[i] * 128)));
+            fold(0, n, i, T::min(raw, i / 2) * x.template d<256>(n, i % 2, at), static_cast<float>(-(sum[i] + sum_high[i] * 128)));
         }
     }
 }
 
-template <class T, int groups, class Fold>
-__device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
-    if constexpr (T::kMin) multiply_mins<T, groups>(raw, x, at, lane, fold);
+template <class T, class X, class Fold>
+__device__ inline void multiply_256(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
+    if constexpr (T::kMin) multiply_mins<T>(raw, x, at, lane, fold);
     constexpr int parts = T::kSubs / 8;  // of a run
     uint32_t scales[2][T::kSubs / 4];
     T::scales(raw, 0, scales[0]);
     T::scales(raw, 1, scales[1]);
-    int32_t sum[groups][4] = {};
+    int32_t sum[X::kGroups][4] = {};
 #pragma unroll
     for (int run = 0; run < 8; ++run) {
         uint32_t a[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[i] = T::code(raw, run, i, lane);
 #pragma unroll
-        for (int n = 0; n < groups; ++n) {
+        for (int n = 0; n < X::kGroups; ++n) {
             uint32_t b[2];
-            act_run(reinterpret_cast<const ops::Act256*>(x.own[n])[at].q + 32 * run, lane, b);
+            x.template run<256>(n, at, run, b);
 #pragma unroll
             for (int part = 0; part < parts; ++part) {
                 int32_t dot[4] = {};
@@ -128,46 +82,47 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const LaneActs<g
         }
     }
 #pragma unroll
-    for (int n = 0; n < groups; ++n) {
+    for (int n = 0; n < X::kGroups; ++n) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const float dx = __ldg(&reinterpret_cast<const ops::Act256*>(x.result[n][i % 2])[at].d);
-            fold(T::kTerms - 1, n, i, T::d(raw, i / 2) * dx, static_cast<float>(sum[n][i]));
+            fold(T::kTerms - 1, n, i, T::d(raw, i / 2) * x.template d<256>(n, i % 2, at), static_cast<float>(sum[n][i]));
         }
     }
 }
 
-template <class T, int groups, class Fold>
-__device__ inline void multiply(const typename T::Raw& raw, const LaneActs<groups>& x, int64_t at, Lane lane, Fold fold) {
+template <class T, class X, class Fold>
+__device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     if constexpr (T::kLen == 32)
-        multiply_32<T, groups>(raw, x, at, lane, fold);
+        multiply_32<T>(raw, x, at, lane, fold);
     else
-        multiply_256<T, groups>(raw, x, at, lane, fold);
+        multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp asks for before it computes: some 2 KiB in any type.
-template <class T>
-inline constexpr int kAhead = T::kLen == 32 ? 4 : 1;
-
-// acc = a whole tile of n_blocks blocks times the tokens; the next blocks are on their way while one is computed.
+// Blocks of a tile that a warp asks for before it computes. With few tokens bytes on their way count, and registers are there for some 4
+// KiB of them; with many, other warps' products fill the wait.
 template <class T, int groups>
-__device__ inline void sum_tile(const std::byte* tile, int64_t n_blocks, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
+inline constexpr int kAhead = (T::kLen == 32 ? 8 : 2) / (groups == 1 ? 1 : 2);
+
+// acc = a whole tile of n_blocks blocks times the tokens.
+template <class T, class X>
+__device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane lane, float (&acc)[X::kGroups][4]) {
+    constexpr int ahead = kAhead<T, X::kGroups>;
     const std::byte* ends = tile + n_blocks * T::kBody;
-    const auto load = [&](int64_t b) {
-        const int64_t at = b < n_blocks ? b : n_blocks - 1;
+    const auto load = [&](int b) {
+        const int at = b < n_blocks ? b : n_blocks - 1;
         return T::load(tile + at * T::kBody, ends + at * T::kEnds, lane);
     };
-    typename T::Raw raw[kAhead<T>];
+    typename T::Raw raw[ahead];
 #pragma unroll
-    for (int i = 0; i < kAhead<T>; ++i) raw[i] = load(i);
-    for (int64_t b = 0; b < n_blocks; b += kAhead<T>) {
+    for (int i = 0; i < ahead; ++i) raw[i] = load(i);
+    for (int b = 0; b < n_blocks; b += ahead) {
 #pragma unroll
-        for (int i = 0; i < kAhead<T>; ++i) {
+        for (int i = 0; i < ahead; ++i) {
             if (b + i >= n_blocks) break;
+            x.template advance<T>(b + i, n_blocks);
             const typename T::Raw block = raw[i];
-            raw[i] = load(b + i + kAhead<T>);
-            multiply<T, groups>(block, x, b + i, lane,
-                                [&](int, int n, int j, float p, float q) { acc[n][j] = __fmaf_rn(p, q, acc[n][j]); });
+            raw[i] = load(b + i + ahead);
+            multiply<T>(block, x, b + i, lane, [&](int, int n, int j, float p, float q) { acc[n][j] = __fmaf_rn(p, q, acc[n][j]); });
         }
     }
 }
@@ -179,12 +134,12 @@ __device__ inline void sum_tile(const std::byte* tile, int64_t n_blocks, const L
 inline constexpr int kFloatAhead = 8;
 
 template <class T, int groups>
-__device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const LaneActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
+__device__ inline void sum_float_tile(const std::byte* tile, int cols, const DirectActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
     typename T::Pair next[kFloatAhead];
-    const auto load = [&](int64_t k) { return T::load(tile, k < cols ? k : cols - 1, lane); };
+    const auto load = [&](int k) { return T::load(tile, k < cols ? k : cols - 1, lane); };
 #pragma unroll
     for (int i = 0; i < kFloatAhead; ++i) next[i] = load(i);
-    for (int64_t k = 0; k < cols; k += kFloatAhead) {
+    for (int k = 0; k < cols; k += kFloatAhead) {
 #pragma unroll
         for (int i = 0; i < kFloatAhead; ++i) {
             if (k + i >= cols) break;
@@ -192,8 +147,7 @@ __device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const
             next[i] = load(k + i + kFloatAhead);
 #pragma unroll
             for (int n = 0; n < groups; ++n) {
-                const float v[2] = {__ldg(reinterpret_cast<const float*>(x.result[n][0]) + k + i),
-                                    __ldg(reinterpret_cast<const float*>(x.result[n][1]) + k + i)};
+                const float v[2] = {x.x(n, 0, k + i), x.x(n, 1, k + i)};
 #pragma unroll
                 for (int j = 0; j < 4; ++j) acc[n][j] = __fmaf_rn(w[j / 2], v[j % 2], acc[n][j]);
             }
@@ -201,17 +155,35 @@ __device__ inline void sum_float_tile(const std::byte* tile, int64_t cols, const
     }
 }
 
-// acc = a tile of any type times the tokens.
+// ---- any type -------------------------------------------------------------------------------------------------------------------------
+
+// acc = tile `tile` of weights [.., cols] times the tokens first .. of rows, by a warp alone.
 template <int groups>
-__device__ inline void sum_any_tile(Type type, const std::byte* weights, int64_t cols, int64_t tile, const LaneActs<groups>& x, Lane lane,
-                                    float (&acc)[groups][4]) {
+__device__ inline void sum_any_tile(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows, int first,
+                                    Lane lane, float (&acc)[groups][4]) {
+    DirectActs<groups> x(rows, first, lane);
+    with_type(type, [&](auto t) {
+        using T = decltype(t);
+        if constexpr (T::kLen == 1)
+            sum_float_tile<T, groups>(weights + tile * cols * T::kBytes, cols, x, lane, acc);
+        else
+            sum_tile<T>(weights + tile * (cols / T::kLen) * (T::kBody + T::kEnds), cols / T::kLen, x, lane, acc);
+    });
+}
+
+// The same by all warps of a block at once, each with a tile of its own, over activations staged in shared memory. Floats are not: their
+// bound is the chain of fma.
+template <int groups>
+__device__ inline void sum_any_tile_staged(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows, int first,
+                                           Lane lane, uint32_t* shared, float (&acc)[groups][4]) {
     with_type(type, [&](auto t) {
         using T = decltype(t);
         if constexpr (T::kLen == 1) {
+            const DirectActs<groups> x(rows, first, lane);
             sum_float_tile<T, groups>(weights + tile * cols * T::kBytes, cols, x, lane, acc);
         } else {
-            const int64_t n_blocks = cols / T::kLen;
-            sum_tile<T, groups>(weights + tile * n_blocks * (T::kBody + T::kEnds), n_blocks, x, lane, acc);
+            StagedActs<groups> x(rows, first, lane, shared);
+            sum_tile<T>(weights + tile * (cols / T::kLen) * (T::kBody + T::kEnds), cols / T::kLen, x, lane, acc);
         }
     });
 }

@@ -1,6 +1,7 @@
 // The table of a device library (device/api.h), and the one symbol it exports.
 #include "cuda/attention.h"
 #include "cuda/elementwise.h"
+#include "cuda/experts.h"
 #include "cuda/heads.h"
 #include "cuda/kv.h"
 #include "cuda/matmul.h"
@@ -60,6 +61,10 @@ Api make_table() {
     api.delta_gates = delta_gates;
     api.delta_rule = delta_rule;
     api.route = route;
+    api.expert_intermediate = expert_intermediate;
+    api.expert_down_few = expert_down_few;
+    api.expert_down_many = expert_down_many;
+    api.reduce = reduce;
     return api;
 }
 

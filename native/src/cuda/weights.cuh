@@ -264,7 +264,7 @@ struct Floats {
     struct alignas(2 * sizeof(S)) Pair {
         S row[2];
     };
-    __device__ static Pair load(const std::byte* tile, int64_t k, Lane lane) {
+    __device__ static Pair load(const std::byte* tile, int k, Lane lane) {
         return reinterpret_cast<const Pair*>(tile + k * kBytes)[lane.g];
     }
 };
@@ -315,6 +315,13 @@ __device__ inline void with_type(Type type, Visit visit) {
         case Type::mxfp4:
             return visit(MXFP4{});
     }
+}
+
+// Which form of activations (ops::ActKind, an index of Acts) a type meets.
+__device__ inline int act_kind_of(Type type) {
+    int kind = 0;
+    with_type(type, [&](auto t) { kind = decltype(t)::kLen == 1 ? 0 : decltype(t)::kLen == 32 ? 1 : 2; });
+    return kind;
 }
 
 }  // namespace moepic::device
