@@ -3,8 +3,9 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
-#include <memory>
+#include <map>
 #include <mutex>
+#include <string>
 
 namespace moepic::device {
 namespace {
@@ -26,8 +27,7 @@ std::string own_folder() {
     return slash == std::string::npos ? "." : path.substr(0, slash);
 }
 
-std::unique_ptr<Library> load(Kind kind, const std::string& folder) {
-    const std::string path = (folder.empty() ? own_folder() : folder) + '/' + file_name(kind);
+Library load(Kind kind, const std::string& path) {
     if (access(path.c_str(), F_OK) != 0)
         fail(Code::device, "device: '", path, "' does not exist; this build has no such device (", how_to_build(kind), ')');
     void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -38,7 +38,7 @@ std::unique_ptr<Library> load(Kind kind, const std::string& folder) {
     if (api->version != kApiVersion || api->size != sizeof(Api))
         fail(Code::device, "device: '", path, "' has table version ", api->version, " of ", api->size, " bytes, expected ", kApiVersion,
              " of ", sizeof(Api), "; build both libraries from one source tree");
-    return std::make_unique<Library>(kind, path, api);
+    return Library(kind, path, api);
 }
 
 }  // namespace
@@ -60,11 +60,12 @@ Info Library::open(int32_t index) const {
 
 const Library& open_library(Kind kind, const std::string& folder) {
     static std::mutex mutex;
-    static std::unique_ptr<Library> opened[2];
+    static std::map<std::string, Library> opened;
+    const std::string path = (folder.empty() ? own_folder() : folder) + '/' + file_name(kind);
     const std::lock_guard lock(mutex);
-    std::unique_ptr<Library>& library = opened[static_cast<int>(kind)];
-    if (library == nullptr) library = load(kind, folder);
-    return *library;
+    auto found = opened.find(path);
+    if (found == opened.end()) found = opened.emplace(path, load(kind, path)).first;
+    return found->second;
 }
 
 }  // namespace moepic::device

@@ -35,7 +35,7 @@ private:
     const Api* api_;
 };
 
-// The library of a kind, opened once per process and never closed. `folder` is where it lies; empty: beside this library. Throws
+// The library of a kind, opened once per path and never closed. `folder` is where it lies; empty: beside this library. Throws
 // Error(device) if it is not there, can't be loaded, or has another table than this build. From any thread.
 const Library& open_library(Kind kind, const std::string& folder = {});
 

@@ -8,7 +8,9 @@
 #include <sstream>
 #include <vector>
 
+#include "base/error.h"
 #include "fiber.h"
+#include "random.h"
 #include "sanitizers.h"
 
 thread_local uint3 threadIdx, blockIdx;
@@ -40,16 +42,7 @@ struct Thread {
 std::string place(const Where& where) {
     const char* file = where.file_name();
     if (const char* slash = std::strrchr(file, '/')) file = slash + 1;
-    std::ostringstream out;
-    out << file << ':' << where.line();
-    return std::move(out).str();
-}
-
-template <class... Parts>
-std::string text(const Parts&... parts) {
-    std::ostringstream out;
-    (out << ... << parts);
-    return std::move(out).str();
+    return cat(file, ':', where.line());
 }
 
 std::string hex(uint32_t mask) {
@@ -75,8 +68,8 @@ private:
     static void body(void* processor) { static_cast<Processor*>(processor)->run_thread(); }
     void prepare(const Grid& grid, uint64_t index);
     void run_thread();
+    void check_leaving(const Thread& self);
     void make_ready(Thread& thread);
-    void resume(Thread& thread);
     Thread* take_ready();
     void wait(Wait what);
     void complete(Collective kind, uint32_t mask, Thread* warp);
@@ -85,6 +78,10 @@ private:
     Fiber home_;  // where run() waits while the block's threads run
     std::vector<Thread> threads_;
     size_t n_threads_ = 0;
+    struct Warp {
+        uint32_t waiting, gone;  // lanes in a collective; lanes that have left
+    };
+    std::vector<Warp> warps_;
     std::vector<Thread*> ready_;  // a ring: a thread is in it at most once
     size_t ready_first_ = 0, n_ready_ = 0;
     Thread* current_ = nullptr;
@@ -100,13 +97,6 @@ private:
     char end_token_ = 0;
 };
 
-uint64_t next_random(uint64_t& state) {  // splitmix64
-    uint64_t z = state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 void Processor::prepare(const Grid& grid, uint64_t index) {
     grid_ = &grid;
     n_threads_ = size_t{grid.block.x} * grid.block.y * grid.block.z;
@@ -115,6 +105,7 @@ void Processor::prepare(const Grid& grid, uint64_t index) {
         threads_.back().fiber = std::make_unique<Fiber>(&Processor::body);
     }
     ready_.resize(n_threads_);
+    warps_.assign((n_threads_ + kWarp - 1) / kWarp, {0, 0});
     ready_first_ = n_ready_ = n_at_barrier_ = n_gone_ = 0;
     failure_.clear();
 
@@ -131,8 +122,8 @@ void Processor::prepare(const Grid& grid, uint64_t index) {
         thread.fiber->restart(this);
         make_ready(thread);
     }
-    uint64_t random = grid.seed + index;
-    for (size_t i = n_threads_; i > 1; --i) std::swap(ready_[i - 1], ready_[next_random(random) % i]);
+    const uint64_t seed = random_of(grid.seed + index);
+    for (size_t i = n_threads_; i > 1; --i) std::swap(ready_[i - 1], ready_[random_of(seed + i) % i]);
 }
 
 std::string Processor::run(const Grid& grid, uint64_t index) {
@@ -157,25 +148,30 @@ void Processor::run_thread() {
     take(const_cast<Grid*>(grid_));
     grid_->kernel();
     Thread& self = *current_;
-    if (n_at_barrier_ > 0) {
-        for (size_t i = 0; i < n_threads_; ++i)
-            if (threads_[i].wait == Wait::barrier)
-                fail(text("thread ", self.number, " left while thread ", i, " waits at __syncthreads (", place(threads_[i].where), ")"));
-    }
-    const int own_lane = self.number % kWarp;
-    for (size_t i = self.number - own_lane; i < n_threads_ && i < static_cast<size_t>(self.number - own_lane + kWarp); ++i)
-        if (threads_[i].wait == Wait::collective && (threads_[i].mask >> own_lane & 1) != 0)
-            fail(text("thread ", self.number, " left while thread ", i, " waits for it in ",
-                      kCollectiveNames[static_cast<int>(threads_[i].kind)], " (", place(threads_[i].where), "), mask ",
-                      hex(threads_[i].mask)));
+    check_leaving(self);
     self.wait = Wait::gone;
     ++n_gone_;
+    warps_[self.number / kWarp].gone |= 1u << self.number % kWarp;
     give(&end_token_);
     Thread* next = take_ready();
     if (next == nullptr) self.fiber->leave_to(home_);
     current_ = next;
     threadIdx = next->index;
     self.fiber->leave_to(*next->fiber);
+}
+
+// Nobody may be waiting for a thread that leaves.
+void Processor::check_leaving(const Thread& self) {
+    for (size_t i = 0; n_at_barrier_ > 0 && i < n_threads_; ++i)
+        if (threads_[i].wait == Wait::barrier)
+            fail(cat("thread ", self.number, " left while thread ", i, " waits at __syncthreads (", place(threads_[i].where), ")"));
+    const int lane = self.number % kWarp;
+    for (uint32_t others = warps_[self.number / kWarp].waiting; others != 0; others &= others - 1) {
+        const Thread& other = threads_[self.number - lane + std::countr_zero(others)];
+        if ((other.mask >> lane & 1) != 0)
+            fail(cat("thread ", self.number, " left while thread ", other.number, " waits for it in ",
+                     kCollectiveNames[static_cast<int>(other.kind)], " (", place(other.where), "), mask ", hex(other.mask)));
+    }
 }
 
 void Processor::make_ready(Thread& thread) {
@@ -196,6 +192,7 @@ Thread* Processor::take_ready() {
 void Processor::wait(Wait what) {
     Thread& self = *current_;
     self.wait = what;
+    give(&end_token_);  // for the case that it is never resumed
     Thread* next = take_ready();
     if (next == nullptr) {
         self.fiber->switch_to(home_);  // nobody can go on; not resumed
@@ -208,6 +205,7 @@ void Processor::wait(Wait what) {
 
 void Processor::fail(const std::string& what) {
     failure_ = what;
+    give(&end_token_);
     current_->fiber->switch_to(home_);  // the block is abandoned where it stands
     __builtin_trap();
 }
@@ -216,15 +214,15 @@ void Processor::barrier(Where where) {
     Thread& self = *current_;
     self.where = where;
     if (n_gone_ > 0)
-        fail(text("thread ", self.number, " reached __syncthreads (", place(where), ") after ", n_gone_, " threads of its block had left"));
+        fail(cat("thread ", self.number, " reached __syncthreads (", place(where), ") after ", n_gone_, " threads of its block had left"));
     if (n_at_barrier_ > 0) {
         // One that waits stands for all: each was compared with another when it came.
         for (size_t i = 0; i < n_threads_; ++i) {
             const Thread& other = threads_[i];
             if (other.wait != Wait::barrier) continue;
             if (other.where.line() != where.line() || std::strcmp(other.where.file_name(), where.file_name()) != 0)
-                fail(text("thread ", self.number, " is at __syncthreads (", place(where), "), thread ", i, " at another (",
-                          place(other.where), ")"));
+                fail(cat("thread ", self.number, " is at __syncthreads (", place(where), "), thread ", i, " at another (",
+                         place(other.where), ")"));
             break;
         }
     }
@@ -251,40 +249,65 @@ void Processor::collect(Collective kind, uint32_t mask, Where where) {
     const int n_lanes = static_cast<int>(std::min<size_t>(kWarp, n_threads_ - (self.number - own_lane)));
     const char* name = kCollectiveNames[static_cast<int>(kind)];
     if ((mask >> own_lane & 1) == 0)
-        fail(text("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), ", which lacks it"));
+        fail(cat("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), ", which lacks it"));
     if (n_lanes < kWarp && mask >> n_lanes != 0)
-        fail(text(name, " (", place(where), ") has mask ", hex(mask), ", but the warp has ", n_lanes, " lanes: the block has ", n_threads_,
-                  " threads"));
+        fail(cat(name, " (", place(where), ") has mask ", hex(mask), ", but the warp has ", n_lanes, " lanes: the block has ", n_threads_,
+                 " threads"));
     self.kind = kind;
     self.mask = mask;
     self.where = where;
     self.token = nullptr;
+    Warp& state = warps_[self.number / kWarp];
+    if (const uint32_t gone = state.gone & mask; gone != 0)
+        fail(cat("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), ", but lane ", std::countr_zero(gone),
+                 " has left"));
     uint32_t here = 1u << own_lane;
-    for (int l = 0; l < n_lanes; ++l) {
-        const Thread& other = warp[l];
-        if (other.wait == Wait::gone && (mask >> l & 1) != 0)
-            fail(text("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), ", but lane ", l, " has left"));
-        if (other.wait != Wait::collective || (other.mask & mask) == 0) continue;
+    for (uint32_t others = state.waiting & mask; others != 0; others &= others - 1) {
+        const Thread& other = warp[std::countr_zero(others)];
+        // Lanes that don't wait for each other may still meet, after what they wait for first.
+        if ((other.mask >> own_lane & 1) == 0) continue;
         if (other.kind != kind || other.mask != mask)
-            fail(text("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), " while lane ", l, " waits in ",
-                      kCollectiveNames[static_cast<int>(other.kind)], " (", place(other.where), ") with mask ", hex(other.mask)));
-        here |= 1u << l;
+            fail(cat("lane ", own_lane, " calls ", name, " (", place(where), ") with mask ", hex(mask), " while lane ",
+                     std::countr_zero(others), " waits in ", kCollectiveNames[static_cast<int>(other.kind)], " (", place(other.where),
+                     ") with mask ", hex(other.mask)));
+        here |= 1u << (other.number % kWarp);
         self.token = other.token;
     }
     if (self.token == nullptr) self.token = &warp_tokens_[warp_turn_++ % sizeof warp_tokens_];
     char* token = self.token;
     if (kind == Collective::sync) give(token);
     if (here != mask) {
+        state.waiting |= 1u << own_lane;
         wait(Wait::collective);
     } else {
         complete(kind, mask, warp);
-        for (int l = 0; l < n_lanes; ++l) {
-            if (l == own_lane || (mask >> l & 1) == 0) continue;
-            warp[l].wait = Wait::no;
-            make_ready(warp[l]);
+        state.waiting &= ~mask;
+        for (uint32_t others = mask & ~(1u << own_lane); others != 0; others &= others - 1) {
+            Thread& other = warp[std::countr_zero(others)];
+            other.wait = Wait::no;
+            make_ready(other);
         }
     }
     if (kind == Collective::sync) take(token);
+}
+
+// The product that simt_nvcc.h draws: fragments to matrices, and each lane its four sums.
+void multiply(Thread* warp) {
+    int8_t a[16][32], b[8][32];  // b by columns
+    for (int l = 0; l < kWarp; ++l) {
+        const int g = l / 4, k = l % 4 * 4;
+        for (int i = 0; i < 4; ++i) std::memcpy(&a[g + i % 2 * 8][k + i / 2 * 16], &warp[l].a[i], 4);
+        for (int i = 0; i < 2; ++i) std::memcpy(&b[g][k + i * 16], &warp[l].b[i], 4);
+    }
+    for (int l = 0; l < kWarp; ++l) {
+        for (int i = 0; i < 4; ++i) {
+            const int8_t *row = a[l / 4 + i / 2 * 8], *col = b[l % 4 * 2 + i % 2];
+            int32_t sum = 0;
+            for (int k = 0; k < 32; ++k) sum += row[k] * col[k];
+            warp[l].d[i] =
+                static_cast<int32_t>(static_cast<uint32_t>(warp[l].d[i]) + static_cast<uint32_t>(sum));  // wraps, as hardware does
+        }
+    }
 }
 
 // All lanes are here: works out what each gets.
@@ -306,18 +329,7 @@ void Processor::complete(Collective kind, uint32_t mask, Thread* warp) {
                 if ((mask >> l & 1) != 0) warp[l].value = votes;
             break;
         case Collective::multiply:
-            for (int l = 0; l < kWarp; ++l) {
-                for (int i = 0; i < 4; ++i) {
-                    const int row_lane = l / 4 * 4, col_lane = (l % 4 * 2 + i % 2) * 4;
-                    uint32_t sum = static_cast<uint32_t>(warp[l].d[i]);  // wraps, as the hardware does
-                    for (int k = 0; k < 32; ++k) {
-                        const uint32_t a = warp[row_lane + k / 4 % 4].a[k / 16 * 2 + i / 2], b = warp[col_lane + k / 4 % 4].b[k / 16];
-                        sum +=
-                            static_cast<uint32_t>(int{static_cast<int8_t>(a >> (k % 4 * 8))} * int{static_cast<int8_t>(b >> (k % 4 * 8))});
-                    }
-                    warp[l].d[i] = static_cast<int32_t>(sum);
-                }
-            }
+            multiply(warp);
             break;
     }
 }
@@ -349,7 +361,11 @@ char g_fence_token;
 }  // namespace
 
 std::string run_block(const Grid& grid, uint64_t index) {
-    return processor().run(grid, index);
+    try {
+        return processor().run(grid, index);
+    } catch (const std::bad_alloc&) {
+        return "the host has no memory for the stacks or the shared memory of a block";
+    }
 }
 
 void* shared_data() {
@@ -390,7 +406,7 @@ void multiply_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 }
 
 void trap(Where where) {
-    processor().fail(text("__trap (", place(where), ") in thread ", processor().running().number));
+    processor().fail(cat("__trap (", place(where), ") in thread ", processor().running().number));
 }
 
 void fence() {

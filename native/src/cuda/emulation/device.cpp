@@ -18,12 +18,12 @@ Device& Device::get() {
     return device;
 }
 
-Options Device::options() const {
+SimtOptions Device::options() const {
     const std::lock_guard lock(mutex_);
     return options_;
 }
 
-void Device::set_options(const Options& options) {
+void Device::set_options(const SimtOptions& options) {
     const std::lock_guard lock(mutex_);
     options_ = options;
     counters_.n_launches = counters_.n_copies = 0;
@@ -31,30 +31,30 @@ void Device::set_options(const Options& options) {
     has_failed_.store(false, std::memory_order_release);
 }
 
-Counters Device::counters() const {
+SimtCounters Device::counters() const {
     const std::lock_guard lock(mutex_);
     return counters_;
 }
 
-bool Device::counts_down(int32_t Options::* left) {
+bool Device::counts_down(int32_t SimtOptions::* left) {
     return options_.*left > 0 && --(options_.*left) == 0;
 }
 
 bool Device::fails_allocation() {
     const std::lock_guard lock(mutex_);
-    return counts_down(&Options::failing_allocation);
+    return counts_down(&SimtOptions::failing_allocation);
 }
 
 bool Device::fails_copy() {
     const std::lock_guard lock(mutex_);
     ++counters_.n_copies;
-    return counts_down(&Options::failing_copy);
+    return counts_down(&SimtOptions::failing_copy);
 }
 
 bool Device::fails_launch() {
     const std::lock_guard lock(mutex_);
     ++counters_.n_launches;
-    return counts_down(&Options::failing_launch);
+    return counts_down(&SimtOptions::failing_launch);
 }
 
 void Device::add(void* data, size_t bytes, Memory kind) {
@@ -96,7 +96,7 @@ std::string Device::why_outside(const void* data, size_t bytes) const {
         if (begin - at < allocation.bytes || (bytes == 0 && begin == at)) {
             const size_t left = allocation.bytes - (begin - at);
             if (bytes <= left) return {};
-            return text("ends ", bytes - left, " bytes beyond its allocation of ", allocation.bytes, " bytes");
+            return cat("ends ", bytes - left, " bytes beyond its allocation of ", allocation.bytes, " bytes");
         }
     }
     return "is neither memory of the device nor pinned memory of the host (never allocated, or freed)";
@@ -172,10 +172,10 @@ cudaError_t cudaSetDevice(int device) {
     return cudaSuccess;
 }
 
-void moepic_simt_set_options(const Options* options) {
+void moepic_simt_set_options(const SimtOptions* options) {
     Device::get().set_options(*options);
 }
 
-void moepic_simt_counters(Counters* out) {
+void moepic_simt_counters(SimtCounters* out) {
     *out = Device::get().counters();
 }

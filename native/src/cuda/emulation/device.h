@@ -5,13 +5,15 @@
 #include <cstdint>
 #include <map>
 #include <mutex>
-#include <sstream>
 #include <string>
 
+#include "base/error.h"
 #include "cuda_runtime.h"
-#include "options.h"
+#include "device/simt_options.h"
 
 namespace moepic::simt {
+
+using device::SimtCounters, device::SimtOptions;
 
 enum class Memory { device, pinned, registered };  // ours, ours for both sides, the caller's
 
@@ -19,9 +21,9 @@ class Device {
 public:
     static Device& get();  // lives as long as the process: streams may outlast every static
 
-    Options options() const;
-    void set_options(const Options& options);
-    Counters counters() const;
+    SimtOptions options() const;
+    void set_options(const SimtOptions& options);
+    SimtCounters counters() const;
 
     // Is this the call that shall fail? Counts calls.
     bool fails_allocation();
@@ -45,11 +47,11 @@ private:
         size_t bytes;
         Memory kind;
     };
-    bool counts_down(int32_t Options::* left);
+    bool counts_down(int32_t SimtOptions::* left);
 
     mutable std::mutex mutex_;  // of all below
-    Options options_;
-    Counters counters_{};
+    SimtOptions options_;
+    SimtCounters counters_{};
     std::map<uintptr_t, Allocation> allocations_;
     std::string failure_;
     std::atomic<bool> has_failed_{false};
@@ -59,13 +61,6 @@ private:
 cudaError_t fail_call(cudaError_t code, const std::string& text);
 // What every call begins with: cudaSuccess if this thread has chosen its device and no work has failed.
 cudaError_t check_device();
-
-template <class... Parts>
-std::string text(const Parts&... parts) {
-    std::ostringstream out;
-    (out << ... << parts);
-    return std::move(out).str();
-}
 
 void finish_streams();  // waits for all work, as cudaFree does
 

@@ -7,8 +7,10 @@
 namespace {
 
 using namespace moepic::simt;
+using moepic::cat;
 
 constexpr size_t kAlignment = 256;                     // of cudaMalloc
+constexpr size_t kPageBytes = 4096;                    // where pinned memory begins, so that direct reads may go there
 constexpr size_t kMostFilledBytes = size_t{64} << 20;  // beyond, a fill would cost memory that may never be touched
 
 cudaError_t allocate(void** out, size_t bytes, Memory kind) {
@@ -19,7 +21,8 @@ cudaError_t allocate(void** out, size_t bytes, Memory kind) {
     if (device.fails_allocation()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
     if (kind == Memory::device && !device.fits(bytes)) return fail_call(cudaErrorMemoryAllocation, "out of memory");
     void* data = nullptr;
-    if (posix_memalign(&data, kAlignment, bytes) != 0) return fail_call(cudaErrorMemoryAllocation, "out of memory of the host");
+    if (posix_memalign(&data, kind == Memory::device ? kAlignment : kPageBytes, bytes) != 0)
+        return fail_call(cudaErrorMemoryAllocation, "out of memory of the host");
     if (bytes <= kMostFilledBytes) std::memset(data, 0xff, bytes);
     device.add(data, bytes, kind);
     *out = data;

@@ -1,4 +1,4 @@
-// Streams are threads with a queue; events are marks in it. Nothing orders two streams but events, and with Options::most_delay_us work
+// Streams are threads with a queue; events are marks in it. Nothing orders two streams but events, and with SimtOptions::most_delay_us work
 // begins late by random times, so what is not waited for is not there yet.
 #include <algorithm>
 #include <chrono>
@@ -14,6 +14,7 @@
 #include "base/thread_pool.h"
 #include "block.h"
 #include "device.h"
+#include "random.h"
 
 namespace moepic::simt {
 namespace {
@@ -39,13 +40,6 @@ struct Record {
     }
 };
 
-uint64_t mix(uint64_t x) {
-    x ^= x >> 33;
-    x *= 0xff51afd7ed558ccdu;
-    x ^= x >> 33;
-    return x;
-}
-
 std::mutex g_streams_mutex;
 std::set<CUstream_st*>& streams() {
     static std::set<CUstream_st*>& all = *new std::set<CUstream_st*>;
@@ -56,6 +50,7 @@ std::set<CUstream_st*>& streams() {
 }  // namespace moepic::simt
 
 using namespace moepic::simt;
+using moepic::cat;
 
 struct CUevent_st {
     std::mutex mutex;
@@ -91,9 +86,9 @@ struct CUstream_st {
     }
     // On the worker: late, if a test wants that.
     void loiter() {
-        const Options options = Device::get().options();
+        const SimtOptions options = Device::get().options();
         if (options.most_delay_us <= 0) return;
-        const uint64_t random = mix(options.seed + ++n_waits + reinterpret_cast<uintptr_t>(this));
+        const uint64_t random = random_of(options.seed + ++n_waits + reinterpret_cast<uintptr_t>(this));
         std::this_thread::sleep_for(std::chrono::microseconds(random % (static_cast<uint64_t>(options.most_delay_us) + 1)));
     }
     void run(Grid& grid);
@@ -129,18 +124,18 @@ private:
 
 // Blocks in shuffled order over the pool's threads: what depends on an order shows.
 void CUstream_st::run(Grid& grid) {
-    const Options options = Device::get().options();
+    const SimtOptions options = Device::get().options();
     if (pool == nullptr || pool->size() != options.n_threads) pool = std::make_unique<moepic::ThreadPool>(options.n_threads);
     std::vector<uint32_t> order(size_t{grid.grid.x} * grid.grid.y * grid.grid.z);
     std::iota(order.begin(), order.end(), 0);
-    grid.seed = mix(options.seed + ++n_waits);
-    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[mix(grid.seed + i) % i]);
+    grid.seed = random_of(options.seed + ++n_waits);
+    for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[random_of(grid.seed + i) % i]);
     pool->run(static_cast<int64_t>(order.size()), [&](int64_t i, int) {
         if (Device::get().has_failed()) return;
         const uint32_t block = order[i];
         if (const std::string failure = run_block(grid, block); !failure.empty())
-            Device::get().fail(text("block (", block % grid.grid.x, ", ", block / grid.grid.x % grid.grid.y, ", ",
-                                    block / grid.grid.x / grid.grid.y, "): ", failure));
+            Device::get().fail(cat("block (", block % grid.grid.x, ", ", block / grid.grid.x % grid.grid.y, ", ",
+                                   block / grid.grid.x / grid.grid.y, "): ", failure));
     });
 }
 
@@ -162,7 +157,7 @@ cudaError_t check_stream(cudaStream_t stream) {
 
 cudaError_t check_range(const char* name, const void* data, size_t bytes) {
     if (const std::string why = Device::get().why_outside(data, bytes); !why.empty())
-        return fail_call(cudaErrorInvalidValue, text(name, " ", why));
+        return fail_call(cudaErrorInvalidValue, cat(name, " ", why));
     return cudaSuccess;
 }
 
@@ -170,15 +165,15 @@ cudaError_t check_range(const char* name, const void* data, size_t bytes) {
 
 cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kernel) {
     if (const cudaError_t result = check_stream(config.stream); result != cudaSuccess) return result;
-    const auto shape = [](dim3 d) { return text("(", d.x, ", ", d.y, ", ", d.z, ")"); };
+    const auto shape = [](dim3 d) { return cat("(", d.x, ", ", d.y, ", ", d.z, ")"); };
     const dim3 grid = config.gridDim, block = config.blockDim;
     if (block.x == 0 || block.y == 0 || block.z == 0 || uint64_t{block.x} * block.y * block.z > 1024 || block.z > 64)
         return fail_call(cudaErrorInvalidConfiguration,
-                         text("block ", shape(block), " has no thread, more than 1024, or more than 64 in z"));
+                         cat("block ", shape(block), " has no thread, more than 1024, or more than 64 in z"));
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
-        return fail_call(cudaErrorInvalidConfiguration, text("grid ", shape(grid), " has no block, or more than 65535 in y or z"));
+        return fail_call(cudaErrorInvalidConfiguration, cat("grid ", shape(grid), " has no block, or more than 65535 in y or z"));
     if (config.dynamicSmemBytes > size_t{64} << 10)
-        return fail_call(cudaErrorInvalidConfiguration, text(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
+        return fail_call(cudaErrorInvalidConfiguration, cat(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
     if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
     cudaStream_t stream = config.stream;
     Grid work{grid, block, config.dynamicSmemBytes, 0, std::move(kernel)};
