@@ -272,7 +272,7 @@ def test_nan_in_a_key_or_query_is_seen(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_the_layout_is_the_documented_one(isa: str, kv_type: str) -> None:
-    """Decoded here from the drawing in cpu/attention.h, bit for bit equal to the rounding."""
+    """Decoded here from the drawing in cpu/kv_layout.h, bit for bit equal to the rounding."""
     heads, dim, capacity = 3, 64, 48
     rng = np.random.default_rng(5)
     k, v = rng.standard_normal((2, 41, heads, dim), dtype=np.float32)

@@ -1,7 +1,14 @@
 // The table of a device library (device/api.h), and the one symbol it exports.
+#include "cuda/attention.h"
+#include "cuda/elementwise.h"
 #include "cuda/experts.h"
+#include "cuda/heads.h"
+#include "cuda/kv.h"
 #include "cuda/matmul.h"
+#include "cuda/norm.h"
 #include "cuda/quantize.h"
+#include "cuda/recurrence.h"
+#include "cuda/route.h"
 #include "cuda/runtime.h"
 #include "device/api.h"
 
@@ -37,8 +44,24 @@ Api make_table() {
     api.clear = clear;
     api.post = post;
 
+    api.norm = norm;
     api.quantize = quantize;
     api.matmul = matmul;
+    api.heads = heads;
+    api.latent_heads = latent_heads;
+    api.kv_store = kv_store;
+    api.attention_scratch = attention_scratch;
+    api.attention = attention;
+    api.glu = glu;
+    api.scale = scale;
+    api.scale_add = scale_add;
+    api.add = add;
+    api.multiply = multiply;
+    api.sigmoid = sigmoid;
+    api.conv = conv;
+    api.delta_gates = delta_gates;
+    api.delta_rule = delta_rule;
+    api.route = route;
     api.expert_intermediate = expert_intermediate;
     api.expert_down_few = expert_down_few;
     api.expert_down_many = expert_down_many;

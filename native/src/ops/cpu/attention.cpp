@@ -1,5 +1,5 @@
 // out[t][h] = sum_p softmax_p(scale q[t][h] . k[p]) v[p] over positions p <= first_pos + t (and inside the sliding window), per query head.
-//   q [n_tokens][n_head * head_dim_k] f32    keys, values f16 or q8_0 in blocks of 16 positions (attention.h)    out f32
+//   q [n_tokens][n_head * head_dim_k] f32    keys, values f16 or q8_0 in blocks of 16 positions (kv_layout.h)    out f32
 //
 // Decode reads each key and value once per KV head: memory bandwidth is the bound (4 head_dim bytes per position and KV head in f16).
 // Prefill does 4 head_dim flops per (token, head, position) on data in L1 and L2: fused multiply-adds are the bound.
@@ -26,7 +26,7 @@
 namespace moepic::ops {
 // Needs no lanes, so the portable build, which is always there, defines it.
 size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capacity) noexcept {
-    return static_cast<size_t>(n_head_kv * (capacity / kKvBlock) * MOEPIC_ISA::kv_block_bytes(type, head_dim));
+    return static_cast<size_t>(n_head_kv * (capacity / kKvBlock) * kv_block_bytes(type, head_dim));
 }
 }  // namespace moepic::ops
 #endif
@@ -34,9 +34,8 @@ size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capaci
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
 
-constexpr int64_t kChunk = 256;  // positions that share a maximum; part of the arithmetic
+constexpr int64_t kChunk = kKvChunk;
 constexpr int64_t kChunkBlocks = kChunk / kKvBlock;
-static_assert(kKvRing % kChunk == 0, "a ring holds whole chunks, or blocks of one would not lie side by side");
 constexpr int64_t kMostRows = 32;  // rows that walk a chunk together; not part of the arithmetic
 
 // Register blocking, not part of the arithmetic: rows at once, and accumulators of 16 lanes at once. 16 of 32 registers leave room for
