@@ -351,7 +351,9 @@ std::string Processor::describe_stall() const {
     return std::move(out).str();
 }
 
-Processor& processor() {
+// Not inlined: in glibc before 2.39 a thread's first touch of a library's thread-local data through a descriptor spoils vector registers,
+// which only a caller that expects a call survives. Whoever runs a block comes through here first.
+[[gnu::noinline]] Processor& processor() {
     thread_local Processor processor;
     return processor;
 }
