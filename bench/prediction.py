@@ -84,7 +84,8 @@ def predicted(planning: forecast.Subject, trace: Trace, budget: int, mode: str) 
 def measure(subject: Subject, trace: Trace, n_warm: int, budget: int, cache: CacheOptions) -> dict[str, Any]:
     """One load, the warm tokens, and the others counted."""
     predictor = "none" if trace.predicted is None else "next_layer"
-    options = StreamingOptions(always=True, cache=budget, predictor=predictor).with_cache(cache)
+    # Without trials, which would take prefetch away from a prediction that has it.
+    options = StreamingOptions(always=True, cache=budget, predictor=predictor, adapt=False).with_cache(cache)
     with Model.load(subject.path, n_ctx=trace.n_token, n_batch=1, streaming=options) as model:
         follow(model, trace)
         ids = token_ids(trace.n_token, subject.info.n_vocab)

@@ -1,7 +1,8 @@
 """The cache that mode `auto` runs: candidates made from plans, cuts and policies, tried on recent routing; the one that stalls least.
 
 A plan is made for a mean; a cache lives through tokens in their order. What suits a routing (whole experts or tops, keep or pass through, recency or
-frequency) is cheaper tried than derived: a candidate costs some milliseconds.
+frequency) is cheaper tried than derived: a candidate costs some milliseconds. What is chosen here is a start: the policy goes on being chosen while the model
+runs (native/src/engine/policy_chooser.h), from routing that nobody has seen yet.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .planner import Costs, Machine, Plan, make_plan, recent
+from .planner import Costs, Machine, Plan, lanes_of, make_plan, recent
 from .replay import CacheOptions, Lanes, replay
 from .trace import Trace
 
@@ -25,10 +26,14 @@ POLICIES = {
     "lrfu 96": CacheOptions("lrfu", half_life=96.0),
 }
 FINALISTS = 3  # shapes that are tried with every policy
-# Equal budgets and decayed frequency: what runs unless something is better.
+FIT = (
+    2 / 3
+)  # of the tokens make plans and fill caches, the others judge them: a plan needs more tokens than a comparison of six shapes
+# Equal budgets and decayed frequency: what runs where there are too few tokens to try anything.
 GRANULES, WHOLE = "granules", "tops of 1.00"
 BLOCK = 8  # tokens: those that follow each other are alike, so blocks of them are compared, not single ones
-# Something else must be better by so many standard errors over blocks, and by this many over n more where there are n: few blocks say little.
+# Of some forty policies one looks good by luck. It must be better by so many standard errors over blocks, and by this many over n more where there are n:
+# few blocks say little.
 SURE, SURER = 1.0, 4.0
 
 
@@ -53,7 +58,9 @@ def choose_cache(
     n_token: int = 384,
     finalists: int = FINALISTS,
 ) -> Chosen:
-    """Try caches of `budget_bytes` on the last `n_token` tokens of `trace`: the first half fills them and makes the plans, the second judges.
+    """Try caches of `budget_bytes` on the last `n_token` tokens of `trace`: the first of them fill them and make the plans, the others judge.
+
+    The shape that stalls least is taken, and another policy than the default where it is better beyond doubt.
 
     lanes      what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
     plan       of mode auto for this budget, where it is made already.
@@ -61,8 +68,10 @@ def choose_cache(
     Raises     `ArgumentError`, `BudgetError`.
     """
     seen = recent(trace, n_token)
-    n_fit = seen.n_token // 2
-    lanes = lanes or lanes_of(machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0)
+    n_fit = round(FIT * seen.n_token)
+    lanes = lanes or lanes_of(
+        trace, machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0
+    )
     has_window = lanes.window_s is not None and max(lanes.window_s) > 0.0 and predictor != "none"
 
     def plans_of(tokens: Trace) -> list[Plan]:
@@ -75,11 +84,13 @@ def choose_cache(
             stalls[name] = replay(seen, budget_bytes, options, lanes, predictor=predictor, n_warm=n_fit).token_stall_s
         return sorted(candidates, key=lambda name: stalls[name].sum())
 
-    # A plan that is tried on the tokens it was made of looks better than it is: it is made of the first half, and tried on the second.
+    # A plan that is tried on the tokens it was made of looks better than it is.
     shapes = _shapes(seen, budget_bytes, plans_of(seen.tokens(slice(0, n_fit))), has_window)
-    variants = _variants(shapes, attempt(shapes)[:finalists])
+    order = attempt(shapes)
+    shape = order[0] if seen.n_token - n_fit >= BLOCK else next(iter(shapes))
+    variants = _variants(shapes, order[:finalists])
     attempt(variants)
-    best = _convincing(stalls, next(iter(shapes)))
+    best = _convincing(stalls, shape)
     # What is run may know all that was seen.
     auto, paper = plans_of(seen)
     shapes = _shapes(seen, budget_bytes, [plan or auto, paper], has_window)
@@ -88,7 +99,7 @@ def choose_cache(
 
 
 def _convincing(stalls: Mapping[str, NDArray[np.float64]], default: str) -> str:
-    """The candidate that stalls least, or `default` where the tokens tried do not tell them apart."""
+    """The candidate that stalls least, or `default` where the tokens tried do not tell them apart (cache/replay.h has the same rule)."""
     best = min(stalls, key=lambda name: stalls[name].sum())
     saved = stalls[default] - stalls[best]
     n = len(saved) // BLOCK
@@ -106,12 +117,6 @@ def _variants(shapes: Mapping[str, CacheOptions], names: Iterable[str]) -> dict[
         for policy, with_ in POLICIES.items():
             made[f"{name}, {policy}"] = replace(shapes[name], policy=with_.policy, half_life=with_.half_life)
     return made | {f"{name}, bypass": replace(options, bypass=True) for name, options in made.items()}
-
-
-def lanes_of(machine: Machine, costs: Costs, *, predictor: str, with_cpu: bool) -> Lanes:
-    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts."""
-    rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
-    return Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
 
 
 def _shapes(trace: Trace, budget_bytes: int, plans: Sequence[Plan], has_window: bool) -> dict[str, CacheOptions]:

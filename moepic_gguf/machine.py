@@ -16,12 +16,15 @@ from .planner import Machine
 from .progress import NativeProgress, Progress
 
 _ISAS = {"auto": -1, "scalar": 0, "avx2": 1, "avx512": 2}
-RATES = ("memory", "compute", "file_small", "file_large", "file_together", "compute_together")
+RATES = ("memory", "compute", "file_small", "file_large", "file_together", "compute_together", "landing")
+TIMES = ("file_single_s", "job_s", "handoff_s")
+PIECES = 3  # of a transfer: gate, up, down
+JOBS = 6  # of a decoded layer: q k v, attention, its output, router, experts, their sum
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Bytes per second over the windows of one measurement."""
+    """Bytes per second, or seconds, over the windows of one measurement."""
 
     median: float
     min: float
@@ -39,6 +42,10 @@ class Measured:
     file_large        the same with large_bytes.
     file_together     small pieces, while granules are computed ...
     compute_together  ... and granules, while small pieces are read.
+    landing           granules re-tiled from a file's rows into the kernels' layout, by all threads.
+    file_single_s     a transfer of three small pieces with nothing else under way.
+    job_s             a job that every thread takes part in and that does nothing; threads spin between jobs.
+    handoff_s         a round trip to a parked thread.
     file_lane         how the file was read.
     """
 
@@ -50,6 +57,10 @@ class Measured:
     file_large: Spread
     file_together: Spread
     compute_together: Spread
+    landing: Spread
+    file_single_s: Spread
+    job_s: Spread
+    handoff_s: Spread
     small_bytes: int
     large_bytes: int
     file_lane: str
@@ -68,7 +79,7 @@ def measure_machine(
     """Measure this machine, and the file system `path` lies on; the file is only read.
 
     memory_bytes  read, and computed from: well above the last-level cache; 0: 1 GiB.
-    seconds       of each of five measurements.
+    seconds       of each of eight measurements.
     strict        a file that can't be read past the page cache is an error instead of a warning.
     progress      called with stage, windows done and windows in all; return False to stop.
     Raises        ArgumentError (the file is too small, too), IoError, UnsupportedModelError, OutOfMemory, CancelledError.
@@ -88,7 +99,7 @@ def measure_machine(
     if listener:
         listener.reraise()
     checked(code)
-    spreads = {name: _spread(getattr(out, name)) for name in RATES}
+    spreads = {name: _spread(getattr(out, name)) for name in (*RATES, *TIMES)}
     return Measured(
         n_threads=out.n_threads,
         isa=ffi.string(out.isa).decode("ascii"),
@@ -106,29 +117,44 @@ def _spread(native: Any) -> Spread:
 def file_machine(measured: Measured) -> Machine:
     """Experts beyond the budget lie in the file: RAM is the fast tier, and nothing is computed where it lies, so there is no CPU lane.
 
-    A miss is read while other granules are computed, so the file's rate is the one it has then.
+    A miss is read while other granules are computed, so the file's rate is the one it has then. What a lone transfer takes beyond its bytes at the rate of
+    many is paid whenever anything is missing.
     """
-    return Machine(link_bytes_s=measured.file_together.median, device_bytes_s=measured.compute.median)
+    # Windows too short for a transfer measure a rate of nothing; the latency is then unknown, and left out.
+    many = measured.file_small.median
+    alone_s = measured.file_single_s.median - PIECES * measured.small_bytes / many if many else 0.0
+    return Machine(
+        link_bytes_s=measured.file_together.median,
+        device_bytes_s=measured.compute.median,
+        layer_s=JOBS * measured.job_s.median,
+        miss_latency_s=max(0.0, alone_s),
+        landing_bytes_s=measured.landing.median,
+        n_threads=measured.n_threads,
+    )
 
 
 def link_machine(measured: Measured, link_bytes_s: float, device_bytes_s: float) -> Machine:
     """Experts beyond the budget lie in RAM, behind a link whose rate, and the device's, are given and not measured here.
 
-    The CPU is a lane. What it and the link get between them is what memory gives: both read it. The rates do not add beyond that.
+    The CPU is a lane, to be woken and waited for. What it and the link get between them is what memory gives: both read it. The rates do not add beyond
+    that. Nothing is re-tiled on arrival; latencies of the link and fixed costs of the device are its own, and not known here.
     """
     return Machine(
         link_bytes_s=link_bytes_s,
         device_bytes_s=device_bytes_s,
         cpu_bytes_s=measured.compute.median,
         together_bytes_s=measured.memory.median,
+        cpu_sync_s=measured.handoff_s.median,
+        n_threads=measured.n_threads,
     )
 
 
 def machine_file(machine: Machine, measured: Measured, **more: Any) -> dict[str, Any]:
     """What `Machine.read` reads, and beside it how the numbers came about."""
     rates = {name: asdict(getattr(measured, name)) for name in RATES}
-    how = {name: value for name, value in asdict(measured).items() if name not in RATES}
+    times = {name: asdict(getattr(measured, name)) for name in TIMES}
+    how = {name: value for name, value in asdict(measured).items() if name not in rates | times}
     own = {
         name: value for name, value in asdict(machine).items() if name != "spread"
     }  # read off the measurements again
-    return {**own, **more, "measured_bytes_s": rates, **how}
+    return {**own, **more, "measured_bytes_s": rates, "measured_s": times, **how}

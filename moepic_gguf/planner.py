@@ -26,7 +26,7 @@ MODES = {"auto": 0, "paper": 1, "uniform": 2, "fixed": 3, "none": 4, "worth": 5}
 
 @dataclass(frozen=True)
 class Machine:
-    """Rates of one machine in bytes per second, each measured; see native/src/plan/problem.h.
+    """Rates of one machine in bytes per second and fixed costs in seconds, each measured; see native/src/plan/problem.h.
 
     link_bytes_s      the slow tier: PCIe to a device, or the file.
     cpu_bytes_s       granules computed where they lie; 0: no such lane.
@@ -34,6 +34,8 @@ class Machine:
     device_bytes_s    resident granules and all other weights.
     cpu_sync_s        what a layer pays for using the CPU lane at all.
     layer_s           fixed cost of a layer besides its bytes.
+    miss_latency_s    what a layer that misses anything waits besides its bytes.
+    landing_bytes_s   granules made ready for the kernels once they came, by n_threads together; 0: they come ready.
     spread            how far the slowest and fastest measurement lay from the rates, as factors of them; (1, 1): not known.
     """
 
@@ -43,6 +45,9 @@ class Machine:
     together_bytes_s: float = 0.0
     cpu_sync_s: float = 0.0
     layer_s: float = 0.0
+    miss_latency_s: float = 0.0
+    landing_bytes_s: float = 0.0
+    n_threads: float = 1.0
     spread: tuple[float, float] = (1.0, 1.0)
 
     @property
@@ -256,8 +261,7 @@ def predict(
     is_full  the cache starts full, with what those tokens use most: a prompt of some hundred tokens has touched every expert, and a short trace would count
              the first use of each as a miss.
     """
-    rate = machine.miss_bytes_s if plan.link_share < 1.0 else machine.link_bytes_s
-    lanes = Lanes(rate, machine.link_bytes_s, list(costs.window_s) if predictor != "none" else None)
+    lanes = lanes_of(trace, machine, costs, predictor=predictor, with_cpu=plan.link_share < 1.0)
     if n_warm is None:
         n_warm = trace.n_prefill if 0 < trace.n_prefill < trace.n_token else trace.n_token // 4
     options = cache or plan.cache_options(policy)
@@ -269,6 +273,25 @@ def predict(
     low, high = np.quantile(windows, [0.1, 0.9]) if len(windows) else (stall, stall)
     # Few windows: their percentiles need not enclose the mean.
     return Prediction(work + stall, work + min(stall, float(low)), work + max(stall, float(high)), stall, found)
+
+
+def lanes_of(trace: Trace, machine: Machine, costs: Costs, *, predictor: str, with_cpu: bool) -> Lanes:
+    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts. While bytes are read those before them land; the last granule's
+    landing, by one thread, is waited for.
+    """
+    rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
+    last_s = (
+        machine.n_threads * float(trace.granule_bytes.mean()) / machine.landing_bytes_s
+        if machine.landing_bytes_s
+        else 0.0
+    )
+    return Lanes(
+        rate,
+        machine.link_bytes_s,
+        list(costs.window_s) if predictor != "none" else None,
+        wait_s=machine.miss_latency_s + last_s,
+        landing_bytes_s=machine.landing_bytes_s,
+    )
 
 
 def _windows(stall_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -52,11 +52,17 @@ class CacheOptions:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Rates in bytes per second, windows in seconds per layer (None: nothing is prefetched)."""
+    """Rates in bytes per second, windows in seconds per layer (None: nothing is prefetched).
+
+    wait_s           what a layer that misses anything waits besides its bytes.
+    landing_bytes_s  of what came ahead, before it can be computed; 0: it comes ready.
+    """
 
     miss_bytes_s: float
     prefetch_bytes_s: float = 0.0
     window_s: Sequence[float] | None = None
+    wait_s: float = 0.0
+    landing_bytes_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,7 @@ class _Call:
         made.n_token, made.n_warm = trace.n_token, n_warm
         made.n_guess = 0 if predicted is None else predicted.shape[2]
         made.miss_bytes_s, made.prefetch_bytes_s = lanes.miss_bytes_s, lanes.prefetch_bytes_s
+        made.wait_s, made.landing_bytes_s = lanes.wait_s, lanes.landing_bytes_s
         made.window_s = self.pointer(_sized(lanes.window_s, trace.n_layer, "windows"), "f8", "double *")
         return made
 

@@ -33,7 +33,8 @@ class StreamingOptions:
     cache          size of the expert cache: bytes, '2GiB'; None: what `ram` leaves
     staging        buffers of transfers under way; None: 32 MiB, and never less than two transfers
     policy         who stays: lrfu (decayed frequency), lru, lfu, lcp (MoEpic: rho, omega), static (needs a profile),
-                   auto (replays the recent routing through them in the background and takes the best)
+                   auto (begins with policy_start; replays the recent routing through the others in the background and
+                   takes one that is better beyond doubt)
     eviction       granules (bottoms first), whole, or auto: granules where the file can be read by granules
     scope          per_layer, or global; a global pool too small for one token becomes per_layer, and that is said
     bypass         keep only what is worth more than what must leave
@@ -44,12 +45,14 @@ class StreamingOptions:
     profile        uses of every expert, for a warm start: a file saved by `Model.save_profile`, or numbers
     link_bytes_s   an EMULATED link: experts lie in RAM, the cache plays a device's memory, copies take their time
     cpu_bytes_s    beside it a CPU lane that computes granules where they lie, no faster than this
+    adapt          try out, by wall time, whether prefetching and the CPU lane pay, and leave off what does not
     """
 
     always: bool = False
     cache: Budget = None
     staging: Budget = None
     policy: str = "lrfu"
+    policy_start: str = "lrfu"
     eviction: str = "auto"
     scope: str = "per_layer"
     bypass: bool = False
@@ -67,6 +70,7 @@ class StreamingOptions:
     link_bytes_s: float = 0.0
     link_latency_s: float = 0.0
     cpu_bytes_s: float = 0.0
+    adapt: bool = True
 
     def __str__(self) -> str:
         def show(value: object) -> str:
@@ -86,6 +90,10 @@ class StreamingOptions:
         ):
             value = getattr(self, name)
             need(value in known, f"{name}: expected {', '.join(known)}, found {value!r}")
+        need(
+            POLICIES.get(self.policy_start, 4) <= POLICIES["lrfu"],
+            f"policy_start: expected lru, lfu, lcp, lrfu, found {self.policy_start!r}",
+        )
         need_number("rho", self.rho, 0.0, 1.0)
         for name in ("omega", "half_life", "link_bytes_s", "link_latency_s", "cpu_bytes_s"):
             need_number(name, getattr(self, name), 0.0, 1e15)
@@ -104,11 +112,12 @@ class StreamingOptions:
     def staging_bytes(self) -> int | None:
         return parse_budget(self.staging, name="staging", whole_bytes=physical_ram_bytes())
 
-    def with_cache(self, cache: CacheOptions) -> StreamingOptions:
-        """These options with the cache a plan chose (`moepic_gguf.forecast`)."""
+    def with_cache(self, cache: CacheOptions, *, learns: bool = False) -> StreamingOptions:
+        """These options with the cache a plan chose (`moepic_gguf.forecast`); learns: its policy is what policy 'auto' starts with."""
         return replace(
             self,
-            policy=cache.policy,
+            policy="auto" if learns else cache.policy,
+            policy_start=cache.policy if learns else self.policy_start,
             eviction=cache.eviction,
             scope="global" if cache.scope == "global" else "per_layer",
             bypass=cache.bypass,
@@ -127,10 +136,12 @@ class StreamingOptions:
 
         native = ffi.new("moepic_stream_options*")
         lib.moepic_stream_options_init(native)
-        native.always, native.bypass, native.direct = int(self.always), int(self.bypass), int(self.direct)
+        for name in ("always", "bypass", "direct", "adapt"):
+            setattr(native, name, int(getattr(self, name)))
         native.cache_bytes = -1 if self.cache_bytes is None else self.cache_bytes
         native.staging_bytes = self.staging_bytes or 0
-        native.policy, native.eviction = POLICIES[self.policy], EVICTIONS[self.eviction]
+        native.policy, native.policy_start = POLICIES[self.policy], POLICIES[self.policy_start]
+        native.eviction = EVICTIONS[self.eviction]
         native.scope, native.predictor = SCOPES.index(self.scope), PREDICTORS.index(self.predictor)
         native.io = IO_KINDS.index(self.io)
         for name in (
@@ -192,7 +203,9 @@ class StreamStats:
     """What was streamed since load (or `reset_stats()`), all contexts together; decode and prefill apart.
 
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
-    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late.
+    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
+    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device: n_round_trips
+    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch.
     """
 
     cache_bytes: int
@@ -209,6 +222,15 @@ class StreamStats:
     lane_bytes_s: float
     cpu_bytes_s: float
     n_policy_changes: int
+    prefetch_on: int
+    cpu_lane_on: int
+    prefetch_cost: float
+    cpu_lane_cost: float
+    n_prefetch_off: int
+    n_cpu_lane_off: int
+    n_round_trips: int
+    waited_s: float
+    planned_s: float
     lane: str
     policy: str
     note: str
@@ -238,6 +260,11 @@ class StreamStats:
         off = self.n_layers_switched_off
         switched = f", off in {off} of {len(self.decode)} layers where it lost time" if off and used else ""
         in_place = int(self.total("n_in_place"))
+        tried = "".join(
+            f"tried         {name}: {abs(cost):.1%} of a token's time {'lost' if cost > 0.0 else 'saved'}, so it is {'off' if cost > 0.0 else 'on'}\n"
+            for name, cost in (("prefetch", self.prefetch_cost), ("CPU lane", self.cpu_lane_cost))
+            if cost
+        )
         return (
             f"expert cache  {show_bytes(self.resident_bytes)} of {show_bytes(self.cache_bytes)} in use, policy "
             f"{self.policy}"
@@ -248,10 +275,17 @@ class StreamStats:
             f"{f'; {in_place} granules computed in place' if in_place else ''}\n"
             f"prefetch      {recall}{show_bytes(int(self.total('useful_bytes')))} useful, "
             f"{show_bytes(int(self.total('wasted_bytes')))} wasted, "
-            f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n"
+            f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n{tried}"
             f"lane          {self.lane}: {show_bytes(self.lane_bytes)} in {self.lane_busy_s:.2f} s, "
-            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late" + (f"\nnote          {self.note}" if self.note else "")
+            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late{self._round_trips()}"
+            + (f"\nnote          {self.note}" if self.note else "")
         )
+
+    def _round_trips(self) -> str:
+        n = self.n_round_trips
+        if not n:
+            return ""
+        return f"\nround trips   {1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
 
 
 def read_stream_stats(pointer: Any, n_moe_layer: int) -> StreamStats:

@@ -33,8 +33,8 @@ ROOMS: dict[str, set[str]] = {
         "transfer",
         "plan",
         "measure",
-        "engine",
         "device",
+        "engine",
     },
 }
 

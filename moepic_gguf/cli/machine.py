@@ -20,7 +20,7 @@ from rich.table import Table
 
 from ..budgets import parse_budget, physical_ram_bytes, show_bytes
 from ..errors import ArgumentError, IoError
-from ..machine import RATES, Measured, file_machine, link_machine, machine_file, measure_machine
+from ..machine import RATES, TIMES, Measured, file_machine, link_machine, machine_file, measure_machine
 from . import bench_record, common
 
 _WHAT = {
@@ -30,13 +30,17 @@ _WHAT = {
     "file_large": "file, random pieces of {large}",
     "file_together": "file, pieces of {small}, while granules are computed",
     "compute_together": "granules, while the file is read",
+    "landing": "granules re-tiled from a file's rows",
+    "file_single_s": "file, three pieces of {small}, one transfer at a time",
+    "job_s": "a job of all threads that does nothing",
+    "handoff_s": "a round trip to a parked thread",
 }
 
 
 @click.command("machine", context_settings=common.SETTINGS)
 @click.option("--file", default=None, metavar="MODEL", help="Read this file (of a split one: this shard). By default a temporary one.")  # fmt: skip
 @click.option("--out", default=None, metavar="FILE", help="Write a machine file for moepic-plan --machine.")
-@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=3.0, help="Of each of five measurements.")  # fmt: skip
+@click.option("--seconds", type=click.FloatRange(0, 3600, min_open=True), default=3.0, help="Of each of eight measurements.")  # fmt: skip
 @click.option("-t", "--threads", "n_threads", type=click.IntRange(0), default=0, help="0: all cores.")
 @click.option("--isa", type=click.Choice(["auto", "scalar", "avx2", "avx512"]), default="auto", help="Instruction set.")
 @click.option(
@@ -67,11 +71,11 @@ def main(
     strict: bool,
     as_json: bool,
 ) -> None:
-    """Measure the rates a plan is made from: memory, granules computed from it, random reads of a file past the page cache, and the last
-    two at the same time.
+    """Measure the rates a plan is made from: memory, granules computed from it, random reads of a file past the page cache, the last
+    two at the same time, and what it costs to land, to begin a transfer, and to hand work to threads.
 
     Without --file, a temporary file is made beside --out (or in the current folder) and removed afterwards: put it on the disk your models lie on, and
-    make it larger than what the disk or a host may cache. Takes five times --seconds. Ctrl-C leaves nothing behind.
+    make it larger than what the disk or a host may cache. Takes eight times --seconds. Ctrl-C leaves nothing behind.
     """
     common.set_up_logging(0)
     if (link_rate is None) != (device_rate is None):
@@ -181,6 +185,13 @@ def _table(result: dict[str, Any], measured: Measured, out: str | None) -> str:
     for name in RATES:
         spread = getattr(measured, name)
         table.add_row(_WHAT[name].format(**sizes), *(f"{x / 1e9:.2f}" for x in (spread.median, spread.min, spread.max)))
+    times = Table(box=None, pad_edge=False)
+    times.add_column("measured", no_wrap=True)
+    for head in ("median us", "smallest", "largest"):
+        times.add_column(head, justify="right", no_wrap=True)
+    for name in TIMES:
+        spread = getattr(measured, name)
+        times.add_row(_WHAT[name].format(**sizes), *(f"{x * 1e6:.1f}" for x in (spread.median, spread.min, spread.max)))
     where = result["environment"]["file"]
     given = " (given)" if result["slow_tier"] == "link" else ""
     with console.capture() as capture:
@@ -188,6 +199,7 @@ def _table(result: dict[str, Any], measured: Measured, out: str | None) -> str:
             f"{measured.n_threads} threads, {measured.isa}; {measured.file_lane}; {where['file_system']}", markup=False
         )
         console.print(table)
+        console.print(times)
         console.print(
             f"slow tier: {result['slow_tier']} at {result['link_bytes_s'] / 1e9:.2f} GB/s{given}; fast tier: "
             f"{result['device_bytes_s'] / 1e9:.2f} GB/s{given}"

@@ -18,7 +18,7 @@ from ..replay import POLICIES, CacheOptions, Lanes, Replay, choose, profile_of, 
 from ..trace import Trace, read_trace
 from . import common
 
-AUTO = ("lru", "lfu", "lcp", "lrfu")
+AUTO = ("lrfu", "lru", "lfu", "lcp")  # the default first: it stays unless another is better beyond doubt
 PLANS = tuple(mode for mode in MODES if mode not in ("none", "fixed"))  # a fixed cut is --top
 
 

@@ -124,6 +124,7 @@ typedef struct moepic_stream_options {
     int64_t cache_bytes;    /* of the expert cache; -1: what ram_bytes leaves, or all experts */
     uint64_t staging_bytes; /* of transfers under way; 0: 32 MiB, and never less than two transfers */
     int32_t policy;         /* 0 lru, 1 lfu, 2 lcp, 3 lrfu (default), 4 static (needs a profile), 6 auto */
+    int32_t policy_start;   /* what auto starts with: 0 to 3 */
     int32_t eviction;       /* -1: granules where the file can be read by granules, else whole; 0 whole, 1 granules, bottoms first */
     int32_t scope;          /* 0 a pool per layer, 1 global */
     int32_t bypass;         /* non-zero: keep only what is worth more than what must leave */
@@ -137,6 +138,7 @@ typedef struct moepic_stream_options {
     double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
     double link_latency_s;  /* per transfer of the emulated link */
     double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    int32_t adapt;          /* non-zero (default): try out, by wall time, whether prefetching and a CPU lane pay; leave off what does not */
     int32_t n_moe_layer;    /* of the two arrays */
     const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
     const int64_t* budget;  /* [n_moe_layer] bytes; NULL: cache_bytes in proportion */
@@ -153,6 +155,37 @@ typedef struct moepic_context_options {
     int32_t kv_type;   /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
 } moepic_context_options;
 
+/* ---- devices: where the steps of a pass run ------------------------------------------------------------------------------------------ */
+
+enum {
+    MOEPIC_DEVICE_CPU = 0,
+    MOEPIC_DEVICE_CUDA = 1,
+    MOEPIC_DEVICE_EMULATED = 2 /* CUDA kernels on the CPU, for tests: a library of developer builds */
+};
+
+typedef struct moepic_device_info {
+    uint32_t size;
+    char name[128];                   /* NUL-terminated */
+    int32_t major, minor;             /* compute capability */
+    int32_t n_sm;                     /* streaming multiprocessors */
+    uint64_t total_bytes, free_bytes; /* of its memory */
+} moepic_device_info;
+/* Opens the device library and the device `index` of a kind other than the CPU. `folder`: of the library; NULL: beside this one. Set
+ * out->size first. E_DEVICE says what is missing: the library, a driver, the device. */
+MOEPIC_API int32_t moepic_device_find(moepic_device_info* out, int32_t kind, int32_t index, const char* folder);
+
+typedef struct moepic_device_options {
+    uint32_t size;
+    int32_t kind;        /* MOEPIC_DEVICE_*; the CPU by default */
+    int32_t index;
+    int32_t cpu_lane;    /* non-zero (default): the CPU computes granules beside the device, where that ends a layer sooner */
+    uint64_t vram_bytes; /* for weights, one context, frames and the expert cache together; 0: what is free, less 256 MiB. What the driver
+                            takes for itself is not part of it. E_BUDGET when not even an empty cache fits */
+    uint64_t pin_bytes;  /* of RAM pinned for the link at most; 0: all experts, as far as the system grants it. The rest takes one more copy */
+    const char* folder;  /* of the device libraries; NULL: beside this one */
+} moepic_device_options;
+MOEPIC_API void moepic_device_options_init(moepic_device_options* options);
+
 typedef struct moepic_model_options {
     uint32_t size;
     int32_t n_threads;  /* for loading; 0: all cores this process may use */
@@ -166,6 +199,7 @@ typedef struct moepic_model_options {
     void* user;
     const moepic_context_options* context;  /* what ram_bytes has to leave room for; NULL: the defaults */
     const moepic_stream_options* streaming; /* NULL: the defaults */
+    const moepic_device_options* device;    /* NULL: the CPU */
 } moepic_model_options;
 
 /* What loading would take, and how, in bytes. */
@@ -240,8 +274,15 @@ typedef struct moepic_stream_stats {
     int64_t n_transfers, n_cancelled, n_failed;
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
+    int64_t n_round_trips;            /* of a device: layers of decode, and what the host did in them: */
+    double waited_s, planned_s;       /* waiting for the router's logits; from there to the launch of the residents' kernels */
     int32_t n_policy_changes;
-    moepic_text lane, policy, note; /* for people; valid until the next call on this thread */
+    int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
+    /* What the last trial found (`adapt`): the cost of having it on, as a share of a token's time; below 0: it saves. 0: none decided yet.
+     */
+    double prefetch_cost, cpu_lane_cost;
+    int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
+    moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {
@@ -381,7 +422,7 @@ MOEPIC_API void moepic_sampler_reset(moepic_sampler* sampler);
 /* ---- machines: what a plan is made from ------------------------------------------------------------------------------------------------
  */
 
-/* Bytes per second, over windows of one measurement. */
+/* Bytes per second, or seconds where a name says so, over windows of one measurement. */
 typedef struct moepic_spread {
     double median, min, max;
     int64_t repeats;
@@ -393,7 +434,7 @@ typedef struct moepic_machine_options {
     int32_t isa;           /* -1: best of this machine; as in moepic_model_options */
     int32_t strict;        /* non-zero: E_IO when the file can't be read past the page cache; otherwise file_lane and the log say so */
     uint64_t memory_bytes; /* read, and computed from: well above the last-level cache. 0: 1 GiB */
-    double seconds;        /* of each of five measurements. 0: 3 */
+    double seconds;        /* of each of eight measurements. 0: 3 */
     moepic_progress_fn progress; /* done and total are windows; called on the calling thread between them */
     void* user;
 } moepic_machine_options;
@@ -406,13 +447,16 @@ typedef struct moepic_machine {
     moepic_spread compute;                         /* weights of Q4_K granules computed from memory, as in decode, by all threads */
     moepic_spread file_small, file_large;          /* of the file, at random places: pieces of small_bytes and of large_bytes */
     moepic_spread file_together, compute_together; /* small pieces read while granules are computed: what each gets */
+    moepic_spread landing;                         /* granules re-tiled from a file's rows into the kernels' layout, by all threads */
+    moepic_spread file_single_s;                   /* a transfer of three small pieces, nothing else under way */
+    moepic_spread job_s, handoff_s;                /* a job of all threads that does nothing; a round trip to a parked thread */
     uint64_t small_bytes, large_bytes;
     char file_lane[96]; /* how the file was read, NUL-terminated: "file: io_uring, direct" */
 } moepic_machine;
 
 MOEPIC_API void moepic_machine_options_init(moepic_machine_options* options);
-/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes five times `seconds` and what
- * filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
+/* Measure this machine, and the file system `path` lies on; the file is only read. Set out->size first. Takes eight times `seconds` and
+ * what filling memory_bytes takes. E_ARGUMENT (also: the file is smaller than a piece), E_IO, E_UNSUPPORTED, E_NO_MEMORY, E_CANCELLED. */
 MOEPIC_API int32_t moepic_machine_measure(moepic_machine* out, const char* path, const moepic_machine_options* options);
 
 /* cdef: end */

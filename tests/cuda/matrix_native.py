@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType
+from matmul_native import Bytes, Floats, Tiles, aligned, check, pointer
 from numpy.typing import NDArray
 
 from moepic_gguf._ffi import ffi, lib
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
-
-from matmul_native import Bytes, Floats, Tiles, aligned, check, pointer
 
 DEVICES = {"emulated": 0, "cuda": 1}
 KINDS = ["F32", "Q8_0", "Q4_K"]  # a weight type for each kind of activations, by ops::ActKind

@@ -12,6 +12,7 @@ from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.errors import DeviceError, OutOfMemory
 
 from .devices import CUDA, EMULATED, KINDS, call, counters, need, open_device, set_options
+from .planting import environment
 
 
 @pytest.fixture(autouse=True)
@@ -118,6 +119,7 @@ def test_a_library_of_another_make_is_an_error(tmp_path, source, words):
     subprocess.run(
         ["g++", "-shared", "-fPIC", tmp_path / "other.cpp", "-o", tmp_path / "libmoepic_simt.so"],
         check=True,
+        env=environment(),
     )
     with pytest.raises(DeviceError, match=words):
         open_device(EMULATED, str(tmp_path))

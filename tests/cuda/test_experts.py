@@ -9,8 +9,9 @@ import pytest
 from matmul_native import TYPES, TYPES_256, Bytes, Floats, block_len, make_tiles, random_blocks
 from matmul_native import matmul as cpu_matmul
 from matmul_native import quantize as cpu_quantize
-from matrix_native import Entries, Granules, Reduction, act_bytes, experts, reduce
 from ops_native import Vector, assert_same_bits, available_isas
+
+from .matrix_native import Entries, Granules, Reduction, act_bytes, experts, reduce
 
 FAST = available_isas()[-1]
 GLUS = ["silu", "silu_clamped", "gelu", "sigmoid"]

@@ -7,8 +7,9 @@ import pytest
 from matmul_native import FLOATS, TYPES, Tiles, block_len, make_tiles, random_blocks
 from matmul_native import matmul as cpu_matmul
 from matmul_native import quantize as cpu_quantize
-from matrix_native import KINDS, Floats, Job, act_bytes, matmul, quantize
 from ops_native import assert_same_bits, available_isas
+
+from .matrix_native import KINDS, Floats, Job, act_bytes, matmul, quantize
 
 FAST = available_isas()[-1]
 

@@ -1,13 +1,11 @@
 """The exactness contract where experts are streamed (docs/design.md, sections 4 and 8): the same bits as the resident engine, whatever the
 budget, cut, policy, predictor, lane or file. Every gate checks by counters that the feature it varies really fired.
-
-A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (granules one by one, several tokens), and 12 tokens decoded alone.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,50 +15,8 @@ from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamingOptions, StreamStats
+from tests.gates.running import IDS, KINDS, TOKENS, Run, ordinary, run, same, split
 from tests.making import gguf_file, resplit
-
-TOKENS = np.random.default_rng(7).integers(3, 320, 57).tolist()
-PROMPT, BATCH = 40, 5
-
-# (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, floats; a dense feed-forward beside the
-# experts with a norm for the router; weights on the experts' input, and layers between those with experts; layers with states; LayerNorms.
-KINDS = [
-    ("qwen3_moe_256", "q4_k"),
-    ("qwen2_moe_1408", "q8_0"),
-    ("gpt_oss", "mxfp4"),
-    ("mixtral", "f32"),
-    ("deepseek_v3", "q8_0"),
-    ("gemma4", "q4_0"),
-    ("llama4", "f32"),
-    ("qwen3_next", "q8_0"),
-    ("phimoe", "q8_0"),
-]
-IDS = [f"{name}-{kind}" for name, kind in KINDS]
-
-
-@dataclass
-class Run:
-    logits: bytes
-    stats: StreamStats | None
-    resident: int
-
-
-def run(path, *, streaming=None, passes=1, **load) -> Run:
-    with Model.load(path, n_ctx=64, streaming=streaming, **load) as model:
-        native = model.context.native
-        vocab = model.info.n_vocab
-        out, rows = ffi.new("const float**"), ffi.new("int64_t*")
-        found = b""
-        for _ in range(passes):
-            native.truncate(0)
-            found = b""
-            steps = [TOKENS[:PROMPT], TOKENS[PROMPT : PROMPT + BATCH], *([t] for t in TOKENS[PROMPT + BATCH :])]
-            for step in steps:
-                native.eval(step, all_logits=True)
-                checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
-                found += bytes(ffi.buffer(out[0], rows[0] * vocab * 4))
-        checked(lib.moepic_test_stream_check(model._weights._pointer))
-        return Run(found, model.stream_stats, model.info.expert_bytes)
 
 
 @pytest.fixture(scope="module")
@@ -74,26 +30,6 @@ def baseline():
         return known[name, kind]
 
     return get
-
-
-def ordinary(name, kind):
-    return gguf_file(name, "--outtype", kind, "--no-split")
-
-
-def split(name, kind, ratio="0.5"):
-    return resplit(ordinary(name, kind), "--split-ratio", ratio)
-
-
-def same(found: Run, expected: Run) -> StreamStats:
-    assert found.stats is not None
-    a, b = np.frombuffer(found.logits, np.uint32), np.frombuffer(expected.logits, np.uint32)
-    assert a.shape == b.shape
-    wrong = np.flatnonzero(a != b)
-    assert not len(wrong), f"{len(wrong)} of {len(a)} logits differ, first at {wrong[0]}"
-    stats = found.stats
-    assert stats.resident_bytes <= stats.cache_bytes
-    assert stats.n_failed == 0
-    return stats
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=IDS)
@@ -245,7 +181,7 @@ def test_right_and_wrong_guesses_do_not_matter(right):
             return Run(found, model.stream_stats, 0)
 
     expected = forced(None)
-    stats = same(forced(StreamingOptions(always=True, cache=0)), expected)
+    stats = same(forced(StreamingOptions(always=True, cache=0, adapt=False)), expected)
     last = stats.decode[-1]
     if right:
         assert last.useful_bytes > 0
@@ -288,6 +224,23 @@ def test_an_emulated_link_and_a_cpu_lane_do_not_matter(baseline, name, kind, cpu
     assert "emulated" in stats.lane
     assert stats.total("n_link") > 0
     assert (stats.total("n_in_place") > 0) == cpu_lane
+
+
+def test_trying_out_what_pays_does_not_matter(baseline):
+    """Tokens with and without the CPU lane, then with and without prefetch, until both trials have decided."""
+    name, kind = "qwen3_moe_256", "q4_k"
+    expected = baseline(name, kind)
+    options = StreamingOptions(always=True, cache=expected.resident // 3, link_bytes_s=1e8, cpu_bytes_s=1e8)
+    stats = same(run(ordinary(name, kind), streaming=options, passes=2 * 256 // 12 + 1), expected)
+    assert stats.cpu_lane_cost != 0.0
+    assert stats.prefetch_cost != 0.0
+    assert bool(stats.cpu_lane_on) == (stats.cpu_lane_cost < 0.0)
+    assert stats.n_cpu_lane_off == (stats.cpu_lane_cost > 0.0)
+    assert stats.total("n_in_place") > 0
+    assert "tried         CPU lane: " in str(stats)
+    without = same(run(ordinary(name, kind), streaming=replace(options, adapt=False), passes=5), expected)
+    assert (without.prefetch_on, without.cpu_lane_on) == (1, 1)
+    assert without.prefetch_cost == without.cpu_lane_cost == 0.0
 
 
 def test_the_smallest_staging_is_enough(baseline):

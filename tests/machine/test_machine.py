@@ -17,7 +17,16 @@ from click.testing import CliRunner
 
 from moepic_gguf.cli.bench import main
 from moepic_gguf.errors import ArgumentError, CancelledError, IoError
-from moepic_gguf.machine import RATES, Measured, Spread, file_machine, link_machine, machine_file, measure_machine
+from moepic_gguf.machine import (
+    RATES,
+    TIMES,
+    Measured,
+    Spread,
+    file_machine,
+    link_machine,
+    machine_file,
+    measure_machine,
+)
 from moepic_gguf.planner import Machine
 
 TINY = {"seconds": 0.02, "memory_bytes": 1 << 20, "n_threads": 2}
@@ -39,12 +48,14 @@ def run(*args: str) -> tuple[int, str, str]:
 @pytest.mark.threads
 def test_every_rate_is_a_median_of_nine_windows_between_its_extremes(some_file: Path) -> None:
     measured = measure_machine(some_file, **TINY)
-    for name in RATES:
+    for name in (*RATES, *TIMES):
         spread = getattr(measured, name)
         assert spread.repeats == 9, name
-        assert 0 <= spread.min <= spread.median <= spread.max < 1e13, name
+        assert 0 <= spread.min <= spread.median <= spread.max < (1e13 if name in RATES else 10.0), name
     assert measured.memory.min > 0
     assert measured.compute.min > 0
+    assert measured.landing.min > 0
+    assert all(getattr(measured, name).min > 0 for name in TIMES)
     assert measured.n_threads == 2
     assert measured.file_lane.startswith("file: ")
     # gate or up of a granule of Qwen3-30B-A3B: 256 rows of 2048 weights, 144 bytes per 256.
@@ -55,14 +66,17 @@ def test_progress_counts_to_the_end_and_can_stop_the_work(some_file: Path) -> No
     seen: list[tuple[str, int, int]] = []
     measure_machine(some_file, **TINY, progress=lambda *step: seen.append(step))
     assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
-    assert seen[0] == ("file, small pieces", 0, 50)
-    assert seen[-1] == ("file and compute", 50, 50)
+    assert seen[0] == ("file, small pieces", 0, 80)
+    assert seen[-1] == ("threads", 80, 80)
     assert {stage for stage, _, _ in seen} == {
         "file, small pieces",
         "file, large pieces",
+        "file, one at a time",
         "memory",
         "compute",
         "file and compute",
+        "landing",
+        "threads",
     }
     for stage in sorted({stage for stage, _, _ in seen}):
         with pytest.raises(CancelledError):
@@ -96,18 +110,26 @@ def spread(rate: float) -> Spread:
 
 
 def test_a_machine_file_holds_what_the_planner_reads_and_how_it_came_about(tmp_path: Path) -> None:
-    """By hand: the file tier is read while granules are computed and has no CPU lane; behind a link the CPU is one, bounded by memory."""
-    rates = dict(zip(RATES, map(spread, (50e9, 20e9, 2e9, 3e9, 1e9, 15e9)), strict=True))
-    measured = Measured(n_threads=2, isa="avx2", small_bytes=1, large_bytes=2, file_lane="file: 4 threads", **rates)
-    assert file_machine(measured) == Machine(link_bytes_s=1e9, device_bytes_s=20e9)
+    """By hand: the file tier is read while granules are computed and has no CPU lane; behind a link the CPU is one, bounded by memory. A lone transfer of 3 MB takes
+    2 ms, of which 1.5 ms are its bytes at the rate of many.
+    """
+    rates = dict(zip(RATES, map(spread, (50e9, 20e9, 2e9, 3e9, 1e9, 15e9, 6e9)), strict=True))
+    rates |= dict(zip(TIMES, map(spread, (2e-3, 5e-6, 40e-6)), strict=True))
+    measured = Measured(n_threads=2, isa="avx2", small_bytes=1e6, large_bytes=2, file_lane="file: 4 threads", **rates)
+    file = file_machine(measured)
+    assert replace(file, miss_latency_s=0.0, layer_s=0.0) == Machine(
+        link_bytes_s=1e9, device_bytes_s=20e9, landing_bytes_s=6e9, n_threads=2
+    )
+    assert (file.miss_latency_s, file.layer_s) == (pytest.approx(0.5e-3), pytest.approx(6 * 5e-6))
     behind = link_machine(measured, 25e9, 1000e9)
-    assert behind == Machine(25e9, 1000e9, cpu_bytes_s=20e9, together_bytes_s=50e9)
+    assert behind == Machine(25e9, 1000e9, cpu_bytes_s=20e9, together_bytes_s=50e9, cpu_sync_s=40e-6, n_threads=2)
     assert behind.miss_bytes_s == 45e9
     content = machine_file(behind, measured, slow_tier="link")
     (tmp_path / "machine.json").write_text(json.dumps(content))
     assert "spread" not in content  # it is read off the measurements: the CPU's here, between half and twice its median
     assert Machine.read(tmp_path / "machine.json") == replace(behind, spread=(0.5, 2.0))
     assert content["measured_bytes_s"]["memory"] == {"median": 50e9, "min": 25e9, "max": 100e9, "repeats": 9}
+    assert content["measured_s"]["handoff_s"] == {"median": 40e-6, "min": 20e-6, "max": 80e-6, "repeats": 9}
     assert (content["file_lane"], content["slow_tier"]) == ("file: 4 threads", "link")
 
 
@@ -120,9 +142,13 @@ def test_the_command_writes_a_machine_file_and_leaves_nothing_else(tmp_path: Pat
     content = json.loads(out.read_text())
     read = Machine.read(out)
     assert 0.1 <= read.spread[0] <= 1.0 <= read.spread[1]
-    assert replace(read, spread=(1.0, 1.0)) == Machine(
-        content["measured_bytes_s"]["file_together"]["median"], content["measured_bytes_s"]["compute"]["median"]
-    )
+    rates, times = content["measured_bytes_s"], content["measured_s"]
+    assert read.link_bytes_s == rates["file_together"]["median"]
+    assert read.device_bytes_s == rates["compute"]["median"]
+    assert read.landing_bytes_s == rates["landing"]["median"]
+    assert read.layer_s == 6 * times["job_s"]["median"]
+    assert read.miss_latency_s >= 0.0
+    assert read.n_threads == 2
     assert (content["cpu_bytes_s"], content["together_bytes_s"], content["slow_tier"]) == (0, 0, "file")
     environment = content["environment"]
     assert environment["file"]["name"] == "temporary"

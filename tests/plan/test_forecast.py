@@ -145,6 +145,19 @@ def test_the_band_follows_the_machine(subject: Subject) -> None:
     assert wide.tpot.high_s >= 1.9 * wide.tpot.mean_s  # half the rate, twice the time
 
 
+def test_what_a_miss_costs_besides_its_bytes_is_paid_by_layers_that_wait(subject: Subject) -> None:
+    """The latency, and the landing of one granule by one of two threads; without a cache each of four layers pays."""
+    granule = float(subject.trace.granule_bytes[0])
+    dear = replace(MACHINE, miss_latency_s=1e-4, landing_bytes_s=2e8, n_threads=2)
+    paid = 4 * (1e-4 + granule / 1e8)
+    bytes_alone, all_of_it = (
+        forecast(replace(subject, machine=machine, is_prior=False), 0, "none").stall_s for machine in (MACHINE, dear)
+    )
+    assert all_of_it - bytes_alone == pytest.approx(paid)
+    resident = forecast(replace(subject, machine=dear), subject.memory.experts, "paper")
+    assert resident.stall_s == 0.0
+
+
 def test_no_trace_means_a_wider_band(subject: Subject) -> None:
     room = subject.memory.experts // 2
     known = forecast(replace(subject, is_prior=False), room, "auto")

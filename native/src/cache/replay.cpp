@@ -1,7 +1,8 @@
 #include "cache/replay.h"
 
 #include <algorithm>
-#include <limits>
+#include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -10,6 +11,10 @@ namespace {
 
 void validate(const Lanes& lanes, const Shape& shape) {
     if (!(lanes.miss_bytes_s > 0.0)) fail(Code::argument, "replay: missing bytes arrive at ", lanes.miss_bytes_s, " bytes/s, expected > 0");
+    if (!(lanes.wait_s >= 0.0 && lanes.landing_bytes_s >= 0.0)) {
+        fail(Code::argument, "replay: a wait of ", lanes.wait_s, " s and landing at ", lanes.landing_bytes_s,
+             " bytes/s, expected both >= 0");
+    }
     if (lanes.window_s.empty()) return;
     if (lanes.window_s.size() != shape.size())
         fail(Code::argument, "replay: ", lanes.window_s.size(), " windows for ", shape.size(), " layers");
@@ -18,6 +23,25 @@ void validate(const Lanes& lanes, const Shape& shape) {
     }
     if (!(lanes.prefetch_bytes_s > 0.0))
         fail(Code::argument, "replay: windows need a prefetch rate, found ", lanes.prefetch_bytes_s, " bytes/s");
+}
+
+// Whether `better` saves stall over `worse` beyond doubt. A difference counts when it is larger than this many standard errors, and kSurer
+// / n more where there are n blocks: few blocks say little, and of many candidates one looks good by luck. moepic_gguf/choosing.py has the
+// same rule.
+bool is_convincing(std::span<const double> worse, std::span<const double> better) {
+    constexpr size_t kBlock = 8;  // tokens
+    constexpr double kSure = 1.0, kSurer = 4.0;
+    const size_t n_block = worse.size() / kBlock;
+    if (n_block < 2) return false;
+    double sum = 0.0, sum2 = 0.0;
+    for (size_t block = 0; block < n_block; ++block) {
+        double saved = 0.0;
+        for (size_t i = block * kBlock; i < (block + 1) * kBlock; ++i) saved += worse[i] - better[i];
+        sum += saved, sum2 += saved * saved;
+    }
+    const auto n = static_cast<double>(n_block);
+    const double error = std::sqrt(std::max(0.0, sum2 - sum * sum / n) / (n - 1.0) / n);
+    return sum / n > (kSure + kSurer / n) * error;
 }
 
 }  // namespace
@@ -72,7 +96,8 @@ Report replay(const Routing& routing, const Routing& predicted, const Shape& sha
                 tally.demand_bytes += absent;
             }
             cache.release();
-            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s;
+            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s + (tally.demand_bytes > 0 ? lanes.wait_s : 0.0);
+            if (lanes.landing_bytes_s > 0.0) tally.stall_s += static_cast<double>(tally.useful_bytes) / lanes.landing_bytes_s;
             if (token < n_warm) continue;
             Tally& sum = report.layers[il];
             sum.n_hit += tally.n_hit, sum.n_partial += tally.n_partial, sum.n_miss += tally.n_miss;
@@ -95,16 +120,14 @@ size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, s
         fail(Code::argument, "auto: ", candidates.size(), " candidates and room for ", stall_s.size(), " results");
     }
     size_t best = 0;
-    int64_t best_bytes = 0;
+    std::vector<std::vector<double>> stalls;  // [candidate][counted tokens]
     for (size_t i = 0; i < candidates.size(); ++i) {
         if (candidates[i].policy.kind == PolicyKind::belady) fail(Code::argument, "auto: belady knows the future and cannot be chosen");
-        const Report report = replay(recent, predicted, shape, budget_bytes, candidates[i], lanes, n_warm, {});
-        int64_t bytes = 0;
-        stall_s[i] = 0.0;
-        for (const Tally& tally : report.layers) stall_s[i] += tally.stall_s, bytes += tally.demand_bytes;
-        if (i == 0 || stall_s[i] < stall_s[best] || (stall_s[i] == stall_s[best] && bytes < best_bytes)) best = i, best_bytes = bytes;
+        stalls.push_back(replay(recent, predicted, shape, budget_bytes, candidates[i], lanes, n_warm, {}).token_stall_s);
+        stall_s[i] = std::accumulate(stalls[i].begin(), stalls[i].end(), 0.0);
+        if (stall_s[i] < stall_s[best]) best = i;
     }
-    return best;
+    return is_convincing(stalls[0], stalls[best]) ? best : 0;
 }
 
 }  // namespace moepic::cache

@@ -3,9 +3,9 @@
 // Token-atomic: a layer's experts are looked up together, then told to the policy together, as in the engine; flattening tokens into single
 // accesses inflates misses by a quarter (routing-and-split.md, section 2).
 //
-// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router. Before each layer
-// there is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the
-// window.
+// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router, and what a layer that
+// misses anything waits besides (a request's latency, the last granule's landing); what came ahead has yet to land. Before each layer there
+// is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the window.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,8 @@ struct Lanes {
     double miss_bytes_s = 0.0;       // rate at which missing granules are served after routing, all lanes together
     double prefetch_bytes_s = 0.0;   // rate at which granules arrive in the window
     std::vector<double> window_s{};  // [layer]; empty: no window
+    double wait_s = 0.0;             // of a layer that misses anything, besides its bytes
+    double landing_bytes_s = 0.0;    // of what came ahead; 0: it is ready as it comes
 };
 
 // Per layer, of counted tokens. A routed expert is a hit (all resident), a partial hit (some), or a miss (none); never merged.
@@ -47,8 +49,9 @@ struct Report {
 Report replay(const Routing& routing, const Routing& predicted, const Shape& shape, int64_t budget_bytes, const CacheOptions& options,
               const Lanes& lanes, int n_warm, std::span<const double> profile);
 
-// Replays `recent` through each candidate and returns the index of the one that stalls least; of equal ones, the one that moves fewest
-// bytes, then the first. stall_s [candidate] receives the stall of each. predicted: as for replay. This is the policy `auto`; belady is no
+// Replays `recent` through each candidate and returns the index of the one that stalls least, or 0, which is the one in force, where the
+// tokens do not tell them apart: the stall saved per block of tokens must be above its error (tokens that follow each other are alike, so
+// blocks are compared). stall_s [candidate] receives the stall of each. predicted: as for replay. This is the policy `auto`; belady is no
 // candidate.
 size_t choose(const Routing& recent, const Shape& shape, int64_t budget_bytes, std::span<const CacheOptions> candidates, const Lanes& lanes,
               int n_warm, std::span<double> stall_s, const Routing& predicted = {});

@@ -46,6 +46,10 @@ int32_t moepic_machine_measure(moepic_machine* out, const char* path, const moep
         machine.file_large = spread_of(rates.file_large);
         machine.file_together = spread_of(rates.file_together);
         machine.compute_together = spread_of(rates.compute_together);
+        machine.landing = spread_of(rates.landing);
+        machine.file_single_s = spread_of(rates.file_single_s);
+        machine.job_s = spread_of(rates.job_s);
+        machine.handoff_s = spread_of(rates.handoff_s);
         machine.small_bytes = measure::kSmallPiece;
         machine.large_bytes = measure::kLargePiece;
         std::snprintf(machine.file_lane, sizeof machine.file_lane, "%s", rates.file_lane.c_str());

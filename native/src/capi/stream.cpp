@@ -10,9 +10,9 @@ namespace {
 
 constexpr int32_t kAuto = 6;
 
-Streamer& need_streamer(const moepic_model* handle) {
+ExpertService& need_streamer(const moepic_model* handle) {
     need(handle, "model");
-    Streamer* streamer = handle->model->streamer();
+    ExpertService* streamer = handle->model->experts();
     if (!streamer) fail(Code::argument, "stream: every expert of this model is resident, so nothing is streamed");
     return *streamer;
 }
@@ -36,6 +36,7 @@ void moepic_stream_options_init(moepic_stream_options* options) {
     options->size = sizeof(moepic_stream_options);
     options->cache_bytes = -1;
     options->policy = static_cast<int32_t>(policy.kind);
+    options->policy_start = static_cast<int32_t>(policy.kind);
     options->eviction = -1;
     options->rho = policy.rho;
     options->omega = policy.omega;
@@ -44,6 +45,7 @@ void moepic_stream_options_init(moepic_stream_options* options) {
     options->predictor = static_cast<int32_t>(defaults.predict.source);
     options->lookahead = defaults.lookahead;
     options->direct = 1;
+    options->adapt = defaults.adapt;
 }
 
 void moepic::read_stream_options(LoadOptions& options, const moepic_stream_options* given) {
@@ -53,6 +55,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
         fail(Code::argument, "stream: belady knows the future and is for replay only");
     if (o.policy == static_cast<int32_t>(cache::PolicyKind::fixed) && !o.profile)
         fail(Code::argument, "stream: the policy 'static' needs a profile that says which experts to keep");
+    check_range("policy_start", o.policy_start, 0, static_cast<int32_t>(cache::PolicyKind::lrfu));
     check_range("eviction", o.eviction, -1, 1);
     check_range("scope", o.scope, 0, 1);
     check_range("predictor", o.predictor, 0, 2);
@@ -66,8 +69,9 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
     StreamOptions& s = options.streaming;
     options.stream = o.always != 0;
     s.choose_policy = o.policy == kAuto;
-    s.cache.policy = {s.choose_policy ? cache::PolicyKind::lrfu : static_cast<cache::PolicyKind>(o.policy), o.rho, o.omega, o.half_life};
+    s.cache.policy = {static_cast<cache::PolicyKind>(s.choose_policy ? o.policy_start : o.policy), o.rho, o.omega, o.half_life};
     cache::validate(s.cache.policy);
+    s.adapt = o.adapt != 0;
     s.choose_eviction = o.eviction < 0;
     if (o.eviction >= 0) s.cache.eviction = static_cast<cache::Eviction>(o.eviction);
     s.cache.scope = static_cast<cache::Scope>(o.scope);
@@ -91,7 +95,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
 int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* model) {
     return guard([&] {
         thread_local std::string lane, policy, note;
-        const Streamer::Stats s = need_streamer(model).stats();
+        const StreamStats s = need_streamer(model).stats();
         lane = s.lane_text;
         policy = s.policy;
         note = s.note;
@@ -110,6 +114,12 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane_bytes_s = s.lane_bytes_s;
         stats.cpu_bytes_s = s.cpu_bytes_s;
         stats.n_policy_changes = s.n_policy_changes;
+        stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
+        stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
+        stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
+        stats.n_round_trips = s.round_trips.n_layers;
+        stats.waited_s = s.round_trips.waited_s;
+        stats.planned_s = s.round_trips.planned_s;
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);
@@ -119,10 +129,10 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
 
 int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* model, int32_t layer, int32_t prefill) {
     return guard([&] {
-        Streamer& streamer = need_streamer(model);
+        ExpertService& streamer = need_streamer(model);
         if (layer < 0 || layer >= streamer.n_layer())
             fail(Code::argument, "stream: MoE layer ", layer, " is outside 0 to ", streamer.n_layer() - 1);
-        const Streamer::Stats s = streamer.stats();
+        const StreamStats s = streamer.stats();
         const auto at = static_cast<size_t>(layer);
         const StreamTally& t = prefill ? s.prefill[at] : s.decode[at];
         const predict::Score& score = s.scores[at];
@@ -143,7 +153,7 @@ int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* 
 }
 
 void moepic_model_reset_stream_stats(const moepic_model* model) {
-    if (model && model->model->streamer()) model->model->streamer()->reset_stats();
+    if (model && model->model->experts()) model->model->experts()->reset_stats();
 }
 
 int32_t moepic_model_expert_uses(double* out, int64_t n, const moepic_model* model) {

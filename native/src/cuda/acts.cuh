@@ -54,8 +54,11 @@ public:
             result_[n][1] = rows.offset(first + 8 * n + 2 * lane.c + 1);
         }
     }
+    // Nothing to do, but the next block's activations would be loaded so early that registers run out (ptxas 13.0).
     template <class T>
-    __device__ void advance(int, int) {}
+    __device__ void advance(int, int) {
+        __syncwarp();
+    }
     template <int len>
     __device__ void run(int n, int at, int run, uint32_t (&b)[2]) const {
         const auto* words = reinterpret_cast<const uint32_t*>(of<ActBlock<len>>(own_[n])[at].q) + 8 * run + lane_.c;

@@ -33,7 +33,7 @@ struct IntermediateJob {
     ExpertJob job;
     int32_t width;                 // neurons of a thread block: 256, or kLeastWidth where down's scales are over 32 or absent
     int32_t n_widths;              // thread blocks of a granule
-    int32_t kind;                  // down's ActKind
+    ops::ActKind kind;             // of down
     size_t row_bytes, part_bytes;  // of a row of intermediate, of `width` neurons in it
 };
 
@@ -66,7 +66,7 @@ __device__ inline void project(const ExpertJob& job, const ExpertTask& task, boo
 
 // A warp takes tiles of the block's neurons, gate and up of each, and joins them; then a warp takes an entry and quantizes it.
 template <int groups>
-__global__ void __launch_bounds__(kThreads<groups>) intermediate_kernel(IntermediateJob all) {
+__global__ void __launch_bounds__(kThreads<groups>, groups == kFewGroups ? 1 : 2) intermediate_kernel(IntermediateJob all) {
     const ExpertJob& job = all.job;
     const ExpertTask task = job.tasks[blockIdx.x / all.n_widths];
     const int first = static_cast<int>(blockIdx.y) * 8 * groups, granule = static_cast<int>(job.shape.granule);
@@ -84,9 +84,16 @@ __global__ void __launch_bounds__(kThreads<groups>) intermediate_kernel(Intermed
         const int tile = round + warp;
         if (groups == kFewGroups && tile >= n_tiles) break;
         const int own = first_neuron / ops::kTileRows + (tile < n_tiles ? tile : n_tiles - 1);  // every warp stays for the barriers
-        float gate[groups][4] = {}, up[groups][4] = {};
-        project<groups>(job, task, false, own, first, lane, staged, gate);
-        project<groups>(job, task, true, own, first, lane, staged, up);
+        float gate[groups][4], up[groups][4] = {};  // what the loop has summed last moves on to gate
+#pragma unroll 1
+        for (int is_up = 0; is_up < 2; ++is_up) {
+#pragma unroll
+            for (int g = 0; g < groups; ++g) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) gate[g][i] = up[g][i], up[g][i] = 0.0f;
+            }
+            project<groups>(job, task, is_up != 0, own, first, lane, staged, up);
+        }
         if (tile >= n_tiles) continue;
 #pragma unroll
         for (int g = 0; g < groups; ++g) {
@@ -100,9 +107,8 @@ __global__ void __launch_bounds__(kThreads<groups>) intermediate_kernel(Intermed
     __syncthreads();
     for (int entry = warp; entry < n; entry += n_warps) {
         const int64_t row = static_cast<int64_t>(task.first_entry + first + entry) * job.shape.n_granules + task.granule;
-        Acts out{};
-        out.data[all.kind] = job.intermediate + static_cast<size_t>(row) * all.row_bytes + static_cast<size_t>(part) * all.part_bytes;
-        quantize_row(1u << all.kind, joined + entry * all.width, count, out, 0, 0, 1);
+        std::byte* to = job.intermediate + static_cast<size_t>(row) * all.row_bytes + static_cast<size_t>(part) * all.part_bytes;
+        quantize_by(all.kind, joined + entry * all.width, count, to);
     }
 }
 
@@ -130,7 +136,7 @@ __global__ void __launch_bounds__(kSplitThreads) down_few_kernel(DownJob all) {
 
 // A warp for each tile: it adds the granules of the run one after another to what is there, so no two blocks meet in a sum.
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) down_many_kernel(DownJob all) {
+__global__ void __launch_bounds__(kStageThreads, 2) down_many_kernel(DownJob all) {
     const ExpertJob& job = all.job;
     const GranuleShape& shape = job.shape;
     const ExpertRun run = job.runs[blockIdx.x / all.n_parts];
@@ -179,7 +185,7 @@ unsigned entry_blocks(const ExpertJob& job, int groups) {
 int32_t expert_intermediate(const ExpertJob& job, Stream stream) {
     const ops::ActKind kind = ops::act_kind(job.shape.down_type);
     const auto run = [&](auto kernel, int groups, int most_threads, int least_width) {
-        IntermediateJob all{job, kind == ops::ActKind::q8_256 ? 256 : least_width, 0, static_cast<int32_t>(kind), row_bytes(job.shape), 0};
+        IntermediateJob all{job, kind == ops::ActKind::q8_256 ? 256 : least_width, 0, kind, row_bytes(job.shape), 0};
         all.n_widths = static_cast<int32_t>((job.shape.granule + all.width - 1) / all.width);
         all.part_bytes = kind == ops::ActKind::q8_256  ? sizeof(ops::Act256)
                          : kind == ops::ActKind::q8_32 ? all.width / 32 * sizeof(ops::Act32)

@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
                         static_cast<int>(all.list.n_tokens));
 }
 
-__global__ void __launch_bounds__(32 * kRowWarps) rows_kernel(ListJob all) {
+__global__ void __launch_bounds__(kStageThreads, 2) rows_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.y));
     const MatmulJob& job = all.list.jobs[j];
     // The warps of a block share their activations, so a block stays within a group of rows.
@@ -77,7 +77,7 @@ int32_t matmul(const MatmulList& list, Stream stream) {
     const auto n_blocks = static_cast<unsigned>(all.first[list.n_jobs]);
     const auto token_blocks = [&](int64_t width) { return static_cast<unsigned>((list.n_tokens + width - 1) / width); };
     if (many)
-        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(32 * kRowWarps), StagedActs<kRowGroups>::kSharedBytes,
+        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes,
                       stream, all);
     if (list.n_tokens <= 8) return launch(split_kernel<1>, dim3(n_blocks), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
     return launch(split_kernel<2>, dim3(n_blocks, token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);

@@ -36,11 +36,11 @@ __device__ inline void multiply_32(const typename T::Raw& raw, const X& x, int a
 // sum over sub-blocks of minimum * sum of activations: a product as well, with sums of up to 13 bits in two halves of 7 and 6.
 template <class T, class X, class Fold>
 __device__ inline void multiply_mins(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
-    const uint32_t a[4] = {T::mins(raw, 0, lane), T::mins(raw, 1, lane), 0, 0};
+    const uint32_t a[2] = {T::mins(raw, 0, lane), T::mins(raw, 1, lane)};
 #pragma unroll
     for (int n = 0; n < X::kGroups; ++n) {
-        uint32_t low[2] = {}, high[2] = {};
-        x.template sums<T::kSubs>(n, at, low[0], high[0]);
+        uint32_t low, high;
+        x.template sums<T::kSubs>(n, at, low, high);
         int32_t sum[4] = {}, sum_high[4] = {};
         mma_s8(sum, a, low);
         mma_s8(sum_high, a, high);
@@ -61,6 +61,7 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const X& x, int 
     int32_t sum[X::kGroups][4] = {};
 #pragma unroll
     for (int run = 0; run < 8; ++run) {
+        if constexpr (X::kGroups > 1) __syncwarp();  // keeps the loads of all runs from being moved here: registers would run out
         uint32_t a[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) a[i] = T::code(raw, run, i, lane);
@@ -74,7 +75,7 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const X& x, int 
                 if constexpr (parts == 1)
                     mma_s8(dot, a, b);
                 else
-                    mma_s8(dot, {a[2 * part], a[2 * part + 1], 0, 0}, {b[part], 0});
+                    mma_s8(dot, {a[2 * part], a[2 * part + 1]}, b[part]);
                 const int s = parts * run + part;
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sum[n][i] += dot[i] * static_cast<int8_t>(scales[i / 2][s / 4] >> (8 * (s % 4)));
@@ -98,10 +99,10 @@ __device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, 
         multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp asks for before it computes. With few tokens bytes on their way count, and registers are there for some 4
-// KiB of them; with many, other warps' products fill the wait.
+// Blocks of a tile that a warp has in registers or on their way. With few tokens that is some 4 KiB, for bytes on their way are what
+// counts.
 template <class T, int groups>
-inline constexpr int kAhead = (T::kLen == 32 ? 8 : 2) / (groups == 1 ? 1 : 2);
+inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
 
 // acc = a whole tile of n_blocks blocks times the tokens.
 template <class T, class X>
@@ -120,9 +121,8 @@ __device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane 
         for (int i = 0; i < ahead; ++i) {
             if (b + i >= n_blocks) break;
             x.template advance<T>(b + i, n_blocks);
-            const typename T::Raw block = raw[i];
+            multiply<T>(raw[i], x, b + i, lane, [&](int, int n, int j, float p, float q) { acc[n][j] = __fmaf_rn(p, q, acc[n][j]); });
             raw[i] = load(b + i + ahead);
-            multiply<T>(block, x, b + i, lane, [&](int, int n, int j, float p, float q) { acc[n][j] = __fmaf_rn(p, q, acc[n][j]); });
         }
     }
 }

@@ -105,19 +105,41 @@ __device__ inline void quantize_step_32(const float (&v)[2][4], int64_t step, in
     }
 }
 
+// Elements of a step as its lanes have them; 0 beyond the end.
+__device__ inline void load_step(const float* x, int64_t step, int64_t cols, float (&v)[2][4]) {
+    for (int h = 0; h < 2; ++h) {
+        for (int i = 0; i < 4; ++i) {
+            const int64_t k = step * kStep + 128 * h + 4 * lane_id() + i;
+            v[h][i] = k < cols ? x[k] : 0.0f;
+        }
+    }
+}
+
+// out = x [cols] in the form `kind`, by one warp.
+__device__ inline void quantize_by(ops::ActKind kind, const float* x, int64_t cols, std::byte* out) {
+    if (kind == ops::ActKind::f32) {
+        for (int64_t k = lane_id(); k < cols; k += 32) reinterpret_cast<float*>(out)[k] = x[k];
+        return;
+    }
+    for (int64_t step = 0; step * kStep < cols; ++step) {
+        float v[2][4];
+        load_step(x, step, cols, v);
+        if (kind == ops::ActKind::q8_32)
+            quantize_step_32(v, step, cols, out);
+        else
+            quantize_step_256(v, step, out);
+    }
+}
+
 // Row `row` of acts from x [cols], in the kinds of `mask` (bit ActKind), by the warps of a thread block: `warp` of n_warps calls with the
 // whole warp. x must be visible to the block (__syncthreads after writing it). cols: whole blocks of the kinds asked for.
 __device__ inline void quantize_row(uint32_t mask, const float* x, int64_t cols, const Acts& acts, int64_t row, int warp, int n_warps) {
-    const int lane = lane_id();
     for (int64_t step = warp; step * kStep < cols; step += n_warps) {
         float v[2][4];
-        for (int h = 0; h < 2; ++h) {
-            for (int i = 0; i < 4; ++i) {
-                const int64_t k = step * kStep + 128 * h + 4 * lane + i;
-                v[h][i] = k < cols ? x[k] : 0.0f;
-                if ((mask & 1u) && k < cols)
-                    reinterpret_cast<float*>(acts.data[0] + static_cast<size_t>(row) * acts.stride[0])[k] = v[h][i];
-            }
+        load_step(x, step, cols, v);
+        if (mask & 1u) {
+            auto* floats = reinterpret_cast<float*>(acts.data[0] + static_cast<size_t>(row) * acts.stride[0]) + step * kStep;
+            for (int64_t k = lane_id(); k < kStep && step * kStep + k < cols; k += 32) floats[k] = x[step * kStep + k];
         }
         if (mask & 2u) quantize_step_32(v, step, cols, acts.data[1] + static_cast<size_t>(row) * acts.stride[1]);
         if (mask & 4u) quantize_step_256(v, step, acts.data[2] + static_cast<size_t>(row) * acts.stride[2]);

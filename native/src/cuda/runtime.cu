@@ -39,7 +39,9 @@ int32_t refuse(int32_t code, const char* text) {
 
 int32_t check(cudaError_t result, const char* what) {
     if (result == cudaSuccess) return kOk;
-    std::snprintf(t_error, sizeof t_error, "cuda: %s: %s", what, cudaGetErrorString(result));
+    const char* text = result == cudaErrorInsufficientDriver ? "this machine has no NVIDIA driver, or one older than this build's CUDA"
+                                                             : cudaGetErrorString(result);
+    std::snprintf(t_error, sizeof t_error, "cuda: %s: %s", what, text);
     (void)cudaGetLastError();  // or the next call would report it again
     switch (result) {
         case cudaErrorMemoryAllocation:
@@ -131,7 +133,7 @@ int32_t synchronize(Stream stream) {
 
 int32_t make_event(Event* out) {
     cudaEvent_t event = nullptr;
-    const int32_t code = check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "making an event");
+    const int32_t code = check(cudaEventCreateWithFlags(&event, cudaEventDefault), "making an event");
     *out = reinterpret_cast<Event>(event);
     return code;
 }
@@ -156,6 +158,13 @@ int32_t is_done(Event event, int32_t* out) {
 
 int32_t wait_host(Event event) {
     return check(cudaEventSynchronize(native(event)), "waiting for an event");
+}
+
+int32_t elapsed(Event from, Event to, double* seconds) {
+    float ms = 0.0f;
+    const int32_t code = check(cudaEventElapsedTime(&ms, native(from), native(to)), "timing between events");
+    *seconds = 1e-3 * static_cast<double>(ms);
+    return code;
 }
 
 int32_t copy(void* to, const void* from, size_t bytes, Stream stream) {

@@ -24,6 +24,7 @@ int32_t record(Event event, Stream stream);
 int32_t wait(Stream stream, Event event);
 int32_t is_done(Event event, int32_t* out);
 int32_t wait_host(Event event);
+int32_t elapsed(Event from, Event to, double* seconds);
 int32_t copy(void* to, const void* from, size_t bytes, Stream stream);
 int32_t clear(void* data, size_t bytes, Stream stream);
 int32_t post(const void* from, size_t n_dwords, void* mapped, uint32_t* flag, uint32_t value, Stream stream);

@@ -39,6 +39,7 @@ Api make_table() {
     api.wait = wait;
     api.is_done = is_done;
     api.wait_host = wait_host;
+    api.elapsed = elapsed;
     api.copy = copy;
     api.clear = clear;
     api.post = post;

@@ -61,16 +61,19 @@ std::optional<cache::PolicyOptions> PolicyChooser::poll(const cache::PolicyOptio
     }
     if (!worker_.joinable() && new_tokens_ >= kNewTokens) {
         new_tokens_ = 0;
-        worker_ = std::thread([this, ids = ids_, miss_bytes_s]() mutable { choose(std::move(ids), miss_bytes_s); });
+        worker_ = std::thread([this, ids = ids_, current, miss_bytes_s]() mutable { choose(std::move(ids), current, miss_bytes_s); });
     }
     return std::nullopt;
 }
 
-void PolicyChooser::choose(std::vector<int32_t> ids, double miss_bytes_s) {
+void PolicyChooser::choose(std::vector<int32_t> ids, cache::PolicyOptions current, double miss_bytes_s) {
     const cache::Routing routing{static_cast<int>(ids.size() / (shape_.size() * static_cast<size_t>(n_used_))),
                                  static_cast<int>(shape_.size()), n_used_, ids};
+    std::vector<cache::PolicyOptions> policies = candidates();
+    std::erase_if(policies, [&](const cache::PolicyOptions& policy) { return is_same(policy, current); });
+    policies.insert(policies.begin(), current);
     std::vector<cache::CacheOptions> caches;
-    for (const cache::PolicyOptions& policy : candidates()) {
+    for (const cache::PolicyOptions& policy : policies) {
         caches.push_back(base_);
         caches.back().policy = policy;
     }

@@ -1,5 +1,6 @@
 // The policy `auto`: keeps the recent decode routing, replays it through candidate policies on a thread of its own, and names the one that
-// would have stalled least. Decides nothing else; what is in force changes only when its owner takes the choice.
+// would have stalled less than the one in force, beyond doubt. Decides nothing else; what is in force changes only when its owner takes the
+// choice.
 //
 // Threads: everything but the replay belongs to one owner at a time. The replay reads a copy.
 #pragma once
@@ -24,13 +25,13 @@ public:
 
     // What a decoded token used in `layer`; layer 0 starts a token.
     void remember(int layer, std::span<const int32_t> ids);
-    // Between tokens: starts a replay when enough is new, and gives its choice once, when that is not `current`.
+    // Between tokens: starts a replay when enough is new, and gives its choice once, when that is not `current`, the policy in force.
     std::optional<cache::PolicyOptions> poll(const cache::PolicyOptions& current, double miss_bytes_s);
     // The tokens remembered, whole ones only.
     cache::Routing recent() const;
 
 private:
-    void choose(std::vector<int32_t> ids, double miss_bytes_s);
+    void choose(std::vector<int32_t> ids, cache::PolicyOptions current, double miss_bytes_s);
 
     const cache::Shape shape_;
     const int64_t budget_bytes_;

@@ -91,6 +91,8 @@ Streamer::Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers,
     }
     predictor_.emplace(n_layer(), options.predict);
     if (options.choose_policy) chooser_.emplace(shape, cache_bytes, cache_options, most_used(layers_));
+    if (options.adapt && options.predict.source != predict::Source::none) prefetch_trial_.emplace();
+    if (options.adapt && has_cpu_lane()) cpu_trial_.emplace();
 
     size_t experts = 0, granule = 0;
     for (const StreamLayer& layer : layers_) {
@@ -182,7 +184,7 @@ transfer::Ticket Streamer::submit(int layer, int32_t expert, GranuleRun run, boo
 // there before the CPU could have computed all the rest; should_compute_in_place() is the same question asked from the other end, so that
 // both lanes end together. Whoever is wrong about its rate is corrected by what is left in the queue.
 void Streamer::feed_link() {
-    const bool shares = has_cpu_lane() && n_tokens_ <= kFewTokens;
+    const bool shares = uses_cpu_lane_ && n_tokens_ <= kFewTokens;
     while (!queue_.empty()) {
         const Queued next = queue_.front();
         if (shares) {
@@ -290,7 +292,7 @@ uint64_t Streamer::load_residents(int layer, ThreadPool& pool) {
     std::vector<Want> wants;
     layer_ = layer;
     n_tokens_ = 0;
-    is_decode_ = false;
+    is_decode_ = uses_cpu_lane_ = false;
     missing_.clear();
     ready_.clear();
     tally_ = {};
@@ -350,6 +352,11 @@ Streamer::Stats Streamer::stats() {
     stats.staging_bytes = needs_.staging_bytes;
     stats.desk_bytes = needs_.desk_bytes;
     stats.n_policy_changes = n_policy_changes_;
+    const auto verdict = [](const std::optional<Trial>& trial, bool is_on) {
+        return trial ? Verdict{is_on, trial->cost(), trial->n_switched_off()} : Verdict{is_on};
+    };
+    stats.prefetch = verdict(prefetch_trial_, prefetches());
+    stats.cpu_lane = verdict(cpu_trial_, cpu_trial_ ? cpu_trial_->is_on() : has_cpu_lane());
     const std::lock_guard state(state_);
     stats.cpu_bytes_s = cpu_rate_;
     return stats;

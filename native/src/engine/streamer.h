@@ -31,7 +31,9 @@
 #include "base/thread_pool.h"
 #include "cache/cache.h"
 #include "engine/policy_chooser.h"
+#include "engine/streaming.h"
 #include "engine/timeline.h"
+#include "engine/trial.h"
 #include "expert/arena.h"
 #include "expert/store.h"
 #include "predict/predictor.h"
@@ -40,31 +42,6 @@
 #include "transfer/link_lane.h"
 
 namespace moepic {
-
-struct StreamOptions {
-    cache::CacheOptions cache;
-    bool choose_policy = false;   // `auto`: replays the recent routing through candidates, in the background, and keeps the best
-    bool choose_eviction = true;  // whole experts where the file can only be read so, else granules
-    predict::Options predict{.source = predict::Source::next_layer};
-    int lookahead = 1;           // layers; next_layer only, 1 or 2
-    int64_t cache_bytes = -1;    // of the arena; -1: what the RAM budget leaves, or every expert
-    uint64_t staging_bytes = 0;  // of frames; 0: 32 MiB, or at least two transfers
-    transfer::FileIo io = transfer::FileIo::automatic;
-    bool direct = true;
-    bool strict = false;
-    // An emulated link: experts lie in RAM, the arena plays the device's memory, and copies take their time.
-    double link_bytes_s = 0.0;  // 0: no such link, experts lie in the file
-    double link_latency_s = 0.0;
-    double cpu_bytes_s = 0.0;       // with a link: granules computed in place, no faster than this; 0: no CPU lane
-    std::vector<double> profile{};  // [all experts of all MoE layers]: what to start warm with; empty: cold
-};
-
-struct StreamLayer {
-    int32_t il = 0;  // number in the model
-    int n_expert = 0;
-    int n_used = 0;
-    StoredLayer stored;
-};
 
 // Memory besides the arena.
 struct StreamNeeds {
@@ -76,23 +53,7 @@ struct StreamNeeds {
     uint64_t bytes() const { return staging_bytes + desk_bytes; }
 };
 
-struct StreamTally {
-    int64_t n_hit = 0, n_partial = 0, n_miss = 0;                                  // routed experts, as found
-    int64_t n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;          // granules, by how they were served
-    int64_t demand_bytes = 0, useful_bytes = 0, wasted_bytes = 0, late_bytes = 0;  // bytes of granules
-    double stall_s = 0.0;                                                          // wall time in which every compute thread waited
-    void add(const StreamTally& other);
-};
-
-// What a pass found and did, for traces.
-struct PassReport {
-    double waited_s = 0.0;
-    int n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;
-    std::span<const int32_t> guess{};  // ids predicted for this layer before its router spoke; empty: none
-    std::span<const int32_t> found{};  // [expert] granules resident before it was asked for, of the experts used; empty: all
-};
-
-class Streamer {
+class Streamer final : public ExpertService {
 public:
     // From this many tokens on a prompt touches nearly every expert: the next layer's are fetched without a guess, and only what is worth
     // more than what decode left in the cache stays.
@@ -126,7 +87,7 @@ public:
     // than it takes to run at all.
     Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers, std::vector<std::string> paths, int64_t cache_bytes,
              int n_threads, bool smallest, const StreamOptions& options);
-    ~Streamer();
+    ~Streamer() override;
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
 
@@ -157,12 +118,14 @@ public:
         void done(const Item& item);
         // The CPU lane computes too from here on, with `thread` as the number of its scratch.
         void start_in_place(const Compute& compute, int thread);
+        bool uses_cpu_lane() const { return s_.uses_cpu_lane_; }
 
         // The owner alone. False: no granules are left, or the pass failed.
         bool next_wave(std::vector<WaveRun>& runs, const RunTasks& run_tasks);
 
-        // Whether running that layer's router early could help: not where everything is resident.
-        bool wants_guess(int layer) const;
+        // Whether running that layer's router early could help: not where everything is resident, nor while prefetching is off, except
+        // `to_record` what would be guessed.
+        bool wants_guess(int layer, bool to_record = false) const;
         // Guesses for MoE layer `layer`: what is missing of them is fetched behind this layer's own.
         void prefetch(int layer, std::span<const int32_t> ids);
         // The same for a prompt, which uses nearly all.
@@ -178,29 +141,17 @@ public:
         bool is_finished_ = false;
     };
 
-    // Tokens start through the layers.
-    void begin_tokens(int64_t n);
+    void begin_tokens(int64_t n) override;
     int lookahead() const { return options_.lookahead; }
-    int n_layer() const { return static_cast<int>(layers_.size()); }
-    int32_t il(int layer) const { return layers_[static_cast<size_t>(layer)].il; }
+    int n_layer() const override { return static_cast<int>(layers_.size()); }
+    int32_t il(int layer) const override { return layers_[static_cast<size_t>(layer)].il; }
     bool has_cpu_lane() const { return options_.link_bytes_s > 0.0 && options_.cpu_bytes_s > 0.0; }
 
-    struct Stats {
-        std::vector<StreamTally> decode, prefill;  // [layer]
-        std::vector<predict::Score> scores;        // [layer]
-        transfer::LaneStats lane;
-        std::string lane_text, policy, note;
-        double lane_bytes_s = 0.0, cpu_bytes_s = 0.0;
-        int64_t cache_bytes = 0, resident_bytes = 0, loads = 0, evictions = 0;
-        uint64_t staging_bytes = 0, desk_bytes = 0;
-        int n_policy_changes = 0;
-    };
-    Stats stats();
-    void reset_stats();
-    // Uses of every expert since the start, all layers in order.
-    std::vector<double> uses();
-    // Recounts the residency; throws Error(internal). For tests.
-    void check();
+    using Stats = StreamStats;
+    Stats stats() override;
+    void reset_stats() override;
+    std::vector<double> uses() override;
+    void check() override;
 
 private:
     // One transfer of a lane, from submit() until all its granules are used or nobody wants it.
@@ -248,6 +199,8 @@ private:
         int64_t bytes;
     };
 
+    static constexpr int64_t kNoToken = 0, kManyUnderWay = -1;  // contexts that take turns: nobody's time is a token's
+
     void open_lane(std::vector<std::string> paths);
     void on_ready(const transfer::Delivery& delivery);
     // These hold state_.
@@ -268,6 +221,8 @@ private:
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     void account();
+    void end_token();
+    bool prefetches() const { return prefetch_trial_ ? prefetch_trial_->is_on() : options_.predict.source != predict::Source::none; }
     void prefetch(int layer, std::span<const int32_t> ids);
     void drop_guesses(int layer);
     void score_guess();
@@ -297,6 +252,9 @@ private:
     std::optional<predict::Predictor> predictor_;
     std::optional<PolicyChooser> chooser_;
     int n_policy_changes_ = 0;
+    std::optional<Trial> prefetch_trial_, cpu_trial_;
+    int64_t token_from_ns_ = kNoToken;           // when the token that is decoded began
+    double token_missing_bytes_ = 0.0;           // of it, whoever brings or computes them
     int64_t clock_ = -1;                         // number of the last token, for the policy
     std::map<Key, transfer::Ticket> guesses_;    // fetched ahead, for later layers
     std::vector<int64_t> prefetched_at_ns_;      // [layer]
@@ -329,7 +287,7 @@ private:
     // Of the running pass: written by its owner before other threads start, then read only; but has_landed is written by the thread that
     // landed the granule, and tally_ under state_.
     int layer_ = -1, n_tokens_ = 0;
-    bool is_decode_ = false;
+    bool is_decode_ = false, uses_cpu_lane_ = false;
     std::span<const Want> wants_;
     std::vector<int32_t> ids_;
     std::vector<Item> ready_;

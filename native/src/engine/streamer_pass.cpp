@@ -9,6 +9,8 @@ namespace moepic {
 void Streamer::begin_tokens(int64_t n) {
     const std::lock_guard lock(owner_);
     clock_ += n;
+    token_from_ns_ = n != 1 ? kNoToken : token_from_ns_ == kNoToken ? now_ns() : kManyUnderWay;
+    token_missing_bytes_ = 0.0;
     if (!chooser_) return;
     if (const auto better = chooser_->poll(cache_->policy(), lane_->rate())) {
         cache_->change_policy(*better, chooser_->recent(), clock_);
@@ -16,8 +18,9 @@ void Streamer::begin_tokens(int64_t n) {
     }
 }
 
-bool Streamer::Pass::wants_guess(int layer) const {
-    return layer < s_.n_layer() && s_.options_.predict.source == predict::Source::next_layer && !s_.cache_->is_complete(layer);
+bool Streamer::Pass::wants_guess(int layer, bool to_record) const {
+    return layer < s_.n_layer() && s_.options_.predict.source == predict::Source::next_layer && (s_.prefetches() || to_record) &&
+           !s_.cache_->is_complete(layer);
 }
 
 Streamer::Pass::Pass(Streamer& streamer, const Batch& batch) : s_(streamer), owner_(streamer.owner_) {
@@ -37,6 +40,7 @@ void Streamer::begin_pass(const Batch& batch) {
     layer_ = layer;
     n_tokens_ = n_tokens;
     is_decode_ = batch.is_decode;
+    uses_cpu_lane_ = cpu_trial_ ? cpu_trial_->is_on() : has_cpu_lane();
     wants_ = wants;
     ids_.assign(ids.begin(), ids.end());
     ready_.clear();
@@ -49,7 +53,7 @@ void Streamer::begin_pass(const Batch& batch) {
     for (const int32_t id : ids) uses_[first_expert_[static_cast<size_t>(layer)] + static_cast<size_t>(id)] += 1.0;
 
     // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
-    const bool bypass = options_.cache.bypass || n_tokens >= kManyTokens || has_cpu_lane();
+    const bool bypass = options_.cache.bypass || n_tokens >= kManyTokens || uses_cpu_lane_;
     const auto routed = cache_->route(clock_, layer, ids, n_used, bypass);
     n_resident_.assign(wants.size(), 0);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
@@ -58,7 +62,7 @@ void Streamer::begin_pass(const Batch& batch) {
 
     // Hot experts first: the link takes them from the head of the queue, a CPU lane the cold ones from its tail.
     order_.assign(routed.begin(), routed.end());
-    if (has_cpu_lane()) {
+    if (uses_cpu_lane_) {
         std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
             return cache_->worth(layer, a.expert) > cache_->worth(layer, b.expert);
         });
@@ -146,7 +150,7 @@ void Streamer::drop_guesses(int layer) {
 
 void Streamer::Pass::prefetch(int layer, std::span<const int32_t> ids) {
     s_.predictor_->foretell(layer, ids);
-    if (s_.predictor_->should_prefetch(layer)) s_.prefetch(layer, s_.predictor_->guess(layer));
+    if (s_.prefetches() && s_.predictor_->should_prefetch(layer)) s_.prefetch(layer, s_.predictor_->guess(layer));
 }
 
 std::span<const int32_t> Streamer::Pass::guess(int layer) const {
@@ -230,9 +234,22 @@ void Streamer::account() {
     if (is_decode_) {
         decode_[static_cast<size_t>(layer_)].add(tally_);
         score_guess();
+        token_missing_bytes_ += static_cast<double>(static_cast<int64_t>(missing_.size()) * granule_bytes(layer_));
+        if (layer_ + 1 == n_layer()) end_token();
     } else if (n_tokens_ > 0) {
         prefill_[static_cast<size_t>(layer_)].add(tally_);
     }
+}
+
+// What is left of a token behind the last experts, the output and whatever the caller does between tokens, is the same for all.
+void Streamer::end_token() {
+    const int64_t from_ns = std::exchange(token_from_ns_, kNoToken);
+    if (from_ns <= 0 || token_missing_bytes_ == 0.0) return;  // one that missed nothing says nothing
+    const double seconds = 1e-9 * static_cast<double>(now_ns() - from_ns);
+    // Two things tried at once would blur each other.
+    const bool is_cpu_tried = cpu_trial_ && cpu_trial_->is_trying();
+    if (cpu_trial_) cpu_trial_->observe(seconds, token_missing_bytes_);
+    if (prefetch_trial_ && !is_cpu_tried) prefetch_trial_->observe(seconds, token_missing_bytes_);
 }
 
 // Prefetching gains what arrived inside the window, in which the lane had nothing else to do, and costs what ran over it in vain.

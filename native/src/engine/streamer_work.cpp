@@ -3,6 +3,7 @@
 #include <chrono>
 #include <thread>
 
+#include "base/timer.h"
 #include "engine/streamer.h"
 
 namespace moepic {
@@ -230,6 +231,7 @@ bool Streamer::should_compute_in_place(const Queued& run) const {
 }
 
 void Streamer::in_place_loop() {
+    sleep_precisely();
     std::unique_lock lock(state_);
     for (;;) {
         in_place_.wait(lock, [&] { return is_stopping_ || (compute_ && !queue_.empty() && should_compute_in_place(queue_.back())); });

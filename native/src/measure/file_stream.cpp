@@ -8,13 +8,12 @@
 namespace moepic::measure {
 namespace {
 
-constexpr int kPieces = 3;
-constexpr int kUnderWay = 8;    // transfers: the ring is never short of reads
 constexpr uint64_t kStep = 32;  // tensors and their rows begin at multiples of it in ordinary files, not at pages
 
 }  // namespace
 
-FileStream::FileStream(const std::string& path, uint64_t piece_bytes, bool strict) : path_(path), piece_bytes_(piece_bytes) {
+FileStream::FileStream(const std::string& path, uint64_t piece_bytes, bool strict, int under_way)
+    : path_(path), piece_bytes_(piece_bytes), under_way_(under_way) {
     transfer::FileLaneOptions options;
     options.paths = {path};
     options.frame_bytes = kPieces * piece_bytes;
@@ -44,7 +43,7 @@ FileStream::~FileStream() {
 
 void FileStream::start() {
     std::lock_guard lock(mutex_);
-    for (int i = 0; i < kUnderWay; ++i) submit();
+    for (int i = 0; i < under_way_; ++i) submit();
 }
 
 void FileStream::submit() {

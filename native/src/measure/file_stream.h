@@ -1,4 +1,4 @@
-// A file lane kept busy with random granule-shaped transfers: as many under way as there are frames, each replaced as it lands.
+// A file lane kept busy with random granule-shaped transfers: `under_way` at a time, each replaced as it lands.
 #pragma once
 
 #include <memory>
@@ -12,8 +12,10 @@ namespace moepic::measure {
 
 class FileStream {
 public:
-    // A transfer is three pieces (gate, up, down) of piece_bytes at random places of the file. Error(argument) when it is too small.
-    FileStream(const std::string& path, uint64_t piece_bytes, bool strict);
+    static constexpr int kPieces = 3;    // of a transfer: gate, up, down, of piece_bytes each, at random places of the file
+    static constexpr int kUnderWay = 8;  // transfers: the ring is never short of reads
+    // Error(argument) when the file is too small.
+    FileStream(const std::string& path, uint64_t piece_bytes, bool strict, int under_way = kUnderWay);
     ~FileStream();
 
     void start();
@@ -26,6 +28,7 @@ private:
 
     const std::string path_;
     const uint64_t piece_bytes_;
+    const int under_way_;
     uint64_t file_bytes_ = 0;
     mutable std::mutex mutex_;  // guards the next three, for the threads of the lane and the caller
     std::mt19937_64 random_{2};

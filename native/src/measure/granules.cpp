@@ -31,7 +31,7 @@ uint64_t GranuleWork::granule_bytes() {
 GranuleWork::GranuleWork(ThreadPool& pool, const ops::Kernels& kernels, uint64_t n_bytes)
     : pool_(pool),
       kernels_(kernels),
-      n_experts_(std::max<int64_t>(static_cast<int64_t>(n_bytes / expert_bytes()), kExperts)),
+      n_experts_(std::max<int64_t>(static_cast<int64_t>(n_bytes / expert_bytes()), 2 * kExperts)),
       weights_(expert_bytes() * static_cast<uint64_t>(n_experts_), "measure: experts"),
       threads_(static_cast<size_t>(pool.size())) {
     Carver size;
@@ -64,15 +64,44 @@ void GranuleWork::fill() {
     }
     const auto* const source = reinterpret_cast<const std::byte*>(blocks.data());
     std::byte* const first = weights_.data();
-    kernels_.tile_rows(kType, source, row_bytes(kType, kEmbd), kGranule, kEmbd, first);
-    kernels_.tile_rows(kType, source, row_bytes(kType, kEmbd), kGranule, kEmbd, first + up_bytes());
-    kernels_.tile_rows(kType, source, row_bytes(kType, kGranule), kEmbd, kGranule, first + 2 * up_bytes());
+    tile(source, source, source, first);
     pool_.run(n_experts_ * kGranulesPerExpert - 1,
               [&](int64_t index, int) { std::memcpy(first + static_cast<uint64_t>(index + 1) * granule_bytes(), first, granule_bytes()); });
     std::array<float, kEmbd> x;
     std::normal_distribution<float> normal;
     for (float& value : x) value = normal(random_);
     kernels_.quantize_act(ops::act_kind(kType), x.data(), kEmbd, acts_);
+}
+
+void GranuleWork::tile(const std::byte* gate, const std::byte* up, const std::byte* down, std::byte* granule) const {
+    kernels_.tile_rows(kType, gate, row_bytes(kType, kEmbd), kGranule, kEmbd, granule);
+    kernels_.tile_rows(kType, up, row_bytes(kType, kEmbd), kGranule, kEmbd, granule + up_bytes());
+    kernels_.tile_rows(kType, down, row_bytes(kType, kGranule), kEmbd, kGranule, granule + 2 * up_bytes());
+}
+
+// From random experts of the first half to the experts of the second, each in its turn: nobody reads what another thread writes.
+double GranuleWork::land(double seconds) {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    const int64_t half = n_experts_ / 2;
+    std::uniform_int_distribution<int64_t> any(0, half - 1);
+    std::chrono::duration<double> took{};
+    uint64_t n_bytes = 0;
+    for (int64_t turn = 0; took.count() < seconds; turn = (turn + kExperts) % half) {
+        std::array<int64_t, kExperts> sources;
+        for (int64_t& expert : sources) expert = any(random_);
+        pool_.run(kExperts * kGranulesPerExpert, [&](int64_t index, int) {
+            const int64_t expert = index / kGranulesPerExpert;
+            const auto g = static_cast<uint64_t>(index % kGranulesPerExpert) * granule_bytes();
+            const std::byte* const from =
+                weights_.data() + static_cast<uint64_t>(sources[static_cast<size_t>(expert)]) * expert_bytes() + g;
+            const auto to = static_cast<uint64_t>(half + (turn + expert) % half) * expert_bytes() + g;
+            tile(from, from + up_bytes(), from + 2 * up_bytes(), weights_.data() + to);
+        });
+        n_bytes += kExperts * expert_bytes();
+        took = Clock::now() - start;
+    }
+    return static_cast<double>(n_bytes) / took.count();
 }
 
 void GranuleWork::compute(const std::byte* granule, const Scratch& scratch) const {

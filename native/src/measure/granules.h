@@ -20,6 +20,9 @@ public:
     GranuleWork(ThreadPool& pool, const ops::Kernels& kernels, uint64_t n_bytes);
     // Computes layers of random experts for about `seconds`; bytes of weights per second.
     double run(double seconds);
+    // Re-tiles granules from the rows a file has, from memory to memory, for about `seconds`; bytes per second. Destroys the working set:
+    // what it reads as rows are tiles, and it writes over others.
+    double land(double seconds);
     static uint64_t granule_bytes();
 
 private:
@@ -29,6 +32,7 @@ private:
     };
     void place(Carver& carver);
     void fill();
+    void tile(const std::byte* gate, const std::byte* up, const std::byte* down, std::byte* granule) const;
     void compute(const std::byte* granule, const Scratch& scratch) const;
 
     ThreadPool& pool_;

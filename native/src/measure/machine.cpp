@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "measure/file_stream.h"
 #include "measure/granules.h"
+#include "measure/handing.h"
 #include "measure/memory.h"
 
 namespace moepic::measure {
@@ -16,7 +17,7 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr int kWindows = 9;  // of each measurement, after one that warms up; odd, so that the median is one of them
-constexpr int kStages = 5;
+constexpr int kStages = 8;
 
 Spread spread_of(std::vector<double> rates) {
     std::sort(rates.begin(), rates.end());
@@ -60,14 +61,29 @@ double rate_while(const FileStream& stream, Meanwhile&& meanwhile) {
     return static_cast<double>(stream.bytes() - before) / took.count();
 }
 
-Spread read_alone(Stages& stages, const char* stage, FileStream& stream) {
-    std::vector<double> rates;
-    stream.start();
+// measure(seconds) in every window.
+template <class Measure>
+Spread spread_over(Stages& stages, const char* stage, Measure&& measure) {
+    std::vector<double> found;
     stages.run(stage, [&](double seconds, bool counts) {
-        const double rate = rate_while(stream, [&] { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); });
-        if (counts) rates.push_back(rate);
+        const double one = measure(seconds);
+        if (counts) found.push_back(one);
     });
-    return spread_of(std::move(rates));
+    return spread_of(std::move(found));
+}
+
+Spread read_alone(Stages& stages, const char* stage, FileStream& stream) {
+    stream.start();
+    return spread_over(stages, stage, [&](double seconds) {
+        return rate_while(stream, [&] { std::this_thread::sleep_for(std::chrono::duration<double>(seconds)); });
+    });
+}
+
+// Of rates of transfers that follow each other, the seconds of one: the fastest is the shortest. A window in which none ended says that it
+// takes as long at least.
+Spread seconds_of(const Spread& rate, double bytes, double window_s) {
+    const auto seconds = [&](double bytes_s) { return std::min(bytes / bytes_s, window_s); };
+    return {seconds(rate.median), seconds(rate.max), seconds(rate.min), rate.repeats};
 }
 
 }  // namespace
@@ -101,35 +117,45 @@ MachineRates measure_machine(const MachineOptions& options) {
         rates.file_large = read_alone(stages, "file, large pieces", stream);
     }
     {
+        FileStream stream(options.path, kSmallPiece, options.strict, 1);
+        const Spread rate = read_alone(stages, "file, one at a time", stream);
+        rates.file_single_s = seconds_of(rate, FileStream::kPieces * kSmallPiece, options.seconds / (kWindows + 1));
+    }
+    {
         MemoryReader memory(pool, static_cast<int64_t>(options.memory_bytes));
-        std::vector<double> passes;
-        stages.run("memory", [&](double seconds, bool counts) {
+        rates.memory = spread_over(stages, "memory", [&](double seconds) {
             const auto start = Clock::now();
             std::vector<double> window;
             do window.push_back(memory.pass());
             while (std::chrono::duration<double>(Clock::now() - start).count() < seconds);
-            if (counts) passes.push_back(spread_of(std::move(window)).median);
+            return spread_of(std::move(window)).median;
         });
-        rates.memory = spread_of(std::move(passes));
     }
     GranuleWork work(pool, *kernels, options.memory_bytes);
-    std::vector<double> alone, beside, read;
-    stages.run("compute", [&](double seconds, bool counts) {
-        const double rate = work.run(seconds);
-        if (counts) alone.push_back(rate);
-    });
-    FileStream stream(options.path, kSmallPiece, options.strict);
-    stream.start();
-    stages.run("file and compute", [&](double seconds, bool counts) {
-        double computed = 0.0;
-        const double rate = rate_while(stream, [&] { computed = work.run(seconds); });
-        if (!counts) return;
-        beside.push_back(computed);
-        read.push_back(rate);
-    });
-    rates.compute = spread_of(std::move(alone));
+    rates.compute = spread_over(stages, "compute", [&](double seconds) { return work.run(seconds); });
+    std::vector<double> beside, read, jobs, handoffs;
+    {
+        FileStream stream(options.path, kSmallPiece, options.strict);
+        stream.start();
+        stages.run("file and compute", [&](double seconds, bool counts) {
+            double computed = 0.0;
+            const double rate = rate_while(stream, [&] { computed = work.run(seconds); });
+            if (!counts) return;
+            beside.push_back(computed);
+            read.push_back(rate);
+        });
+    }
     rates.compute_together = spread_of(std::move(beside));
     rates.file_together = spread_of(std::move(read));
+    rates.landing = spread_over(stages, "landing", [&](double seconds) { return work.land(seconds); });
+    stages.run("threads", [&](double seconds, bool counts) {
+        const double job = job_s(pool, 0.5 * seconds), handoff = handoff_s(0.5 * seconds);
+        if (!counts) return;
+        jobs.push_back(job);
+        handoffs.push_back(handoff);
+    });
+    rates.job_s = spread_of(std::move(jobs));
+    rates.handoff_s = spread_of(std::move(handoffs));
     return rates;
 }
 

@@ -1,5 +1,6 @@
-// What one machine does per second: the numbers a plan is made from (docs/planning.md, "Machine files"). Each rate is the median of several
-// windows, given with the smallest and the largest. Knows no model: shapes are stated in granules.h and file_stream.h.
+// What one machine does per second, and what it takes to do anything at all: the numbers a plan is made from (docs/planning.md, "Machine
+// files"). Each is the median of several windows, given with the smallest and the largest. Knows no model: shapes are stated in granules.h
+// and file_stream.h.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace moepic::measure {
 
-struct Spread {  // bytes per second, over windows
+struct Spread {  // bytes per second, or seconds; over windows
     double median = 0.0, min = 0.0, max = 0.0;
     int64_t repeats = 0;
 };
@@ -18,7 +19,7 @@ struct MachineOptions {
     int n_threads = 0;          // 0: all usable cores
     int isa = -1;               // -1: best
     uint64_t memory_bytes = 0;  // of what is read and computed from memory, well above the last-level cache
-    double seconds = 0.0;       // of each of the five measurements
+    double seconds = 0.0;       // of each of the eight measurements
     bool strict = false;        // a file that can't be read past the page cache is an error
     std::function<bool(const char* stage, int64_t done, int64_t total)> progress;  // false cancels; on the calling thread
 };
@@ -31,6 +32,9 @@ struct MachineRates {
     Spread compute;                          // weights of granules computed from memory, all threads
     Spread file_small, file_large;           // random pieces of kSmallPiece and kLargePiece bytes
     Spread file_together, compute_together;  // small pieces and granules at the same time
+    Spread landing;                          // granules re-tiled from a file's rows into the kernels' layout, all threads
+    Spread file_single_s;                    // a transfer of FileStream::kPieces small pieces with nothing else under way
+    Spread job_s, handoff_s;                 // handing.h
     std::string file_lane;                   // how the file was read
     const char* isa = "";                    // static
     int n_threads = 0;

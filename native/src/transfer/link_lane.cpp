@@ -12,15 +12,16 @@
 #include <cstring>
 #include <thread>
 
+#include "base/timer.h"
 #include "transfer/ledger.h"
 
 namespace moepic::transfer {
 namespace {
 
 constexpr uint64_t kLine = 64;  // pieces start at cache lines, as an allocator of a device would place them
-// Sleep until this long before the end, then spin: a wake-up from sleep is late by some 50 us, and a granule takes some 40 us of a fast
-// link.
-constexpr auto kSpin = std::chrono::microseconds(150);
+// Sleep until this long before the end, then spin: a wake-up from a precise sleep is late by some 20 us, and a granule takes some 40 us of
+// a fast link. No longer, because whoever spins here holds a core that stands in for the device, which would not wait for its link.
+constexpr auto kSpin = std::chrono::microseconds(40);
 
 void check(const LinkLaneOptions& options) {
     check_frames("link lane", options.frame_bytes, options.max_pieces, options.n_frames);
@@ -77,6 +78,7 @@ protected:
 
 private:
     void move_steps() {
+        sleep_precisely();
         Clock::time_point free_at{};  // when the emulated link has ended its last copy
         while (const auto claim = ledger_.claim()) {
             const Step& step = claim->step;

@@ -20,4 +20,8 @@ inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[
     simt::multiply_s8(d, a, b, where);
 }
 
+inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[2], uint32_t b, simt::Where where = simt::Where::current()) {
+    simt::multiply_s8(d, {a[0], a[1], 0, 0}, {b, 0}, where);
+}
+
 }  // namespace moepic::device

@@ -24,9 +24,11 @@ struct Record {
     std::mutex mutex;
     std::condition_variable changed;
     bool is_done = false;
+    std::chrono::steady_clock::time_point at;
 
     void finish() {
         const std::lock_guard lock(mutex);
+        at = std::chrono::steady_clock::now();
         is_done = true;
         changed.notify_all();
     }
@@ -251,6 +253,15 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
     if (const std::shared_ptr<Record> record = event->get(); record != nullptr) record->wait();
     return check_device();
+}
+
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
+    if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    const std::shared_ptr<Record> first = from->get(), last = to->get();
+    if (first == nullptr || last == nullptr) return fail_call(cudaErrorInvalidResourceHandle, "the event was never recorded");
+    if (!first->is_reached() || !last->is_reached()) return cudaErrorNotReady;
+    *ms = std::chrono::duration<float, std::milli>(last->at - first->at).count();
+    return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
