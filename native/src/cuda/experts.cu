@@ -119,7 +119,7 @@ struct DownJob {
 };
 
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) down_few_kernel(DownJob all) {
+__global__ void __launch_bounds__(kSplitThreads, 3) down_few_kernel(DownJob all) {
     const GranuleShape& shape = all.job.shape;
     const ExpertTask task = all.job.tasks[blockIdx.x / all.n_parts];
     const int first_token = static_cast<int>(blockIdx.y) * 8 * groups;

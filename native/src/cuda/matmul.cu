@@ -29,7 +29,7 @@ __device__ int find_job(const ListJob& all, int block) {
 }
 
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
+__global__ void __launch_bounds__(kSplitThreads, groups == 1 ? 3 : 2) split_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.x));
     const MatmulJob& job = all.list.jobs[j];
     const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;
