@@ -128,7 +128,7 @@ __device__ inline void split_floats(const MatmulJob& job, int tile, int first_to
     };
     const int row = thread % ops::kTileRows, token = thread / ops::kTileRows;
     const TokenRows rows = rows_of(job, tile, n_tokens);
-    const auto* x = reinterpret_cast<const float*>(rows.acts + rows.offset(first_token + token));
+    const auto* x = reinterpret_cast<const float4*>(rows.acts + rows.offset(first_token + token));
     float acc = 0.0f;
     load(0);
     for (int chunk = 0; chunk * chunk_cols < cols; ++chunk) {
@@ -140,8 +140,14 @@ __device__ inline void split_floats(const MatmulJob& job, int tile, int first_to
         const int first = chunk * chunk_cols, count = cols - first < chunk_cols ? cols - first : chunk_cols;
         if (token < n) {
             const auto* w = reinterpret_cast<const typename T::Stored*>(now) + row;
-#pragma unroll 8
-            for (int k = 0; k < count; ++k) acc = __fmaf_rn(T::value(w[k * ops::kTileRows]), __ldg(x + first + k), acc);
+#pragma unroll 2
+            for (int k = 0; k < count; k += 4) {
+                const float4 v = __ldg(x + (first + k) / 4);
+#pragma unroll
+                for (int j = 0; j < 4; ++j) {
+                    if (k + j < count) acc = __fmaf_rn(T::value(w[(k + j) * ops::kTileRows]), element(v, j), acc);
+                }
+            }
         }
     }
     if (token < n) finish(job, tile * ops::kTileRows + row, first_token + token, acc);

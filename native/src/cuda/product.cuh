@@ -128,8 +128,8 @@ __device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane 
 }
 
 // ---- floats ---------------------------------------------------------------------------------------------------------------------------
-// One chain of fma over k per (row, token): nothing may be split. A lane has the same rows and tokens as above and walks along k, the
-// loads of the next kFloatAhead on their way.
+// One chain of fma over k per (row, token): nothing may be split. A lane has the same rows and tokens as above and walks along k, four
+// activations to a load, the weights of the next kFloatAhead on their way.
 
 inline constexpr int kFloatAhead = 8;
 
@@ -141,15 +141,24 @@ __device__ inline void sum_float_tile(const std::byte* tile, int cols, const Dir
     for (int i = 0; i < kFloatAhead; ++i) next[i] = load(i);
     for (int k = 0; k < cols; k += kFloatAhead) {
 #pragma unroll
-        for (int i = 0; i < kFloatAhead; ++i) {
+        for (int i = 0; i < kFloatAhead; i += 4) {
             if (k + i >= cols) break;
-            const float w[2] = {T::value(next[i].row[0]), T::value(next[i].row[1])};
-            next[i] = load(k + i + kFloatAhead);
+            float4 v[groups][2];
 #pragma unroll
             for (int n = 0; n < groups; ++n) {
-                const float v[2] = {x.x(n, 0, k + i), x.x(n, 1, k + i)};
 #pragma unroll
-                for (int j = 0; j < 4; ++j) acc[n][j] = __fmaf_rn(w[j / 2], v[j % 2], acc[n][j]);
+                for (int column = 0; column < 2; ++column) v[n][column] = x.four(n, column, (k + i) / 4);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (k + i + j >= cols) break;
+                const float w[2] = {T::value(next[i + j].row[0]), T::value(next[i + j].row[1])};
+                next[i + j] = load(k + i + j + kFloatAhead);
+#pragma unroll
+                for (int n = 0; n < groups; ++n) {
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) acc[n][c] = __fmaf_rn(w[c / 2], element(v[n][c % 2], j), acc[n][c]);
+                }
             }
         }
     }
