@@ -6,7 +6,7 @@
 //
 // and the operand B it brings is that of token 8n + g. Integers are exact, so a block of weights gives each (row, token) one or two float
 // terms a b, in the order of tiles.h; the sum is acc = fma(a, b, acc) over them, blocks ascending. Whoever calls decides where the chain
-// runs: in the lane's registers when a warp walks a whole row (sum_tile), or elsewhere when blocks of a row are shared out (matmul.cu).
+// runs: in the lane's registers when a warp walks a whole row (sum_tile), or elsewhere when blocks of a row are shared out (matmul.cuh).
 #pragma once
 
 #include "cuda/acts.cuh"
@@ -99,8 +99,7 @@ __device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, 
         multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp has in registers or on their way. With few tokens that is some 4 KiB, for bytes on their way are what
-// counts.
+// Blocks of a tile that a warp has in registers or on their way: 3 to 6 KB with few tokens, half of it with many.
 template <class T, int groups>
 inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
 
