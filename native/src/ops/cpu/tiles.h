@@ -1,5 +1,5 @@
-// How 16 rows of a weight matrix lie in memory, and the float arithmetic each type's kernel performs. tile.cpp writes this layout and the
-// matmul_*.cpp files read it; nobody else may know it.
+// How 16 rows of a weight matrix lie in memory, and the float arithmetic each type's kernel performs. tile.cpp writes this layout, the
+// matmul_*.cpp files and a device's kernels (cuda/weights.cuh) read it; nobody else may know it.
 //
 // A tile is a permutation of the bits of 16 GGUF rows (Q8_0 codes also have their sign bit flipped). Rows become lanes: the unit is
 // the *dword column*, 16 dwords in a row, lane r holding 4 consecutive bytes of row r's block. GGUF's nibble order makes this ideal for an
