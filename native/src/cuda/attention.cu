@@ -7,7 +7,7 @@
 //            channels of them are under way at once, 4 KiB a block of threads. The rows' queries are broadcast out of shared memory, four
 //            channels a load.
 //   weights  a warp is a row: maximum, exponentials, and the 16 partial denominators
-//   outputs  a thread is a channel of up to 4 rows: its chains over positions, 16 of them loaded at once
+//   outputs  a thread is a channel of 1, 2 or 4 rows: its chains over positions, 16 of them loaded at once
 // Where there are few rows (decode), the work is split: every (rows of one token, chunk) is a block of its own that leaves what it found in
 // scratch, and a second kernel joins it. Otherwise a block walks all the chunks its rows see, which may be of several tokens, and keeps the
 // joined state in shared memory. Both do the same operations.
@@ -180,6 +180,7 @@ struct Rows {
 template <int R>
 __device__ void load_queries(const Rows& rows, const Shared<R>& shared) {
     const Args& args = rows.args;
+#pragma unroll 1
     for (int r = 0; r < R; ++r) {
         const float* const q = args.job.q + rows.of_all(r < rows.n ? r : 0) * args.dim_k;
         for (int d = static_cast<int>(threadIdx.x); d < args.dim_k; d += kThreads)
@@ -231,9 +232,11 @@ __device__ void weigh_values(const Args& args, const Shared<R>& shared, const st
     const int *const begin = shared.begin() + row, *const end = shared.end() + row;
     const float* const weights = shared.weights() + row * kChunk;
     for (int w = 0; w < W; ++w) sum[w] = 0.0f;
-    for (int start = begin[0] / kBlock * kBlock; start < end[W - 1]; start += kBlock) {
+    int start = begin[0] / kBlock * kBlock;
+    values += start / kBlock * args.values.block_bytes;
+    for (; start < end[W - 1]; start += kBlock, values += args.values.block_bytes) {
         float v[kBlock];
-        Blocks::values(values + start / kBlock * args.values.block_bytes, c, v);
+        Blocks::values(values, c, v);
         const bool is_whole = start >= begin[W - 1] && start + kBlock <= end[0];
         if (alike && !is_whole) {
             const unsigned visible = bits_of(begin[0] - start, end[0] - start);
@@ -248,8 +251,9 @@ __device__ void weigh_values(const Args& args, const Shared<R>& shared, const st
     }
 }
 
+// Rows of one thread's outputs: few enough that every thread has work, and that nothing leaves the registers.
 template <int R>
-inline constexpr int kRowsTogether = R < 4 ? R : 4;
+inline constexpr int kRowsTogether = R < 4 ? 1 : R < 16 ? 2 : 4;
 
 // Each chunk of the rows of one token. Grid: (tokens times tiles of R heads, KV heads, chunks).
 template <class Blocks, int R>
@@ -259,6 +263,7 @@ __global__ void __launch_bounds__(kThreads, R < 16 ? 3 : 2) split_kernel(Args ar
     const int n = args.group - first_head < R ? args.group - first_head : R;
     const Rows rows{args, static_cast<int>(blockIdx.y), token * args.group + first_head, n};
     const Shared<R> shared{args.q_stride};
+    const int64_t first_row = rows.of_all(0);  // those of one token follow each other
     const int64_t chunk = args.parts.first_chunk + blockIdx.z;
     if (chunk < args.first(token) / kChunk || chunk > (args.last(token) - 1) / kChunk) return;
 
@@ -267,7 +272,7 @@ __global__ void __launch_bounds__(kThreads, R < 16 ? 3 : 2) split_kernel(Args ar
     const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
     for (int r = warp; r < n; r += kWarps) {
         const Weighed found = weigh_row(shared.weights() + r * kChunk, shared.begin()[r], shared.end()[r]);
-        const int64_t at = args.parts.at(rows.of_all(r), chunk);
+        const int64_t at = args.parts.at(first_row + r, chunk);
         if (lane < 16) args.parts.partial[at * 16 + lane] = found.partial;
         if (lane == 0) args.parts.top[at] = found.top;
     }
@@ -278,7 +283,7 @@ __global__ void __launch_bounds__(kThreads, R < 16 ? 3 : 2) split_kernel(Args ar
         const int c = item % args.dim_v, row = item / args.dim_v * W;
         float sum[W];
         weigh_values<Blocks, R, W, true>(args, shared, values, c, row, sum);
-        for (int w = 0; w < W && row + w < n; ++w) args.parts.out[args.parts.at(rows.of_all(row + w), chunk) * args.dim_v + c] = sum[w];
+        for (int w = 0; w < W && row + w < n; ++w) args.parts.out[args.parts.at(first_row + row + w, chunk) * args.dim_v + c] = sum[w];
     }
 }
 

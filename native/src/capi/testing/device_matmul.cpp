@@ -1,12 +1,10 @@
 #include "capi/testing/device_matmul.h"
 
 #include <algorithm>
-#include <cstring>
-#include <deque>
 #include <vector>
 
+#include "capi/device_bench.h"
 #include "capi/guard.h"
-#include "device/buffer.h"
 #include "ops/ops.h"
 #include "quant/types.h"
 
@@ -20,63 +18,6 @@ Type type_of(uint32_t id) {
     return info->type;
 }
 
-// One stream of one device, and arrays of the caller's that live there for the time of a call. Each array is an allocation of its own size,
-// so that an emulated device notices what reaches beyond it.
-class Bench {
-public:
-    explicit Bench(int device)
-        : library_(device::open_library(device == 0 ? device::Kind::emulated : device::Kind::cuda)),
-          info_(library_.open(0)),
-          stream_(library_) {}
-
-    const device::Api& api() const { return library_.api(); }
-    device::Stream stream() const { return stream_.get(); }
-
-    template <class T>
-    const T* in(const T* from, int64_t n) {
-        return place(const_cast<T*>(from), n, false);
-    }
-    // Copied back by finish().
-    template <class T>
-    T* in_out(T* both, int64_t n) {
-        return place(both, n, true);
-    }
-
-    void finish(int32_t code) {
-        library_.check(code, "running a step");
-        for (const Array& array : arrays_)
-            if (array.comes_back) stream_.copy(array.host.data(), array.there.data(), array.host.size());
-        stream_.synchronize();
-        for (const Array& array : arrays_)
-            if (array.comes_back) std::memcpy(array.caller, array.host.data(), array.host.size());
-    }
-
-private:
-    struct Array {
-        void* caller;
-        device::HostMemory host;
-        device::DeviceMemory there;
-        bool comes_back;
-    };
-
-    template <class T>
-    T* place(T* caller, int64_t n, bool comes_back) {
-        if (caller == nullptr || n == 0) return nullptr;
-        const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-        arrays_.push_back({caller, device::allocate_host(library_, bytes, "a test's array"),
-                           device::allocate(library_, bytes, "a test's array"), comes_back});
-        const Array& array = arrays_.back();
-        std::memcpy(array.host.data(), caller, bytes);
-        stream_.copy(array.there.data(), array.host.data(), bytes);
-        return array.there.as<T>();
-    }
-
-    const device::Library& library_;
-    device::Info info_;
-    device::OwnedStream stream_;
-    std::deque<Array> arrays_;
-};
-
 int64_t act_bytes(Type type, int64_t cols) {
     return static_cast<int64_t>(ops::act_bytes(ops::act_kind(type), cols));
 }
@@ -87,12 +28,7 @@ int moepic_test_device_quantize(int device, uint32_t mask, const float* x, int64
                                 void* blocks_32, void* blocks_256) {
     return guard([&] {
         Bench bench(device);
-        void* const given[] = {floats, blocks_32, blocks_256};
-        device::Acts acts{};
-        for (int kind = 0; kind < device::kActKinds; ++kind) {
-            acts.stride[kind] = ops::act_bytes(static_cast<ops::ActKind>(kind), cols);
-            acts.data[kind] = bench.in_out(static_cast<std::byte*>(given[kind]), n * static_cast<int64_t>(acts.stride[kind]));
-        }
+        const device::Acts acts = bench.acts({floats, blocks_32, blocks_256}, n, cols);
         bench.finish(bench.api().quantize(mask, bench.in(x, n * stride), stride, cols, n, acts, bench.stream()));
     });
 }
