@@ -36,7 +36,8 @@ struct Api {
 
     const char* (*last_error)();
     int32_t (*count)(int32_t* n);
-    int32_t (*open)(int32_t index, Info* info);  // makes it the calling thread's device; every thread that calls below has to
+    int32_t (*open)(int32_t index, Info* info);  // describes it, and makes it the calling thread's
+    int32_t (*use)(int32_t index);               // makes it the calling thread's; every thread that calls below has to. Cheap
     int32_t (*memory)(uint64_t* free_bytes, uint64_t* total_bytes);
 
     int32_t (*allocate)(size_t bytes, void** out);
