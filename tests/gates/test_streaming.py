@@ -159,6 +159,15 @@ def test_the_policy_does_not_matter(baseline, policy, eviction, scope):
     assert (stats.evictions == 0) == (policy == "static")
 
 
+@pytest.mark.parametrize("start", ["lru", "lfu", "lcp", "lrfu"])
+def test_the_policy_auto_starts_with_does_not_matter(baseline, start):
+    name, kind = "qwen2_moe_1408", "q8_0"
+    expected = baseline(name, kind)
+    options = StreamingOptions(always=True, cache=expected.resident // 2, policy="auto", policy_start=start)
+    stats = same(run(split(name, kind), streaming=options), expected)
+    assert (stats.policy, stats.n_policy_changes) == (start, 0)
+
+
 @pytest.mark.parametrize("top", [1, 2, 3, 4])
 def test_the_split_ratio_does_not_matter(baseline, top):
     """MoEpic's mode: tops of hot experts stay, bottoms always come."""
