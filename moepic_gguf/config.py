@@ -11,10 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .budgets import Budget, parse_budget, physical_ram_bytes
+from .budgets import Budget, parse_budget, physical_ram_bytes, show_bytes
 from .errors import ArgumentError, DeviceError
 
 ISA_NAMES = ("scalar", "avx2", "avx512")  # position: number in the C API; "auto" is -1
+DEVICE_KINDS = {"cpu": 0, "cuda": 1, "emulated": 2}  # numbers in the C API
 KV_TYPES = {"f16": 1, "q8_0": 8}  # GGUF type ids
 
 
@@ -47,26 +48,32 @@ class LoadOptions(_Printable):
     expert cache. The interpreter and its libraries come on top (docs/streaming.md).
     """
 
-    device: str = "auto"  # auto, cpu, cuda, cuda:N
-    vram: Budget = None
+    device: str = "auto"  # auto, cpu, cuda; emulated: CUDA kernels on the CPU, for tests
+    vram: Budget = None  # weights, one context, frames and the expert cache; None: what is free, less a margin
     ram: Budget = None
     n_threads: int = 0  # 0: all cores this process may use
     isa: str = "auto"
     granule: int = 0  # neurons; 0: the engine's rule. Results depend on it in the last bits
     strict: bool = False  # a downgrade is an error instead of a warning
+    cpu_lane: bool = True  # on a device: the CPU computes granules beside it where that ends a layer sooner
+    pin: Budget = None  # RAM pinned for a device's link at most; None: all experts
 
     def validate(self) -> None:
         """Raise `ArgumentError` or `BudgetError` for a value that no machine could honour."""
         kind, _, number = str(self.device).partition(":")
-        known = kind in ("auto", "cpu", "cuda") and (not number or (kind == "cuda" and number.isdigit()))
-        need(known, f"device: expected 'auto', 'cpu', 'cuda' or 'cuda:N', found {self.device!r}")
+        known = kind in ("auto", *DEVICE_KINDS) and (not number or (kind == "cuda" and number.isdigit()))
+        need(known, f"device: expected 'auto', 'cpu' or 'cuda', found {self.device!r}")
+        need(
+            number in ("", "0"),
+            f"device: {self.device!r} names another GPU than the first; one is driven now, choose it by CUDA_VISIBLE_DEVICES",
+        )
         need(
             self.isa == "auto" or self.isa in ISA_NAMES,
             f"isa: expected auto, {', '.join(ISA_NAMES)}, found {self.isa!r}",
         )
         need_int("n_threads", self.n_threads, 0, 4096)
         need_int("granule", self.granule, 0)
-        _ = self.ram_bytes, self.vram_bytes
+        _ = self.ram_bytes, self.vram_bytes, self.pin_bytes
 
     @property
     def ram_bytes(self) -> int | None:
@@ -75,11 +82,15 @@ class LoadOptions(_Printable):
 
     @property
     def vram_bytes(self) -> int | None:
-        """The VRAM budget in bytes; a share needs a device and is left to the backend."""
+        """The VRAM budget in bytes; None is what is free. A share is of the device's memory, which `choose_device` knows."""
         if isinstance(self.vram, str) and self.vram.strip().endswith("%"):
             parse_budget(self.vram, name="vram", whole_bytes=100)
             return None
         return parse_budget(self.vram, name="vram")
+
+    @property
+    def pin_bytes(self) -> int | None:
+        return parse_budget(self.pin, name="pin", whole_bytes=physical_ram_bytes())
 
 
 @dataclass(frozen=True)
@@ -155,26 +166,73 @@ class SamplingOptions(_Printable):
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Where the work is done, and why there."""
+    """Where the work is done, and why there. `vram_bytes`: what may be used of the device's memory; None: what is free."""
 
     device: str
     reason: str
+    vram_bytes: int | None = None
+
+    @property
+    def kind(self) -> int:
+        """Its number in the C API."""
+        return DEVICE_KINDS[self.device]
 
 
 def choose_device(options: LoadOptions) -> DeviceChoice:
-    """The device for `options`, or `DeviceError` when it asks for one that this build cannot drive. Nothing is chosen
-    in silence.
+    """The device for `options`, or `DeviceError` that says what is missing for the one asked for: the CUDA library, a
+    driver, a GPU. Nothing is chosen in silence.
     """
-    absent = "this build has no CUDA backend"
-    if options.device.startswith("cuda"):
-        raise DeviceError(f"device: '{options.device}' was asked for, but {absent}; use device='cpu' or 'auto'")
-    if options.vram is not None and options.vram_bytes != 0:
-        raise DeviceError(
-            f"vram: {options.vram!r} was given, but {absent}, so no video memory can be used; leave vram out, or use 0"
-        )
-    if options.device == "cpu":
+    wanted = options.device.partition(":")[0]
+    uses_vram = options.vram is not None and options.vram_bytes != 0
+    if wanted == "cpu":
+        if uses_vram:
+            raise DeviceError(
+                f"vram: {options.vram!r} was given, but device='cpu' uses none; leave vram out, or use 'cuda'"
+            )
         return DeviceChoice("cpu", "it was asked for")
-    return DeviceChoice("cpu", absent)
+    try:
+        found = find_device("cuda" if wanted == "auto" else wanted)
+    except DeviceError as error:
+        if wanted != "auto":
+            raise DeviceError(
+                f"device: '{options.device}' was asked for: {error}; use device='cpu' or 'auto'"
+            ) from None
+        if uses_vram:
+            raise DeviceError(
+                f"vram: {options.vram!r} was given, but there is no device to use it on: {error}; leave vram out, or use 0"
+            ) from None
+        return DeviceChoice("cpu", str(error))
+    if options.vram is not None and options.vram_bytes == 0:
+        return DeviceChoice("cpu", "vram=0 leaves nothing for the device")
+    return DeviceChoice(
+        "cuda" if wanted == "auto" else wanted,
+        f"{found.name}, {show_bytes(found.free_bytes)} of {show_bytes(found.total_bytes)} free",
+        parse_budget(options.vram, name="vram", whole_bytes=found.total_bytes),
+    )
+
+
+@dataclass(frozen=True)
+class FoundDevice:
+    """A device as its driver describes it. Bytes."""
+
+    name: str
+    major: int  # compute capability
+    minor: int
+    n_sm: int
+    total_bytes: int
+    free_bytes: int
+
+
+def find_device(kind: str) -> FoundDevice:
+    """The device of a kind, opened. `DeviceError` says what is missing."""
+    from ._ffi import ffi, lib
+    from .metadata import checked
+
+    out = ffi.new("moepic_device_info*")
+    out.size = ffi.sizeof("moepic_device_info")
+    checked(lib.moepic_device_find(out, DEVICE_KINDS[kind], 0, ffi.NULL))
+    name = ffi.string(out.name).decode("utf-8", "replace")
+    return FoundDevice(name, out.major, out.minor, out.n_sm, out.total_bytes, out.free_bytes)
 
 
 @dataclass(frozen=True)

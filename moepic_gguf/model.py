@@ -55,6 +55,7 @@ class Model:
         isa: str = "auto",
         granule: int = 0,
         strict: bool = False,
+        cpu_lane: bool = True,
         policy: str | None = None,
         predictor: str | None = None,
         profile: str | os.PathLike[str] | Sequence[float] | None = None,
@@ -67,7 +68,7 @@ class Model:
     ) -> Model:
         """Load a GGUF file (or all shards when `path` is one of them).
 
-        device         'auto', 'cpu', 'cuda'. This build drives the CPU only and says so.
+        device         'auto' (a GPU if this machine and build have one, else the CPU; `config` says which and why), 'cpu', 'cuda'.
         ram            most RAM to use: bytes, '8GiB', '50%'. Where the experts do not fit, they are streamed from the
                        file through a cache that takes what the budget leaves.
         policy         which experts stay in the cache: lrfu, lru, lfu, lcp, static, auto.
@@ -77,7 +78,9 @@ class Model:
                        for all layers; needs `machine` (a file of `moepic-bench machine`) and is better with `trace`
                        (recorded routing of this model). `stats` then has the prediction beside what happened.
         streaming      everything else about it: `StreamingOptions`. The tokens never depend on any of these.
-        vram           video memory to use; needs a CUDA backend.
+        vram           most of a device's memory to use: weights, one context, frames and the expert cache. None: what is free.
+                       The experts lie in RAM and are divided between this cache, the link and the CPU.
+        cpu_lane       on a device: the CPU computes granules beside it where that ends a layer sooner.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
         n_threads      0: all cores this process may use. The result does not depend on it.
         chat_template  which template `chat` uses: the name of one of the file's variants, or jinja source (told from a
@@ -86,7 +89,7 @@ class Model:
         Raises         `IoError`, `ModelFormatError`, `UnsupportedModelError` (names what is not supported),
                        `BudgetError` (need and have), `DeviceError`, `OutOfMemory`, `CancelledError`.
         """
-        load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict)
+        load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict, cpu_lane)
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type)
         options.validate()
         need(progress is None or callable(progress), f"progress: expected a function, found {progress!r}")

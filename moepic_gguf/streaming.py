@@ -204,7 +204,8 @@ class StreamStats:
 
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
     lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
-    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided.
+    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device: n_round_trips
+    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch.
     """
 
     cache_bytes: int
@@ -227,6 +228,9 @@ class StreamStats:
     cpu_lane_cost: float
     n_prefetch_off: int
     n_cpu_lane_off: int
+    n_round_trips: int
+    waited_s: float
+    planned_s: float
     lane: str
     policy: str
     note: str
@@ -273,8 +277,15 @@ class StreamStats:
             f"{show_bytes(int(self.total('wasted_bytes')))} wasted, "
             f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n{tried}"
             f"lane          {self.lane}: {show_bytes(self.lane_bytes)} in {self.lane_busy_s:.2f} s, "
-            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late" + (f"\nnote          {self.note}" if self.note else "")
+            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late{self._round_trips()}"
+            + (f"\nnote          {self.note}" if self.note else "")
         )
+
+    def _round_trips(self) -> str:
+        n = self.n_round_trips
+        if not n:
+            return ""
+        return f"\nround trips   {1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
 
 
 def read_stream_stats(pointer: Any, n_moe_layer: int) -> StreamStats:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
-from .config import ISA_NAMES, ContextOptions, LoadOptions, choose_device
+from .config import ISA_NAMES, ContextOptions, DeviceChoice, LoadOptions, choose_device
 from .errors import MoepicError, TemplateError, UnsupportedModelError
 from .metadata import Metadata, checked, resolve_path, text_of, type_name
 from .progress import NativeProgress, Progress
@@ -127,9 +127,9 @@ class Weights:
         self.device = choose_device(options)
         _log_to_python()
         if options.device == "auto":
-            log.info("device: took the CPU: %s", self.device.reason)
+            log.info("device: took %s: %s", self.device.device, self.device.reason)
         start = time.perf_counter()
-        self._pointer = _load(self.path, options, context or ContextOptions(), streaming, progress)
+        self._pointer = _load(self.path, options, self.device, context or ContextOptions(), streaming, progress)
         self.load_s = time.perf_counter() - start
         self.metadata = Metadata(_file_of(weakref.ref(self)))
         self.forecast: Forecast | None = None  # what a plan predicted
@@ -337,7 +337,7 @@ def memory_needs(
     from ._ffi import ffi, lib
 
     path = resolve_path(path)
-    native, keep = _native_options(path, options, context, streaming or StreamingOptions())
+    native, keep = _native_options(path, options, choose_device(options), context, streaming or StreamingOptions())
     out = ffi.new("moepic_memory*")
     out.size = ffi.sizeof("moepic_memory")
     code = lib.moepic_model_memory(out, os.fsencode(path), native)
@@ -348,7 +348,7 @@ def memory_needs(
 
 
 def _native_options(
-    path: Path, options: LoadOptions, context: ContextOptions, streaming: StreamingOptions
+    path: Path, options: LoadOptions, device: DeviceChoice, context: ContextOptions, streaming: StreamingOptions
 ) -> tuple[Any, list[Any]]:
     """The C struct, and what has to live as long."""
     from ._ffi import ffi, lib
@@ -358,15 +358,20 @@ def _native_options(
     native.n_threads, native.granule, native.strict = options.n_threads, options.granule, int(options.strict)
     native.isa = -1 if options.isa == "auto" else ISA_NAMES.index(options.isa)
     native.ram_bytes = options.ram_bytes or 0
+    native_device = ffi.new("moepic_device_options*")
+    lib.moepic_device_options_init(native_device)
+    native_device.kind, native_device.cpu_lane = device.kind, int(options.cpu_lane)
+    native_device.vram_bytes, native_device.pin_bytes = device.vram_bytes or 0, options.pin_bytes or 0
     native_context = context.to_native()
     native_streaming, arrays = streaming.to_native(_read_profile(path, streaming))
-    native.context, native.streaming = native_context, native_streaming
-    return native, [native_context, native_streaming, arrays]
+    native.context, native.streaming, native.device = native_context, native_streaming, native_device
+    return native, [native_context, native_streaming, native_device, arrays]
 
 
 def _load(
     path: Path,
     options: LoadOptions,
+    device: DeviceChoice,
     context: ContextOptions,
     streaming: StreamingOptions,
     progress: Progress | None,
@@ -375,7 +380,7 @@ def _load(
 
     # Present even when nobody listens: entering Python is what lets Ctrl-C stop a long load.
     report = NativeProgress(progress if progress is not None else lambda *_: None)
-    native, keep = _native_options(path, options, context, streaming)
+    native, keep = _native_options(path, options, device, context, streaming)
     native.progress = report.callback
     out = ffi.new("moepic_model**")
     code = lib.moepic_model_load(out, os.fsencode(path), native)

@@ -11,6 +11,8 @@ ROOMS: dict[str, set[str]] = {
     "gguf": {"base"},
     "quant": {"base"},
     "ops": {"base", "quant"},
+    "device": {"base", "quant", "ops"},
+    "cuda": {"base", "quant", "ops", "device"},
     "model": {"base", "gguf", "quant", "ops"},
     "expert": {"base", "gguf", "quant", "ops", "model"},
     "cache": {"base"},
@@ -18,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "transfer": {"base"},
     "plan": {"base"},
     "measure": {"base", "quant", "ops", "transfer"},
-    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan"},
+    "engine": {"base", "gguf", "quant", "ops", "model", "expert", "cache", "predict", "transfer", "plan", "device"},
     "capi": {
         "base",
         "gguf",
@@ -31,6 +33,7 @@ ROOMS: dict[str, set[str]] = {
         "transfer",
         "plan",
         "measure",
+        "device",
         "engine",
     },
 }
@@ -39,7 +42,7 @@ ROOMS: dict[str, set[str]] = {
 def main() -> int:
     root = Path(__file__).resolve().parent.parent / "native" / "src"
     wrong = []
-    for path in sorted([*root.rglob("*.h"), *root.rglob("*.cpp")]):
+    for path in sorted([file for kind in ("h", "cpp", "cu", "cuh") for file in root.rglob(f"*.{kind}")]):
         room = path.relative_to(root).parts[0]
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             found = re.match(r'\s*#include "(\w+)/', line)

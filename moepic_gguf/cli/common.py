@@ -185,8 +185,13 @@ def load_options(command: F) -> F:
                 metavar="GB/S",
                 help="Study a device: experts in RAM behind an emulated link, --cache as its memory.",
             ),
-            click.option("--vram", default=None, metavar="SIZE", help="Video memory to use (needs a CUDA backend)."),
+            click.option(
+                "--vram", default=None, metavar="SIZE", help="Most of a GPU's memory to use.  [default: what is free]"
+            ),
             click.option("--device", default="auto", metavar="auto|cpu|cuda", help="Where to compute."),
+            click.option(
+                "--cpu-lane/--no-cpu-lane", default=True, help="On a GPU: the CPU computes granules beside it."
+            ),
             click.option(
                 "--isa",
                 type=click.Choice(["auto", "scalar", "avx2", "avx512"]),
@@ -250,6 +255,7 @@ LOADING = (
     "emulate_link",
     "vram",
     "device",
+    "cpu_lane",
     "isa",
     "granule",
     "strict",

@@ -155,6 +155,37 @@ typedef struct moepic_context_options {
     int32_t kv_type;   /* GGUF type id of keys and values: 1 F16 (default), 8 Q8_0 */
 } moepic_context_options;
 
+/* ---- devices: where the steps of a pass run ------------------------------------------------------------------------------------------ */
+
+enum {
+    MOEPIC_DEVICE_CPU = 0,
+    MOEPIC_DEVICE_CUDA = 1,
+    MOEPIC_DEVICE_EMULATED = 2 /* CUDA kernels on the CPU, for tests: a library of developer builds */
+};
+
+typedef struct moepic_device_info {
+    uint32_t size;
+    char name[128];                   /* NUL-terminated */
+    int32_t major, minor;             /* compute capability */
+    int32_t n_sm;                     /* streaming multiprocessors */
+    uint64_t total_bytes, free_bytes; /* of its memory */
+} moepic_device_info;
+/* Opens the device library and the device `index` of a kind other than the CPU. `folder`: of the library; NULL: beside this one. Set
+ * out->size first. E_DEVICE says what is missing: the library, a driver, the device. */
+MOEPIC_API int32_t moepic_device_find(moepic_device_info* out, int32_t kind, int32_t index, const char* folder);
+
+typedef struct moepic_device_options {
+    uint32_t size;
+    int32_t kind;        /* MOEPIC_DEVICE_*; the CPU by default */
+    int32_t index;
+    int32_t cpu_lane;    /* non-zero (default): the CPU computes granules beside the device, where that ends a layer sooner */
+    uint64_t vram_bytes; /* for weights, one context, frames and the expert cache together; 0: what is free, less 256 MiB. What the driver
+                            takes for itself is not part of it. E_BUDGET when not even an empty cache fits */
+    uint64_t pin_bytes;  /* of RAM pinned for the link at most; 0: all experts, as far as the system grants it. The rest takes one more copy */
+    const char* folder;  /* of the device libraries; NULL: beside this one */
+} moepic_device_options;
+MOEPIC_API void moepic_device_options_init(moepic_device_options* options);
+
 typedef struct moepic_model_options {
     uint32_t size;
     int32_t n_threads;  /* for loading; 0: all cores this process may use */
@@ -168,6 +199,7 @@ typedef struct moepic_model_options {
     void* user;
     const moepic_context_options* context;  /* what ram_bytes has to leave room for; NULL: the defaults */
     const moepic_stream_options* streaming; /* NULL: the defaults */
+    const moepic_device_options* device;    /* NULL: the CPU */
 } moepic_model_options;
 
 /* What loading would take, and how, in bytes. */
@@ -242,6 +274,8 @@ typedef struct moepic_stream_stats {
     int64_t n_transfers, n_cancelled, n_failed;
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
+    int64_t n_round_trips;            /* of a device: layers of decode, and what the host did in them: */
+    double waited_s, planned_s;       /* waiting for the router's logits; from there to the launch of the residents' kernels */
     int32_t n_policy_changes;
     int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
     /* What the last trial found (`adapt`): the cost of having it on, as a share of a token's time; below 0: it saves. 0: none decided yet.

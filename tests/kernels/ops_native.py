@@ -96,6 +96,9 @@ class Vector:
     def gelu_glu(self, gate: Floats, up: Floats) -> Floats:
         return self._glu(2, gate, up)
 
+    def sigmoid_glu(self, gate: Floats, up: Floats) -> Floats:
+        return self._glu(3, gate, up)
+
     def _glu(self, kind: int, gate: Floats, up: Floats) -> Floats:
         out = np.array(gate, dtype=np.float32)
         check(lib.moepic_test_glu(ISAS[self.isa], kind, as_float(out), as_float(up), as_float(out), out.size))

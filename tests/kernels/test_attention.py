@@ -3,7 +3,8 @@
 Tolerance. u = 2^-24, every operation rounds once, S = max_p sum_d |scale q_d k_d|, n positions, C = n / 256 + 2.
 A score is a chain of head_dim fused multiply-adds on once-rounded q: its error is at most e = (head_dim + 1) u S.
 A weight e^(s - m) has the relative error 2 e (score and maximum) + 2 S u (the rounding of s - m) + 4 u (2 ulp of exp).
-Each of at most C rescalings rounds a difference, an exp and a product: 6 u; the maxima themselves telescope.
+A chunk joins, and then each later one rescales it: at most C times a difference, an exp and a product are rounded, 6 u;
+the maxima themselves telescope.
 Denominator and numerator both carry that. Sums of n weights and of n weight * v, and the quotient, add (2 n + 4) u.
 Hence, per output channel, to first order (a factor 1.05 covers the rest):
     |error| <= (2 (2 e + 2 S u + (4 + 6 C) u) + (2 n + 4) u) sum_p w_p |v_p|
@@ -271,7 +272,7 @@ def test_nan_in_a_key_or_query_is_seen(isa: str) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_the_layout_is_the_documented_one(isa: str, kv_type: str) -> None:
-    """Decoded here from the drawing in cpu/attention.h, bit for bit equal to the rounding."""
+    """Decoded here from the drawing in cpu/kv_layout.h, bit for bit equal to the rounding."""
     heads, dim, capacity = 3, 64, 48
     rng = np.random.default_rng(5)
     k, v = rng.standard_normal((2, 41, heads, dim), dtype=np.float32)

@@ -166,3 +166,36 @@ def test_a_product_and_a_gate_are_exact_per_element(isa, n):
     # An exponential of 1 ulp, an addition and a division.
     want = y / (1 + np.exp(-x.astype(np.float64)))
     assert np.all(np.abs(gated - want) <= 2.5 * EPS * np.abs(want))
+
+
+def decay(rate, x):
+    out = np.full_like(x, np.nan)
+    check(lib.moepic_test_decay(as_float(rate), as_float(x), as_float(out), x.size))
+    return out
+
+
+def test_the_decay_is_that_of_long_doubles_and_rounded_once():
+    """Half a unit in the last place, and what ops/decay.h derives for the double that is rounded."""
+    rng = np.random.default_rng(11)
+    x = np.concatenate(
+        [rng.uniform(-60, 60, 200_000), rng.uniform(-1, 1, 20_000), [0.0, -0.0, 1e-30, 88.0, 3e38, -3e38]]
+    )
+    x = x.astype(np.float32)
+    rate = -np.exp(rng.uniform(-8, 3, x.size)).astype(np.float32)
+    rate[:1000] *= -1  # growth: no model has it, but the formula does
+    exponent = rate.astype(np.longdouble) * np.logaddexp(np.longdouble(0), x.astype(np.longdouble))
+    with np.errstate(over="ignore"):
+        want = np.exp(exponent)
+    found = decay(rate, x)
+    fits = want < np.finfo(np.float32).max
+    assert np.all(np.isinf(found[~fits])), "what no float can hold is infinite"
+    ulp = np.spacing(want[fits].astype(np.float32)).astype(np.longdouble)
+    bound = ulp / 2 + want[fits] * (16 * np.abs(exponent[fits]) + 4) * 2.0**-53
+    assert np.all(np.abs(found[fits] - want[fits]) <= bound)
+
+
+def test_the_decay_of_what_is_not_finite_is_its_limit():
+    inf, nan = np.float32(np.inf), np.float32(np.nan)
+    rate = np.array([-1, -1, -inf, nan, -1, 0], np.float32)
+    x = np.array([inf, -inf, 1, 1, nan, 5], np.float32)
+    assert np.array_equal(decay(rate, x), np.array([0, 1, 0, nan, nan, 1], np.float32), equal_nan=True)

@@ -53,7 +53,7 @@ ThreadPool::~ThreadPool() {
     for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::run_job(int64_t n_tasks, Call call, void* body) {
+uint64_t ThreadPool::start_job(int64_t n_tasks, Call call, void* body) {
     const uint64_t job = ((head_.load(std::memory_order_relaxed) >> 32) + 1) & 0xffffffffu;
     // Close the head before the job is described: a thread still late in the last job would take its next index for one of this job as soon
     // as it saw the larger n_tasks_.
@@ -65,7 +65,10 @@ void ThreadPool::run_job(int64_t n_tasks, Call call, void* body) {
     head_.store(job << 32, std::memory_order_release);
     signal_.fetch_add(1);  // seq_cst, as is parked_: either we see the parked worker or it sees the new signal
     if (parked_.load() > 0) signal_.notify_all();
+    return job;
+}
 
+void ThreadPool::finish_job(uint64_t job, int64_t n_tasks) {
     work(job, 0);
     // The last tasks run elsewhere. They are short, but their thread may have lost its core: spin first, then give ours away.
     for (int spin = 0; done_.load(std::memory_order_acquire) != n_tasks; ++spin) {

@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <thread>
 #include <type_traits>
@@ -32,16 +33,41 @@ public:
             for (int64_t i = 0; i < n_tasks; ++i) task(i, 0);
             return;
         }
-        run_job(
+        const uint64_t job = start_job(
             n_tasks, [](void* body, int64_t index, int thread) { (*static_cast<Body*>(body))(index, thread); },
             const_cast<void*>(static_cast<const void*>(&task)));
+        finish_job(job, n_tasks);
+    }
+
+    // The same, while the caller does `own`, which may throw: what it threw is thrown on when all tasks have returned. Tasks have to end
+    // whatever becomes of `own`; the caller takes part once it is back.
+    template <class Own, class Task>
+    void run_beside(Own&& own, int64_t n_tasks, Task&& task) {
+        using Body = std::remove_reference_t<Task>;
+        if (n_tasks <= 0 || workers_.empty()) {
+            own();
+            for (int64_t i = 0; i < n_tasks; ++i) task(i, 0);
+            return;
+        }
+        const uint64_t job = start_job(
+            n_tasks, [](void* body, int64_t index, int thread) { (*static_cast<Body*>(body))(index, thread); },
+            const_cast<void*>(static_cast<const void*>(&task)));
+        std::exception_ptr thrown;
+        try {
+            own();
+        } catch (...) {
+            thrown = std::current_exception();
+        }
+        finish_job(job, n_tasks);
+        if (thrown) std::rethrow_exception(thrown);
     }
 
     static int usable_cores() noexcept;  // respects the affinity mask
 
 private:
     using Call = void (*)(void* body, int64_t index, int thread);
-    void run_job(int64_t n_tasks, Call call, void* body);
+    uint64_t start_job(int64_t n_tasks, Call call, void* body);
+    void finish_job(uint64_t job, int64_t n_tasks);  // works on it, then waits
     void work(uint64_t job, int thread);
     void worker_loop(int thread);
 

@@ -1,6 +1,7 @@
 // moepic_model: load and describe.
 #include <algorithm>
 
+#include "capi/device_options.h"
 #include "capi/handles.h"
 #include "capi/stream_options.h"
 #include "model/binding.h"
@@ -9,7 +10,7 @@
 using namespace moepic;
 
 void moepic_model_options_init(moepic_model_options* options) {
-    if (options) *options = {sizeof(moepic_model_options), 0, -1, 0, 0, 0, nullptr, nullptr, nullptr, nullptr};
+    if (options) *options = {sizeof(moepic_model_options), 0, -1, 0, 0, 0, nullptr, nullptr, nullptr, nullptr, nullptr};
 }
 
 namespace {
@@ -23,6 +24,7 @@ LoadOptions read_load_options(const moepic_model_options& o) {
     options.ram_bytes = o.ram_bytes;
     options.context = read_context_options(o.context);
     read_stream_options(options, o.streaming);
+    options.device = read_device_options(o.device);
     return options;
 }
 
@@ -95,7 +97,7 @@ int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* handle
         info.expert_bytes = model.expert_bytes();
         info.active_bytes = model.active_bytes();
         info.isa = model.kernels().name;
-        info.streams = model.streamer() != nullptr;
+        info.streams = model.experts() != nullptr;
         info.n_moe_layer = static_cast<int32_t>(
             std::count_if(config.layers.begin(), config.layers.end(), [](const LayerConfig& l) { return l.n_expert > 0; }));
         info.cache_bytes = model.cache_bytes();

@@ -10,9 +10,9 @@ namespace {
 
 constexpr int32_t kAuto = 6;
 
-Streamer& need_streamer(const moepic_model* handle) {
+ExpertService& need_streamer(const moepic_model* handle) {
     need(handle, "model");
-    Streamer* streamer = handle->model->streamer();
+    ExpertService* streamer = handle->model->experts();
     if (!streamer) fail(Code::argument, "stream: every expert of this model is resident, so nothing is streamed");
     return *streamer;
 }
@@ -95,7 +95,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
 int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* model) {
     return guard([&] {
         thread_local std::string lane, policy, note;
-        const Streamer::Stats s = need_streamer(model).stats();
+        const StreamStats s = need_streamer(model).stats();
         lane = s.lane_text;
         policy = s.policy;
         note = s.note;
@@ -117,6 +117,9 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
         stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
         stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
+        stats.n_round_trips = s.round_trips.n_layers;
+        stats.waited_s = s.round_trips.waited_s;
+        stats.planned_s = s.round_trips.planned_s;
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);
@@ -126,10 +129,10 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
 
 int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* model, int32_t layer, int32_t prefill) {
     return guard([&] {
-        Streamer& streamer = need_streamer(model);
+        ExpertService& streamer = need_streamer(model);
         if (layer < 0 || layer >= streamer.n_layer())
             fail(Code::argument, "stream: MoE layer ", layer, " is outside 0 to ", streamer.n_layer() - 1);
-        const Streamer::Stats s = streamer.stats();
+        const StreamStats s = streamer.stats();
         const auto at = static_cast<size_t>(layer);
         const StreamTally& t = prefill ? s.prefill[at] : s.decode[at];
         const predict::Score& score = s.scores[at];
@@ -150,7 +153,7 @@ int32_t moepic_model_stream_layer(moepic_stream_layer* out, const moepic_model* 
 }
 
 void moepic_model_reset_stream_stats(const moepic_model* model) {
-    if (model && model->model->streamer()) model->model->streamer()->reset_stats();
+    if (model && model->model->experts()) model->model->experts()->reset_stats();
 }
 
 int32_t moepic_model_expert_uses(double* out, int64_t n, const moepic_model* model) {

@@ -277,6 +277,7 @@ struct Api {
     int32_t (*wait)(Stream stream, Event event);    // later work of the stream waits for the event's last record
     int32_t (*is_done)(Event event, int32_t* out);  // 1: its last record has been reached; never blocks
     int32_t (*wait_host)(Event event);
+    int32_t (*elapsed)(Event from, Event to, double* seconds);  // between two records that have been reached
 
     int32_t (*copy)(void* to, const void* from, size_t bytes, Stream stream);  // any direction; host memory must be pinned
     int32_t (*clear)(void* data, size_t bytes, Stream stream);                 // zeros

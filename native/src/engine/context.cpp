@@ -5,6 +5,10 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "engine/cpu_feed_forward.h"
+#include "engine/cpu_steps.h"
+#include "engine/device_feed_forward.h"
+#include "engine/device_steps.h"
 
 namespace moepic {
 namespace {
@@ -22,6 +26,17 @@ int64_t choose_n_batch(int64_t asked, int64_t n_ctx) {
     return std::min(asked ? asked : 512, n_ctx);
 }
 
+std::unique_ptr<Steps> make_steps(const Model& model, Workspace& workspace) {
+    if (const DeviceModel* device = model.device())
+        return std::make_unique<DeviceSteps>(device->library(), device->info().index, device->weights());
+    return std::make_unique<CpuSteps>(model, workspace);
+}
+
+std::unique_ptr<FeedForward> make_feed_forward(const Model& model, Workspace& workspace, const Steps& steps, int64_t n_batch) {
+    if (model.device()) return std::make_unique<DeviceFeedForward>(model, workspace, dynamic_cast<const DeviceSteps&>(steps).stream(), n_batch);
+    return std::make_unique<CpuFeedForward>(model, workspace, n_batch);
+}
+
 double now_s() {
     return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
@@ -31,9 +46,13 @@ double now_s() {
 Context::Context(const Model& model, const ContextOptions& options)
     : model_(model),
       n_ctx_(choose_n_ctx(model, options.n_ctx)),
-      kv_(model.config(), options.kv_type, n_ctx_, choose_n_batch(options.n_batch, n_ctx_)),
-      state_(model.config()),
-      decoder_(model, options.n_threads, choose_n_batch(options.n_batch, n_ctx_), n_ctx_) {
+      n_batch_(choose_n_batch(options.n_batch, n_ctx_)),
+      workspace_(model.kernels(), options.n_threads, model.n_in_place()),
+      steps_(make_steps(model, workspace_)),
+      feed_forward_(make_feed_forward(model, workspace_, *steps_, n_batch_)),
+      kv_(*steps_, model.config(), options.kv_type, n_ctx_, n_batch_),
+      state_(*steps_, model.config()),
+      decoder_(model, workspace_, *steps_, *feed_forward_, kv_, n_batch_, n_ctx_) {
     tokens_.reserve(static_cast<size_t>(n_ctx_));
     logits_.reserve(static_cast<size_t>(model.config().n_vocab));
 }
@@ -56,7 +75,7 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
     recompute();
     for (int64_t done = 0; done < n;) {
         if (progress && n > 1 && !progress(done, n)) fail(Code::cancelled, "eval: cancelled after ", done, " of ", n, " tokens");
-        const int64_t batch = std::min(decoder_.n_batch(), n - done);
+        const int64_t batch = std::min(n_batch_, n - done);
         const bool last = done + batch == n;
         const double start = now_s();
         // An answer is generated anew from the last token of its prompt.
@@ -89,7 +108,7 @@ void Context::recompute() {
     const int64_t n = static_cast<int64_t>(tokens_.size());
     while (kv_.held() < n) {
         const double start = now_s();
-        const int64_t batch = std::min(decoder_.n_batch(), n - kv_.held());
+        const int64_t batch = std::min(n_batch_, n - kv_.held());
         compute({tokens_.data() + kv_.held(), static_cast<size_t>(batch)}, -1, 0, nullptr, {});
         stats_.prefill_s += now_s() - start;
         stats_.prefill_tokens += batch;
@@ -130,7 +149,7 @@ int64_t Context::reuse(std::span<const int32_t> tokens) {
 
 void Context::reset_stats() noexcept {
     stats_ = {};
-    decoder_.feed_forward().reset_counts();
+    feed_forward_->reset_counts();
 }
 
 }  // namespace moepic

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -46,16 +47,20 @@ public:
     int64_t n_ctx() const noexcept { return n_ctx_; }
     const ContextStats& stats() const noexcept { return stats_; }
     void force_routing(std::vector<int32_t> ids, std::vector<int32_t> guesses, int64_t n_token) {
-        decoder_.feed_forward().force_routing(std::move(ids), std::move(guesses), n_token);
+        feed_forward_->force_routing(std::move(ids), std::move(guesses), n_token);
     }
-    RoutingTrace& trace() noexcept { return decoder_.feed_forward().trace(); }
-    Timeline& timeline() noexcept { return decoder_.feed_forward().timeline(); }
-    const FeedForward& feed_forward() const noexcept { return decoder_.feed_forward(); }
+    RoutingTrace& trace() noexcept { return feed_forward_->trace(); }
+    Timeline& timeline() noexcept { return feed_forward_->timeline(); }
+    const FeedForward& feed_forward() const noexcept { return *feed_forward_; }
     // All that is held besides the model: the RAM budget counts it.
     uint64_t bytes() const noexcept { return kv_bytes() + state_bytes() + scratch_bytes(); }
     uint64_t kv_bytes() const noexcept { return kv_.bytes(); }
     uint64_t state_bytes() const noexcept { return state_.bytes(); }
-    uint64_t scratch_bytes() const noexcept { return decoder_.scratch_bytes() + logits_.capacity() * sizeof(float); }
+    uint64_t scratch_bytes() const noexcept {
+        return workspace_.bytes() + feed_forward_->scratch_bytes() + decoder_.scratch_bytes() + logits_.capacity() * sizeof(float);
+    }
+    // Of these, in the memory that steps work in: a device's, on a device.
+    uint64_t device_bytes() const noexcept { return kv_.bytes() + state_.bytes() + feed_forward_->scratch_bytes() + decoder_.scratch_bytes(); }
     void reset_stats() noexcept;
 
 private:
@@ -65,7 +70,10 @@ private:
     void rewind(int64_t n) noexcept;
 
     const Model& model_;
-    const int64_t n_ctx_;
+    const int64_t n_ctx_, n_batch_;
+    Workspace workspace_;
+    std::unique_ptr<Steps> steps_;
+    std::unique_ptr<FeedForward> feed_forward_;
     KvCache kv_;
     SequenceState state_;
     Decoder decoder_;

@@ -1,23 +1,12 @@
 #include "engine/delta_net.h"
 
-#include <algorithm>
-#include <cmath>
-
 #include "model/mixers.h"
 
 namespace moepic {
 namespace {
 
-// Channels convolved by one task: some kilobytes per token.
-constexpr int64_t kConvChannels = 256;
 // Added to the squared length of queries and keys; a constant of the architecture, not the norms' epsilon.
 constexpr float kLengthEps = 1e-6f;
-
-// e^(rate log(1 + e^x)), in double and rounded once, so that no kernel set is asked. Beyond 20 the logarithm is x to float precision.
-float decay_of(float rate, float x) {
-    const double softplus = x > 20.0f ? static_cast<double>(x) : std::log1p(std::exp(static_cast<double>(x)));
-    return static_cast<float>(std::exp(static_cast<double>(rate) * softplus));
-}
 
 }  // namespace
 
@@ -25,12 +14,12 @@ ActMask DeltaNet::input_mask(const StateMixerWeights& w) noexcept {
     return act_mask(w.in) | act_mask(w.gate) | act_mask(w.beta) | act_mask(w.alpha);
 }
 
-DeltaNet::DeltaNet(const Model& model, Workspace& workspace, int64_t n_batch)
-    : model_(model), workspace_(workspace), n_batch_(n_batch), config_(model.config().delta_net) {
+DeltaNet::DeltaNet(const Config& config, Steps& steps, int64_t n_batch)
+    : model_config_(config), config_(config.delta_net), steps_(steps), n_batch_(n_batch) {
     Carver size;
     place(size);
-    region_ = Region(size.used(), "delta net scratch");
-    Carver carver(region_.data());
+    memory_ = steps.reserve(size.used(), "delta net scratch");
+    Carver carver(memory_.data());
     place(carver);
 }
 
@@ -44,103 +33,75 @@ void DeltaNet::place(Carver& carver) {
     beta_ = floats(config_.n_head_v);
     decay_ = floats(config_.n_head_v);
     ActMask out = 0;
-    for (int64_t il = 0; il < model_.config().n_layer; ++il) {
-        if (model_.config().layers[static_cast<size_t>(il)].mixer == Mixer::delta_net) out |= act_mask(model_.layer(il).state_mixer.out);
-    }
+    for (const LayerWeights& layer : steps_.weights().layers) out |= act_mask(layer.state_mixer.out);
     out_acts_.reserve(carver, out, config_.value_rows(), n_batch_);
 }
 
 void DeltaNet::run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out) {
-    const StateMixerWeights& w = model_.layer(il).state_mixer;
-    const ops::Kernels& kernels = workspace_.kernels();
-    const Projection inputs[] = {{&w.in, channels_}, {&w.gate, z_}, {&w.beta, raw_beta_}, {&w.alpha, alpha_}};
-    workspace_.project({inputs, w.alpha.w.rows ? size_t{4} : size_t{3}}, acts, n);
-    convolve(il, state);
-    workspace_.pool().run(n, [&](int64_t t, int) {
-        float* row = channels_ + t * config_.n_channels();
-        const int64_t d = config_.head_dim_k;
-        const float length_scale = 1.0f / std::sqrt(static_cast<float>(d));
-        for (int64_t h = 0; h < 2 * config_.n_head_k; ++h) {  // x / |x| is rms(x) / sqrt(d)
-            const bool is_query = h < config_.n_head_k;
-            kernels.rms_norm(row + h * d, nullptr, kLengthEps / static_cast<float>(d), row + h * d, d);
-            kernels.scale(row + h * d, is_query ? 1.0f / static_cast<float>(d) : length_scale, d);
-        }
-        make_gates(w, t);
-    });
-    apply_rule(il, state);
-    workspace_.pool().run(n, [&](int64_t t, int) {
-        const int64_t d = config_.head_dim_v, rows = config_.value_rows();
-        float* row = mixed_ + t * rows;
-        for (int64_t h = 0; h < config_.n_head_v; ++h) kernels.rms_norm(row + h * d, w.norm, model_.config().norm_eps, row + h * d, d);
-        kernels.glu(ops::GluKind::silu, z_ + t * rows, row, row, rows);
-        out_acts_.quantize(kernels, act_mask(w.out), row, rows, t);
-    });
-    const Projection last{&w.out, out};
-    workspace_.project({&last, 1}, out_acts_, n);
-}
+    const StateMixerWeights& w = steps_.layer(il).state_mixer;
+    const int64_t rows = config_.value_rows();
+    steps_.matmul({matmul_job(w.in, acts, channels_), matmul_job(w.gate, acts, z_), matmul_job(w.beta, acts, raw_beta_),
+                   matmul_job(w.alpha, acts, alpha_)},
+                  n);
 
-void DeltaNet::convolve(int64_t il, const SequenceState& state) {
-    const int64_t n_channels = config_.n_channels();
-    workspace_.pool().run((n_channels + kConvChannels - 1) / kConvChannels, [&](int64_t task, int) {
-        ops::CausalConvJob job;
-        job.stride = job.n_channels = n_channels;
-        job.taps = model_.layer(il).state_mixer.taps;
-        job.n_taps = config_.n_taps;
-        job.channel_begin = task * kConvChannels;
-        job.channel_end = std::min(n_channels, job.channel_begin + kConvChannels);
-        job.silu = true;
-        for (const SequenceState::Leg& leg : state.legs()) {
-            job.x = channels_ + leg.begin * n_channels;
-            job.n_tokens = leg.end - leg.begin;
-            job.from = state.layer(il, leg.from);
-            job.to = state.layer(il, leg.to);
-            workspace_.kernels().causal_conv(job);
-        }
-    });
-}
+    device::ConvJob conv;
+    conv.x = channels_;
+    conv.n_channels = config_.n_channels();
+    conv.taps = w.taps;
+    conv.n_taps = config_.n_taps;
+    conv.silu = true;
+    state.set_legs(il, conv);
+    steps_.conv(conv);
 
-// beta and decay of one token's heads. Where one matrix makes both, each key head has its betas, then its alphas.
-void DeltaNet::make_gates(const StateMixerWeights& w, int64_t t) {
-    const int64_t n = config_.n_head_v, group = n / config_.n_head_k;
-    const bool together = w.alpha.w.rows == 0;
-    const float* raw = raw_beta_ + t * (together ? 2 * n : n);
-    for (int64_t h = 0; h < n; ++h) {
-        const int64_t at = h / group * 2 * group + h % group;
-        const float alpha = together ? raw[at + group] : alpha_[t * n + h];
-        beta_[t * n + h] = together ? raw[at] : raw[h];
-        decay_[t * n + h] = decay_of(w.rate[h], alpha + w.alpha_bias[h]);
-    }
-    workspace_.kernels().sigmoid(beta_ + t * n, n);
-}
+    device::DeltaGatesJob gates;
+    gates.n = n;
+    gates.n_channels = config_.n_channels();
+    gates.n_head_k = config_.n_head_k;
+    gates.n_head_v = config_.n_head_v;
+    gates.head_dim_k = config_.head_dim_k;
+    gates.channels = channels_;
+    gates.length_eps = kLengthEps;
+    gates.raw_beta = raw_beta_;
+    gates.alpha = w.alpha.w.rows ? alpha_ : nullptr;
+    gates.rate = w.rate;
+    gates.alpha_bias = w.alpha_bias;
+    gates.beta = beta_;
+    gates.decay = decay_;
+    steps_.delta_gates(gates);
 
-void DeltaNet::apply_rule(int64_t il, const SequenceState& state) {
-    const Config& config = model_.config();
-    const int64_t matrices = (conv_state_floats(config, config.layers[static_cast<size_t>(il)]) + 15) / 16 * 16;
-    const int64_t matrix = ops::delta_state_floats(config_.head_dim_k, config_.head_dim_v);
-    const int64_t n_channels = config_.n_channels(), rows = config_.value_rows();
-    workspace_.pool().run(config_.n_head_v, [&](int64_t h, int) {
-        const int64_t key_head = config.recipe->tiled_value_heads ? h % config_.n_head_k : h / (config_.n_head_v / config_.n_head_k);
-        ops::DeltaRuleJob job;
-        job.head_dim_k = config_.head_dim_k;
-        job.head_dim_v = config_.head_dim_v;
-        job.stride = n_channels;
-        job.gate_stride = config_.n_head_v;
-        job.out_stride = rows;
-        for (const SequenceState::Leg& leg : state.legs()) {
-            const float* row = channels_ + leg.begin * n_channels;
-            const float* from = state.layer(il, leg.from);
-            job.n_tokens = leg.end - leg.begin;
-            job.q = row + key_head * config_.head_dim_k;
-            job.k = row + config_.key_rows() + key_head * config_.head_dim_k;
-            job.v = row + 2 * config_.key_rows() + h * config_.head_dim_v;
-            job.beta = beta_ + leg.begin * config_.n_head_v + h;
-            job.decay = decay_ + leg.begin * config_.n_head_v + h;
-            job.out = mixed_ + leg.begin * rows + h * config_.head_dim_v;
-            job.from = from ? from + matrices + h * matrix : nullptr;
-            job.to = state.layer(il, leg.to) + matrices + h * matrix;
-            workspace_.kernels().delta_rule(job);
-        }
-    });
+    device::DeltaRuleJob rule;
+    rule.n_channels = config_.n_channels();
+    rule.n_head_k = config_.n_head_k;
+    rule.n_head_v = config_.n_head_v;
+    rule.head_dim_k = config_.head_dim_k;
+    rule.head_dim_v = config_.head_dim_v;
+    rule.tiled_value_heads = model_config_.recipe->tiled_value_heads;
+    rule.channels = channels_;
+    rule.beta = beta_;
+    rule.decay = decay_;
+    rule.out = mixed_;
+    rule.state_offset = matrices_offset(model_config_, model_config_.layers[static_cast<size_t>(il)]);
+    state.set_legs(il, rule);
+    steps_.delta_rule(rule);
+
+    device::NormJob norm;
+    norm.x = norm.y = mixed_;
+    norm.weight = w.norm;
+    norm.eps = model_config_.norm_eps;
+    norm.n = n * config_.n_head_v;
+    norm.cols = norm.stride = config_.head_dim_v;
+    steps_.norm(norm);
+
+    device::GluJob gate;
+    gate.kind = ops::GluKind::silu;
+    gate.gate = z_;
+    gate.up = gate.out = mixed_;
+    gate.gate_stride = gate.up_stride = gate.out_stride = gate.cols = rows;
+    gate.n = n;
+    gate.acts = out_acts_.acts();
+    gate.mask = act_mask(w.out);
+    steps_.glu(gate);
+    steps_.matmul({matmul_job(w.out, out_acts_, out)}, n);
 }
 
 }  // namespace moepic

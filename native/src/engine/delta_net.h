@@ -4,37 +4,34 @@
 //   q, k to unit length per head, q / sqrt(head_dim_k);  beta = sigmoid(W_beta x);  decay = e^(rate softplus(W_alpha x + bias))
 //   o_h = delta rule over the head's state (ops.h);  y = W_out [rms(o_h) silu(z_h)],  z = W_gate x
 //
-// Each channel's convolution and each head's state is one task for all tokens of the batch, token after token, so decode and prefill do the
-// same arithmetic. States come from and go to the slots of SequenceState.
+// Convolution and rule go token after token, so decode and prefill do the same arithmetic. States come from and go to the slots of
+// SequenceState.
 #pragma once
 
 #include <cstdint>
 
 #include "engine/sequence_state.h"
-#include "engine/workspace.h"
+#include "engine/steps.h"
 
 namespace moepic {
 
 class DeltaNet {
 public:
-    DeltaNet(const Model& model, Workspace& workspace, int64_t n_batch);
+    DeltaNet(const Config& config, Steps& steps, int64_t n_batch);
 
     static ActMask input_mask(const StateMixerWeights& w) noexcept;
     // out[t] = mixer(acts[t]) for n tokens; acts hold the normed input. Carries layer il's state along the legs of `state`.
     void run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out);
-    uint64_t scratch_bytes() const noexcept { return region_.size(); }
+    uint64_t scratch_bytes() const noexcept { return memory_.size(); }
 
 private:
     void place(Carver& carver);
-    void convolve(int64_t il, const SequenceState& state);
-    void make_gates(const StateMixerWeights& w, int64_t t);
-    void apply_rule(int64_t il, const SequenceState& state);
 
-    const Model& model_;
-    Workspace& workspace_;
-    const int64_t n_batch_;
+    const Config& model_config_;
     const DeltaNetConfig& config_;
-    Region region_;
+    Steps& steps_;
+    const int64_t n_batch_;
+    Memory memory_;
     float* channels_ = nullptr;  // [n_batch][q | k | v]
     float* z_ = nullptr;         // [n_batch][value rows]
     float* mixed_ = nullptr;     // [n_batch][value rows]

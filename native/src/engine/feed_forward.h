@@ -3,41 +3,39 @@
 //   y = sum over the token's experts, ascending, of w_e * (p_e0 + p_e1 + ...)  + s * (p_s0 + p_s1 + ...)        p: partial of one granule
 //   p_eg = down_eg quantized(act(gate_eg x) * up_eg x)         gate and up with their biases; down's joins the sum of an expert's partials
 //
-// Two schedules with the same arithmetic, so a token's result does not depend on its neighbours:
-//   few tokens   one job over (expert, granule): each task leaves its partials in scratch; one barrier, then the reduction.
-//   many tokens  tokens grouped by expert; one job over (expert, granule) for the intermediate, one over (expert, output tiles) for down.
-// Where experts are streamed the same tasks run as their granules become ready: few tokens one by one, many in waves of runs that ascend
-// inside each expert, so that partials still add in order.
+// This is its face and what every kind of it keeps; cpu_feed_forward.h computes on the host.
 #pragma once
 
 #include <cstdint>
-#include <mutex>
 #include <vector>
 
+#include "engine/acts.h"
 #include "engine/probe.h"
 #include "engine/routing_trace.h"
-#include "engine/workspace.h"
 
 namespace moepic {
 
 class FeedForward {
 public:
-    FeedForward(const Model& model, Workspace& workspace, int64_t n_batch);
+    explicit FeedForward(const Model& model);
+    virtual ~FeedForward() = default;
+    FeedForward(const FeedForward&) = delete;
+    FeedForward& operator=(const FeedForward&) = delete;
 
     // Kinds of activation that layer il's router and experts want of their input.
     ActMask input_mask(int64_t il) const noexcept { return masks_[static_cast<size_t>(il)]; }
     // A batch of n tokens starts through the layers.
     void begin(int64_t n);
-    // What each part reads, and where its sum is added. Most layers give all parts one input and one sum.
+    // What each part reads, and where its sum is added, in memory of the steps. Most layers give all parts one input and one sum.
     struct Work {
         const float* residual;  // [n][n_embd], before any norm: what later layers' experts are guessed from
         const ActSet *router, *routed, *shared;
         float *x, *shared_x;  // [n][n_embd]; the same, or the shared expert's sum apart
     };
     // x[t] += feed-forward(acts[t]) for n tokens; acts hold the normed input.
-    void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe);
+    virtual void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) = 0;
 
-    uint64_t scratch_bytes() const noexcept { return region_.size(); }
+    virtual uint64_t scratch_bytes() const noexcept = 0;
     int64_t tasks_run() const noexcept { return tasks_run_; }
     int64_t experts_used() const noexcept { return experts_used_; }
     void reset_counts() noexcept { tasks_run_ = experts_used_ = 0; }
@@ -47,92 +45,37 @@ public:
     RoutingTrace& trace() noexcept { return trace_; }
     Timeline& timeline() noexcept { return timeline_; }
 
-private:
-    // Tokens that share one expert. Entries are (token, expert) pairs in group order; entry i of the batch has its own partials.
-    struct Group {
-        const ExpertSet* set;
-        int64_t expert;
-        int64_t first_entry, n_entries;
-        int64_t first_partial;   // few tokens: partials of the group's first entry
-        size_t intermediate_at;  // many tokens: bytes into intermediate_
-        bool routed;
-        const std::byte** data;  // [n_granules] where streamed granules lie once they are ready; null: in the set's strips
-        const std::byte* granule(int64_t g) const noexcept { return data ? data[g] : set->granule(expert, g); }
-    };
-    // Granules [first, first + count) of a group.
-    struct Part {
-        int32_t group, first, count;
-    };
-    void place(Carver& carver);
-    void route(int64_t il, const ActSet& acts, int64_t n);
-    void make_groups(int64_t il, int64_t n);
-    // act(gate x) * up x of one granule for entries [first, first + count) of a group, quantized for down, to `out` every `stride` bytes.
-    void intermediate(const Group& group, int64_t granule, const std::byte* data, int64_t first, int64_t count, const Work& work,
-                      std::byte* out, size_t stride, int thread);
-    // One granule of one group for few tokens: all of it, down to its partials.
-    void compute_few(const Group& group, int64_t granule, const std::byte* data, const Work& work, int thread);
-    void run_few(int64_t il, const Work& work, int64_t n);
-    void compute_many(const Work& work);
-    void run_many(int64_t il, const Work& work, int64_t n);
-    // The routed groups of a layer through the streamer, and whatever else the layer has besides.
-    void stream(int64_t il, const Work& work, int64_t n);
-    void stream_few(Streamer::Pass& pass, const Work& work);
-    void stream_many(Streamer::Pass& pass, const Work& work);
-    void fetch_ahead(Streamer::Pass& pass, int moe_layer, const float* residual, int64_t n);
-    void guess(int64_t il, const float* residual);
-    void reduce(int64_t il, const Work& work, int64_t n, bool few);
-    size_t n_routed_groups() const noexcept { return groups_.size() - (groups_.empty() || groups_.back().routed ? 0 : 1); }
-    void reduce_row(int64_t il, int64_t t, int64_t begin, int64_t end, bool few, const Work& work);
+protected:
+    // The k experts, or the guess, of the recording that routing is forced to follow.
+    bool is_forced() const noexcept { return n_forced_ > 0; }
+    bool has_forced_guesses() const noexcept { return !forced_guesses_.empty(); }
+    const int32_t* forced_ids(int moe_layer, int64_t position, int64_t k) const noexcept {
+        return forced_ids_.data() + forced_at(moe_layer, position, k);
+    }
+    const int32_t* forced_guess(int moe_layer, int64_t position, int64_t k) const noexcept {
+        return forced_guesses_.data() + forced_at(moe_layer, position, k);
+    }
 
     const Model& model_;
-    Workspace& workspace_;
-    const int64_t n_batch_;
-    std::vector<ActMask> masks_;
-    Region region_;
-
-    // Reserved for the worst layer and batch.
-    float* router_logits_ = nullptr;     // [n_batch][n_expert]
-    int32_t* ids_ = nullptr;             // [n_batch][k]
-    float* weights_ = nullptr;           // [n_batch][k]
-    float* shared_weight_ = nullptr;     // [n_batch]
-    int32_t* entry_token_ = nullptr;     // [entries]: the token of an entry
-    float* entry_weight_ = nullptr;      // [entries of routed experts]: where weights multiply the input
-    int32_t* token_entry_ = nullptr;     // [n_batch][k + 1]: the entries of a token, experts ascending, the shared one last
-    float* partials_ = nullptr;          // few tokens: [entry][granule][n_embd]; many: [entry][n_embd]
-    std::byte* intermediate_ = nullptr;  // many: [entry][granule] quantized rows
-    struct ThreadScratch {
-        float *gate, *up;
-        std::byte* acts;
-    };
-    std::vector<ThreadScratch> threads_;
-    std::vector<Group> groups_;
-    struct Task {
-        int32_t group;
-        int32_t granule;       // or first output tile
-        int32_t first, count;  // entries inside the group, or output tiles
-    };
-    std::vector<Task> tasks_;
-    std::vector<Part> parts_;
-
-    // Of streamed layers.
-    std::vector<const std::byte*> granules_;  // [group][granule] where it lies
-    std::vector<Streamer::Want> wants_;
-    std::vector<Streamer::WaveRun> wave_;
-    std::vector<float> guess_x_, guess_logits_, guess_weights_;
-    std::vector<int32_t> guess_ids_;
-    ActSet guess_acts_;
-    PassReport report_;
     int64_t batch_ = 0;  // tokens of the forward pass; its last layer may run fewer
-    std::vector<int32_t> forced_ids_, forced_guesses_;
-    int64_t n_forced_ = 0;
-    const int32_t* forced(const std::vector<int32_t>& ids, int moe_layer, int64_t position, int64_t k) const noexcept;
     RoutingTrace trace_;
     Timeline timeline_;
-
-    const Probe* probe_ = nullptr;
-    std::mutex probe_mutex_;
-    int64_t probe_layer_ = 0, probe_position_ = 0;
     int64_t tasks_run_ = 0, experts_used_ = 0;
+
+private:
+    int64_t forced_at(int moe_layer, int64_t position, int64_t k) const noexcept {
+        return (position % n_forced_ * trace_.n_layer() + moe_layer) * k;
+    }
+    std::vector<ActMask> masks_;
+    std::vector<int32_t> forced_ids_, forced_guesses_;
+    int64_t n_forced_ = 0;
 };
+
+// The sets of experts that a layer has.
+template <class Visit>
+void each_set(const LayerWeights& layer, Visit visit) {
+    if (layer.routed) visit(*layer.routed, true);
+    if (layer.shared) visit(*layer.shared, false);
+}
 
 }  // namespace moepic

@@ -16,7 +16,7 @@ int64_t capacity_of(const LayerConfig& layer, int64_t all, int64_t n_batch) {
 
 }  // namespace
 
-KvCache::KvCache(const Config& config, ops::KvType type, int64_t n_ctx, int64_t n_batch) {
+KvCache::KvCache(Steps& steps, const Config& config, ops::KvType type, int64_t n_ctx, int64_t n_batch) {
     const int64_t capacity = (n_ctx + ops::kKvBlock - 1) / ops::kKvBlock * ops::kKvBlock;
     const int64_t multiple = type == ops::KvType::q8_0 ? 32 : 2;
     const auto place = [&](Carver& carver) {
@@ -44,8 +44,8 @@ KvCache::KvCache(const Config& config, ops::KvType type, int64_t n_ctx, int64_t 
     }
     Carver size;
     place(size);
-    region_ = Region(size.used(), "keys and values");
-    Carver carver(region_.data());
+    memory_ = steps.reserve(size.used(), "keys and values");
+    Carver carver(memory_.data());
     place(carver);
 }
 

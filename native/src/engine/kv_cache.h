@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/region.h"
+#include "engine/steps.h"
 #include "model/config.h"
 #include "ops/ops.h"
 
@@ -20,9 +20,9 @@ public:
     static constexpr int64_t kMargin = 512;
 
     // n_ctx is rounded up to whole blocks. Throws unsupported when a head size does not suit the type, no_memory.
-    KvCache(const Config& config, ops::KvType type, int64_t n_ctx, int64_t n_batch);
+    KvCache(Steps& steps, const Config& config, ops::KvType type, int64_t n_ctx, int64_t n_batch);
     const ops::KvView& layer(int64_t il) const noexcept { return views_[static_cast<size_t>(il)]; }
-    uint64_t bytes() const noexcept { return region_.size(); }
+    uint64_t bytes() const noexcept { return memory_.size(); }
 
     // Positions [0, held) can be attended to.
     int64_t held() const noexcept { return held_; }
@@ -35,7 +35,7 @@ public:
     void rewind(int64_t n) noexcept;
 
 private:
-    Region region_;
+    Memory memory_;
     std::vector<ops::KvView> views_;
     int64_t window_ = 0;             // the widest window of a ring; 0: every layer holds everything
     int64_t ring_ = 0;               // positions of the smallest ring

@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/thread_pool.h"
 #include "engine/context.h"
+#include "engine/device_model.h"
 #include "engine/latent_parts.h"
 #include "expert/granule.h"
 #include "model/type_lookup.h"
@@ -36,6 +37,8 @@ const ops::Kernels& choose_kernels(int isa, bool strict) {
     return *kernels;
 }
 
+// Left alone on a device where no budget was given: its driver, its screen and other programs need a little too.
+constexpr uint64_t kDeviceMargin = uint64_t{256} << 20;
 // Rows of one matrix that a task re-tiles: a few hundred kilobytes.
 constexpr int64_t kRowsPerTask = 256;
 
@@ -47,19 +50,27 @@ public:
     Builder(Model& model, const LoadOptions& options) : model_(model), options_(options) {}
 
     void build() {
-        place(nullptr);
+        place();
         decide();
-        place(nullptr);
+        place();
         model_.weights_ = Region(carver_.used(), "weights");
-        place(model_.weights_.data());
+        model_.host_weights_ = Region(host_carver_.used(), "weights");
+        model_.strips_ = Region(strips_carver_.used(), "experts");
+        model_.dense_bytes_ = carver_.used() + host_carver_.used();
+        place();
+        if (is_on_device()) reserve_on_device();
         fill();
-        if (streams_) start_streamer();
+        if (is_on_device()) {
+            move_to_device();
+        } else if (streams_) {
+            start_streamer();
+        }
     }
 
     MemoryNeeds measure() {
-        place(nullptr);
+        place();
         MemoryNeeds needs;
-        const uint64_t total = carver_.used();
+        const uint64_t total = weight_bytes();
         needs.experts = model_.expert_bytes();
         const bool links = options_.streaming.link_bytes_s > 0.0;
         needs.weights = total - (links ? 0 : needs.experts);
@@ -111,8 +122,9 @@ private:
 
     // Whether experts are resident or streamed, and what the budget leaves for which part. Everything is known before a weight is read.
     void decide() {
-        const uint64_t total = carver_.used(), experts = model_.expert_bytes();
+        const uint64_t total = weight_bytes(), experts = model_.expert_bytes();
         const StreamOptions& s = options_.streaming;
+        if (is_on_device()) return decide_on_device(total, experts);
         links_ = s.link_bytes_s > 0.0;
         model_.n_in_place_ = links_ && s.cpu_bytes_s > 0.0 ? 1 : 0;
         const uint64_t context = options_.ram_bytes ? context_bytes() : 0;
@@ -146,6 +158,74 @@ private:
         log_message(LogLevel::info, cat("experts: ", human_bytes(experts), " ", links_ ? "in RAM behind an emulated link" : "in the file",
                                         ", cache ", human_bytes(model_.cache_bytes_), ", staging ", human_bytes(needs_.bytes())));
     }
+
+    // Experts lie in RAM and go through the device's cache; what that may be is known once its other needs are.
+    void decide_on_device(uint64_t total, uint64_t experts) {
+        if (options_.streaming.link_bytes_s > 0.0)
+            fail(Code::argument, "stream: an emulated link stands in for a device's, so it can't be used beside a device");
+        if (options_.ram_bytes && total > options_.ram_bytes)
+            fail(Code::budget, "ram: a model on a device keeps its experts in RAM: needs ", human_bytes(total), " (", total,
+                 " bytes), the budget is ", human_bytes(options_.ram_bytes), " (", options_.ram_bytes,
+                 " bytes). Raise ram, or use device='cpu', which streams experts from the file");
+        streams_ = experts > 0;
+        if (streams_) check_lengths(stream_layers());
+    }
+
+    // Everything but the experts gets its place on the device now, so a budget that is too small is refused before a weight is read.
+    void reserve_on_device() {
+        const DeviceOptions& o = options_.device;
+        const device::Library& library = open_device(o.kind, o.folder);
+        const device::Info info = library.open(o.index);
+        model_.device_ = std::make_unique<DeviceModel>(library, info, model_.weights_, model_.weights(), o.cpu_lane);
+        uint64_t context = 0;
+        {
+            const Context trial(model_, options_.context);
+            context = trial.device_bytes();
+        }
+        const uint64_t dense = model_.weights_.size(), experts = model_.expert_bytes();
+        const uint64_t frames = streams_ ? DeviceExperts::measure(stream_layers(), options_.streaming).bytes() : 0;
+        const uint64_t free = info.free_bytes > kDeviceMargin ? info.free_bytes - kDeviceMargin : 0;
+        const uint64_t budget = o.vram_bytes ? std::min(o.vram_bytes, info.free_bytes) : free, least = dense + context + frames;
+        if (least > budget) {
+            fail(Code::budget, "vram: needs ", human_bytes(least), " (", least, " bytes: weights ", human_bytes(dense), ", context ",
+                 human_bytes(context), ", frames for experts ", human_bytes(frames), "), ",
+                 o.vram_bytes && o.vram_bytes <= info.free_bytes ? "the budget is " : "free on the device are ", human_bytes(budget), " (",
+                 budget, " bytes). Lower n_ctx or n_batch, use Q8_0 keys and values, a smaller `staging`, or device='cpu'");
+        }
+        const int64_t asked = options_.streaming.cache_bytes;
+        uint64_t cache = std::min(experts, budget - least);
+        if (asked >= 0 && static_cast<uint64_t>(asked) > cache && static_cast<uint64_t>(asked) < experts) {
+            fail(Code::budget, "vram: an expert cache of ", human_bytes(static_cast<uint64_t>(asked)), " was asked for, ",
+                 human_bytes(cache), " are left for it");
+        }
+        if (asked >= 0) cache = std::min(cache, static_cast<uint64_t>(asked));
+        model_.cache_bytes_ = cache;
+        model_.staging_bytes_ = frames;
+        log_message(LogLevel::info, cat("device: ", info.name, ", ", human_bytes(info.free_bytes), " free: weights ", human_bytes(dense),
+                                        ", context ", human_bytes(context), ", experts ", human_bytes(cache), " of ", human_bytes(experts),
+                                        ", frames ", human_bytes(frames)));
+    }
+
+    void move_to_device() {
+        model_.device_->upload(model_.weights_, options_.progress);
+        model_.weights_ = Region();
+        if (!streams_) return;
+        model_.device_->pin(model_.strips_, options_.device.pin_bytes, options_.strict);
+        for (;;) {
+            try {
+                model_.device_->start(stream_layers(), static_cast<int64_t>(model_.cache_bytes_), options_.streaming);
+                break;
+            } catch (const Error& error) {  // somebody else took memory since it was asked for
+                if (error.code() != Code::no_memory || options_.strict || model_.cache_bytes_ == 0) throw;
+                model_.cache_bytes_ = model_.cache_bytes_ * 9 / 10;
+                log_message(LogLevel::warning,
+                            cat("device: the expert cache shrinks to ", human_bytes(model_.cache_bytes_), ": ", error.text()));
+            }
+        }
+        model_.device_->experts()->warm_up(options_.progress);
+    }
+
+    bool is_on_device() const { return options_.device.kind != DeviceKind::cpu; }
 
     void check_lengths(const std::vector<StreamLayer>& layers) const {
         const StreamOptions& s = options_.streaming;
@@ -196,21 +276,25 @@ private:
         model_.streamer_->warm_up(options_.n_threads, options_.progress);
     }
 
-    void place(std::byte* base) {
-        carver_ = Carver(base);
+    uint64_t weight_bytes() const { return carver_.used() + host_carver_.used() + strips_carver_.used(); }
+
+    void place() {
+        carver_ = Carver(model_.weights_.data());
+        host_carver_ = Carver(model_.host_weights_.data());
+        strips_carver_ = Carver(model_.strips_.data());
         n_moe_ = 0;
         batches_.assign(static_cast<size_t>(model_.config_.n_layer) + 1, {});
         const ModelBinding& b = model_.binding_;
         batch_ = &batches_.back();
         model_.embedding_type_ = Type{b.token_embd->type};
-        std::byte* embedding = carver_.take<std::byte>(b.token_embd->n_bytes);
+        std::byte* embedding = host_carver_.take<std::byte>(b.token_embd->n_bytes);
         batch_->copies.push_back({b.token_embd, embedding, false});
         model_.embedding_ = embedding;
         model_.output_norm_ = floats(b.output_norm);
-        model_.rope_freqs_ = floats(b.rope_freqs);
+        model_.rope_freqs_ = host_floats(b.rope_freqs);
         model_.output_norm_bias_ = floats(b.output_norm_bias);
-        model_.rope_long_ = floats(b.rope_long);
-        model_.rope_short_ = floats(b.rope_short);
+        model_.rope_long_ = host_floats(b.rope_long);
+        model_.rope_short_ = host_floats(b.rope_short);
         model_.output_ = linear(b.output, b.output_bias);
         model_.layers_.assign(b.layers.size(), {});
         for (size_t il = 0; il < b.layers.size(); ++il) {
@@ -242,10 +326,10 @@ private:
         w.post_expert_norm = floats(b.post_expert_norm);
         w.post_dense_norm = floats(b.post_dense_norm);
         w.router_norm = floats(b.router_norm);
-        w.expert_scale = floats(b.expert_scale);
-        w.output_scale = floats(b.output_scale);
+        w.expert_scale = host_floats(b.expert_scale);
+        w.output_scale = host_floats(b.output_scale);
         if (b.router) w.router = linear(b.router, b.router_bias);
-        w.selection_bias = floats(b.selection_bias);
+        w.selection_bias = host_floats(b.selection_bias);
         if (b.shared_gate) w.shared_gate = linear(b.shared_gate, nullptr);
         if (b.routed) {
             w.moe_layer = n_moe_++;
@@ -289,16 +373,20 @@ private:
         set.n_expert = b.n_expert;
         set.top_granules = b.top / granule;
         set.down_bias = floats(b.down_bias);
-        const bool is_resident = !routed || !streams_ || links_;
-        std::byte* strips = is_resident ? carver_.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert)) : nullptr;
+        const bool is_resident = !routed || !streams_ || links_ || is_on_device();
+        Carver& carver = routed ? strips_carver_ : carver_;
+        std::byte* strips = is_resident ? carver.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert)) : nullptr;
         set.strips = strips;
         out = set;
         if (is_resident) batch_->strips.push_back({&b, &out->layout, strips});
     }
 
-    const float* floats(const gguf::Tensor* tensor, bool turned = false) {
+    // What the host itself reads, wherever the steps of a pass run (engine/steps.h).
+    const float* host_floats(const gguf::Tensor* tensor) { return floats(tensor, false, &host_carver_); }
+
+    const float* floats(const gguf::Tensor* tensor, bool turned = false, Carver* carver = nullptr) {
         if (!tensor) return nullptr;
-        float* dst = carver_.take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
+        float* dst = (carver ? carver : &carver_)->take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
         batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true, turned});
         return dst;
     }
@@ -323,9 +411,9 @@ private:
         for (const Batch& batch : batches_) {
             fill_batch(batch, pool);
             done += batch_bytes(batch);
-            report(std::min<uint64_t>(done, model_.weights_.size()));
+            report(std::min<uint64_t>(done, weight_bytes()));
         }
-        report(model_.weights_.size());
+        report(weight_bytes());
     }
 
     static uint64_t batch_bytes(const Batch& batch) {
@@ -338,7 +426,7 @@ private:
     }
 
     void report(uint64_t done) {
-        if (options_.progress && !options_.progress(done, model_.weights_.size())) fail(Code::cancelled, "load: cancelled");
+        if (options_.progress && !options_.progress(done, weight_bytes())) fail(Code::cancelled, "load: cancelled");
     }
 
     void fill_batch(const Batch& batch, ThreadPool& pool) {
@@ -385,7 +473,8 @@ private:
 
     Model& model_;
     const LoadOptions& options_;
-    Carver carver_;
+    // What steps read (on a device: there); what the host reads; routed experts.
+    Carver carver_, host_carver_, strips_carver_;
     std::vector<Batch> batches_;
     Batch* batch_ = nullptr;
     int n_moe_ = 0;
@@ -398,6 +487,13 @@ Model::Model(gguf::File file, const LoadOptions& options)
       config_(read_config(file_)),
       binding_(bind_tensors(file_, config_)),
       kernels_(&choose_kernels(options.isa, options.strict)) {}
+
+Model::~Model() = default;
+
+ExpertService* Model::experts() const noexcept {
+    if (streamer_) return streamer_.get();
+    return device_ ? device_->experts() : nullptr;
+}
 
 std::unique_ptr<Model> Model::load(const std::string& path, const LoadOptions& options) {
     gguf::File file = gguf::File::open(path, lookup_type);
@@ -440,12 +536,7 @@ uint64_t Model::expert_bytes() const noexcept {
 }
 
 uint64_t Model::active_bytes() const noexcept {
-    uint64_t bytes = weights_.size();
-    for (const LayerWeights& layer : layers_) {
-        if (layer.routed && layer.routed->strips)
-            bytes -= layer.routed->layout.strip_bytes() * static_cast<uint64_t>(layer.routed->n_expert);
-    }
-    bytes -= binding_.token_embd->n_bytes;
+    uint64_t bytes = dense_bytes_ - binding_.token_embd->n_bytes;
     bytes += row_bytes(embedding_type_, config_.n_embd);
     for (size_t il = 0; il < layers_.size(); ++il) {
         if (layers_[il].routed) bytes += layers_[il].routed->layout.strip_bytes() * static_cast<uint64_t>(config_.layers[il].n_expert_used);

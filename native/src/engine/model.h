@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -67,6 +68,24 @@ struct LayerWeights {
     Linear shared_gate;               // one row; rows 0: not gated
 };
 
+// What the steps of a forward pass read, on the host or on a device: the model's own, or copies with the pointers of another memory.
+struct WeightsView {
+    std::span<const LayerWeights> layers;
+    const float *output_norm = nullptr, *output_norm_bias = nullptr;
+    Linear output;
+};
+
+enum class DeviceKind : uint8_t { cpu, cuda, emulated };
+
+struct DeviceOptions {
+    DeviceKind kind = DeviceKind::cpu;
+    int index = 0;
+    std::string folder;       // of the device libraries; empty: beside this one
+    uint64_t vram_bytes = 0;  // for weights, one context, frames and the expert cache; 0: what is free, less a margin
+    uint64_t pin_bytes = 0;   // of host memory to pin at most; 0: all experts, as far as the system grants it
+    bool cpu_lane = true;     // the CPU computes granules beside the device
+};
+
 struct LoadOptions {
     int n_threads = 0;       // 0: all cores
     int isa = -1;            // -1: best
@@ -74,7 +93,8 @@ struct LoadOptions {
     bool strict = false;     // a downgrade is an error
     uint64_t ram_bytes = 0;  // for weights, one context, staging and the expert cache together; 0: no limit
     ContextOptions context;  // the context that ram_bytes has to leave room for
-    bool stream = false;     // experts through the streamer even where all fit
+    DeviceOptions device;
+    bool stream = false;  // experts through the streamer even where all fit
     StreamOptions streaming;
     std::function<bool(uint64_t done, uint64_t total)> progress;  // false cancels
 };
@@ -90,8 +110,11 @@ struct MemoryNeeds {
     bool streams = false;
 };
 
+class DeviceModel;
+
 class Model {
 public:
+    ~Model();
     // Throws io, format, unsupported, argument, budget, no_memory, cancelled.
     static std::unique_ptr<Model> load(const std::string& path, const LoadOptions& options);
 
@@ -102,22 +125,27 @@ public:
     const Config& config() const noexcept { return config_; }
     const ops::Kernels& kernels() const noexcept { return *kernels_; }
     const LayerWeights& layer(int64_t il) const noexcept { return layers_[static_cast<size_t>(il)]; }
-    const float* output_norm() const noexcept { return output_norm_; }
-    const Linear& output() const noexcept { return output_; }
-    const float* output_norm_bias() const noexcept { return output_norm_bias_; }
+    WeightsView weights() const noexcept { return {layers_, output_norm_, output_norm_bias_, output_}; }
     // Divisors of the rope frequencies for contexts of n_ctx positions, [n_rot / 2]; null: none.
     const float* rope_divisors(int64_t n_ctx) const noexcept;
     // One row of the embedding as floats, [n_embd].
     void embed(int32_t token, float* out) const noexcept;
 
-    // Null where every expert is resident.
+    // Null on the CPU.
+    DeviceModel* device() const noexcept { return device_.get(); }
+    // Null where every expert is resident, and on a device.
     Streamer* streamer() const noexcept { return streamer_.get(); }
+
+    // Whoever brings experts; null where every expert is resident.
+    ExpertService* experts() const noexcept;
 
     // Threads of the CPU lane, which compute beside a context's own.
     int n_in_place() const noexcept { return n_in_place_; }
 
     // In memory: resident weights and the expert cache.
-    uint64_t weight_bytes() const noexcept { return weights_.size() + cache_bytes_; }
+    uint64_t weight_bytes() const noexcept {
+        return weights_.size() + host_weights_.size() + strips_.size() + (device_ ? 0 : cache_bytes_);
+    }
     uint64_t cache_bytes() const noexcept { return cache_bytes_; }
     uint64_t staging_bytes() const noexcept { return staging_bytes_; }
     uint64_t expert_bytes() const noexcept;  // of all routed experts, wherever they are
@@ -139,7 +167,11 @@ private:
     Linear output_;
     Type embedding_type_{};
     const std::byte* embedding_ = nullptr;  // GGUF rows
-    Region weights_;
+    Region weights_;                        // what the steps of a pass read; empty once it is on a device
+    Region host_weights_;                   // what the host reads
+    Region strips_;                         // routed experts
+    uint64_t dense_bytes_ = 0;
+    std::unique_ptr<DeviceModel> device_;
     uint64_t cache_bytes_ = 0, staging_bytes_ = 0;
     int n_in_place_ = 0;
     std::unique_ptr<Streamer> streamer_;

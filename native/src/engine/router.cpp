@@ -6,6 +6,11 @@
 namespace moepic {
 namespace {
 
+// What choices go by: NaN loses against every number.
+float or_lowest(float v) noexcept {
+    return v == v ? v : -INFINITY;
+}
+
 // Bits of the groups whose two best keys sum highest (DeepSeek-V3, section 2.1.2), or whose best key is highest (DeepSeek-V2, section
 // 2.1.2); of equals the lower group wins.
 template <class Key>
@@ -59,7 +64,7 @@ void mix_sparsely(const float* logits, int64_t n, const ops::Kernels& kernels, i
     for (int64_t j = 0; j < 2; ++j) {
         int64_t best = -1;
         for (int64_t e = 0; e < n; ++e) {
-            if ((j == 0 || e != ids[0]) && (best < 0 || logits[e] > logits[best])) best = e;
+            if ((j == 0 || e != ids[0]) && (best < 0 || or_lowest(logits[e]) > or_lowest(logits[best]))) best = e;
         }
         const float top = logits[best];
         for (int64_t e = 0; e < n; ++e) {
@@ -84,7 +89,7 @@ void route_token(const Config& config, const LayerConfig& layer, const ops::Kern
     if (config.scoring == Scoring::softmax) kernels.softmax(logits, n);
     if (config.scoring == Scoring::sigmoid) kernels.sigmoid(logits, n);
     // The choice goes by keys, the weights by scores: a selection bias balances load and must not colour the output.
-    const auto key = [&](int64_t e) { return selection_bias ? logits[e] + selection_bias[e] : logits[e]; };
+    const auto key = [&](int64_t e) { return or_lowest(selection_bias ? logits[e] + selection_bias[e] : logits[e]); };
     const int64_t group_size = n / config.n_group;
     const uint64_t groups = config.n_group_used < config.n_group
                                 ? best_groups(n, config.n_group, config.n_group_used, config.groups_by_best, key)

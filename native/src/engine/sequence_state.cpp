@@ -14,7 +14,7 @@ constexpr size_t kLeastSlots = 4, kMostSlots = 16;
 
 }  // namespace
 
-SequenceState::SequenceState(const Config& config) {
+SequenceState::SequenceState(Steps& steps, const Config& config) {
     for (const LayerConfig& layer : config.layers) {
         offsets_.push_back(slot_floats_);
         slot_floats_ += static_cast<size_t>(state_floats(config, layer));
@@ -22,8 +22,8 @@ SequenceState::SequenceState(const Config& config) {
     if (slot_floats_ == 0) return;
     const size_t bytes = slot_floats_ * sizeof(float);
     const size_t n_slots = std::clamp(kBytes / bytes, kLeastSlots, kMostSlots);
-    region_ = Region(n_slots * bytes, "states of the sequence");
-    data_ = reinterpret_cast<float*>(region_.data());
+    memory_ = steps.reserve(n_slots * bytes, "states of the sequence");
+    data_ = reinterpret_cast<float*>(memory_.data());
     slots_.resize(n_slots);
 }
 

@@ -14,19 +14,19 @@
 #include <span>
 #include <vector>
 
-#include "base/region.h"
+#include "engine/steps.h"
 #include "model/config.h"
 
 namespace moepic {
 
 class SequenceState {
 public:
-    explicit SequenceState(const Config& config);
+    SequenceState(Steps& steps, const Config& config);
 
     // No layer of the model has a state: positions are then anybody's, and begin and finish do nothing.
     bool is_empty() const noexcept { return slots_.empty(); }
     int64_t position() const noexcept { return current_ < 0 ? 0 : slots_[static_cast<size_t>(current_)].position; }
-    uint64_t bytes() const noexcept { return region_.size(); }
+    uint64_t bytes() const noexcept { return memory_.size(); }
 
     // Plan a batch of n tokens from position() on, which is to leave a checkpoint after its first `keep_at` tokens (below n; negative:
     // none).
@@ -45,6 +45,12 @@ public:
         return slot < 0 ? nullptr : data_ + static_cast<size_t>(slot) * slot_floats_ + offsets_[static_cast<size_t>(il)];
     }
 
+    // The legs of the batch as a step of layer il follows them.
+    template <class Job>
+    void set_legs(int64_t il, Job& job) const noexcept {
+        for (const Leg& leg : legs()) job.legs[job.n_legs++] = {leg.begin, leg.end, layer(il, leg.from), layer(il, leg.to)};
+    }
+
     // The latest position, at most n, that rewind(n) can go back to.
     int64_t nearest(int64_t n) const noexcept;
     // Go back to nearest(n) and forget the checkpoints beyond n.
@@ -59,7 +65,7 @@ private:
     int take_slot() noexcept;
     bool is_planned(int slot) const noexcept;
 
-    Region region_;
+    Memory memory_;
     float* data_ = nullptr;
     size_t slot_floats_ = 0;
     std::vector<size_t> offsets_;  // of layers, in floats

@@ -1,31 +1,31 @@
 // A short convolution between two gates as the mixer of a layer (LFM2): [b | c | x] = W_in input;  y = W_out (c conv(b x)).
-// A channel is one task for all tokens of the batch. States come from and go to the slots of SequenceState.
+// States come from and go to the slots of SequenceState.
 #pragma once
 
 #include <cstdint>
 
 #include "engine/sequence_state.h"
-#include "engine/workspace.h"
+#include "engine/steps.h"
 
 namespace moepic {
 
 class ShortConv {
 public:
-    ShortConv(const Model& model, Workspace& workspace, int64_t n_batch);
+    ShortConv(const Config& config, Steps& steps, int64_t n_batch);
 
     static ActMask input_mask(const StateMixerWeights& w) noexcept { return act_mask(w.in); }
     // out[t] = mixer(acts[t]) for n tokens; acts hold the normed input. Carries layer il's state along the legs of `state`.
     void run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out);
-    uint64_t scratch_bytes() const noexcept { return region_.size(); }
+    uint64_t scratch_bytes() const noexcept { return memory_.size(); }
 
 private:
     void place(Carver& carver);
 
-    const Model& model_;
-    Workspace& workspace_;
+    const Config& config_;
+    Steps& steps_;
     const int64_t n_batch_;
-    Region region_;
-    float* inner_ = nullptr;  // [n_batch][b | c | x]
+    Memory memory_;
+    float *b_ = nullptr, *c_ = nullptr, *x_ = nullptr;  // [n_batch][n_embd]
     ActSet out_acts_;
 };
 

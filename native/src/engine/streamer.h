@@ -31,6 +31,7 @@
 #include "base/thread_pool.h"
 #include "cache/cache.h"
 #include "engine/policy_chooser.h"
+#include "engine/streaming.h"
 #include "engine/timeline.h"
 #include "engine/trial.h"
 #include "expert/arena.h"
@@ -42,32 +43,6 @@
 
 namespace moepic {
 
-struct StreamOptions {
-    cache::CacheOptions cache;
-    bool choose_policy = false;   // `auto`: replays the recent routing through candidates, in the background, and keeps the best
-    bool adapt = true;            // tries out whether prefetching and a CPU lane pay, by wall time, and leaves off what does not
-    bool choose_eviction = true;  // whole experts where the file can only be read so, else granules
-    predict::Options predict{.source = predict::Source::next_layer};
-    int lookahead = 1;           // layers; next_layer only, 1 or 2
-    int64_t cache_bytes = -1;    // of the arena; -1: what the RAM budget leaves, or every expert
-    uint64_t staging_bytes = 0;  // of frames; 0: 32 MiB, or at least two transfers
-    transfer::FileIo io = transfer::FileIo::automatic;
-    bool direct = true;
-    bool strict = false;
-    // An emulated link: experts lie in RAM, the arena plays the device's memory, and copies take their time.
-    double link_bytes_s = 0.0;  // 0: no such link, experts lie in the file
-    double link_latency_s = 0.0;
-    double cpu_bytes_s = 0.0;       // with a link: granules computed in place, no faster than this; 0: no CPU lane
-    std::vector<double> profile{};  // [all experts of all MoE layers]: what to start warm with; empty: cold
-};
-
-struct StreamLayer {
-    int32_t il = 0;  // number in the model
-    int n_expert = 0;
-    int n_used = 0;
-    StoredLayer stored;
-};
-
 // Memory besides the arena.
 struct StreamNeeds {
     uint64_t frame_bytes = 0;  // payload of one frame
@@ -78,23 +53,7 @@ struct StreamNeeds {
     uint64_t bytes() const { return staging_bytes + desk_bytes; }
 };
 
-struct StreamTally {
-    int64_t n_hit = 0, n_partial = 0, n_miss = 0;                                  // routed experts, as found
-    int64_t n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;          // granules, by how they were served
-    int64_t demand_bytes = 0, useful_bytes = 0, wasted_bytes = 0, late_bytes = 0;  // bytes of granules
-    double stall_s = 0.0;                                                          // wall time in which every compute thread waited
-    void add(const StreamTally& other);
-};
-
-// What a pass found and did, for traces.
-struct PassReport {
-    double waited_s = 0.0;
-    int n_resident = 0, n_link = 0, n_in_place = 0, n_prefetched = 0;
-    std::span<const int32_t> guess{};  // ids predicted for this layer before its router spoke; empty: none
-    std::span<const int32_t> found{};  // [expert] granules resident before it was asked for, of the experts used; empty: all
-};
-
-class Streamer {
+class Streamer final : public ExpertService {
 public:
     // From this many tokens on a prompt touches nearly every expert: the next layer's are fetched without a guess, and only what is worth
     // more than what decode left in the cache stays.
@@ -128,7 +87,7 @@ public:
     // than it takes to run at all.
     Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers, std::vector<std::string> paths, int64_t cache_bytes,
              int n_threads, bool smallest, const StreamOptions& options);
-    ~Streamer();
+    ~Streamer() override;
     Streamer(const Streamer&) = delete;
     Streamer& operator=(const Streamer&) = delete;
 
@@ -182,36 +141,17 @@ public:
         bool is_finished_ = false;
     };
 
-    // Tokens start through the layers.
-    void begin_tokens(int64_t n);
+    void begin_tokens(int64_t n) override;
     int lookahead() const { return options_.lookahead; }
-    int n_layer() const { return static_cast<int>(layers_.size()); }
-    int32_t il(int layer) const { return layers_[static_cast<size_t>(layer)].il; }
+    int n_layer() const override { return static_cast<int>(layers_.size()); }
+    int32_t il(int layer) const override { return layers_[static_cast<size_t>(layer)].il; }
     bool has_cpu_lane() const { return options_.link_bytes_s > 0.0 && options_.cpu_bytes_s > 0.0; }
 
-    // What a trial found last, and what holds now.
-    struct Verdict {
-        bool is_on = false;
-        double cost = 0.0;  // of having it on, as a share of a token's time; negative: it saves. 0: not decided yet
-        int n_switched_off = 0;
-    };
-    struct Stats {
-        std::vector<StreamTally> decode, prefill;  // [layer]
-        std::vector<predict::Score> scores;        // [layer]
-        transfer::LaneStats lane;
-        std::string lane_text, policy, note;
-        double lane_bytes_s = 0.0, cpu_bytes_s = 0.0;
-        int64_t cache_bytes = 0, resident_bytes = 0, loads = 0, evictions = 0;
-        uint64_t staging_bytes = 0, desk_bytes = 0;
-        int n_policy_changes = 0;
-        Verdict prefetch, cpu_lane;
-    };
-    Stats stats();
-    void reset_stats();
-    // Uses of every expert since the start, all layers in order.
-    std::vector<double> uses();
-    // Recounts the residency; throws Error(internal). For tests.
-    void check();
+    using Stats = StreamStats;
+    Stats stats() override;
+    void reset_stats() override;
+    std::vector<double> uses() override;
+    void check() override;
 
 private:
     // One transfer of a lane, from submit() until all its granules are used or nobody wants it.

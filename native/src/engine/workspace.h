@@ -1,76 +1,15 @@
-// What every step of a forward pass shares: the threads, the kernels, per-thread scratch, and activations in the forms the weights want.
+// What everybody who computes on the host shares: the threads, the kernels, and per-thread scratch.
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <cmath>
 #include <cstdint>
-#include <span>
 
 #include "base/region.h"
 #include "base/thread_pool.h"
-#include "engine/model.h"
+#include "device/api.h"
 #include "ops/ops.h"
 
 namespace moepic {
-
-inline constexpr int kActKinds = 3;
-using ActMask = uint32_t;  // bit ActKind
-
-inline ActMask act_mask(const Linear& linear) noexcept {
-    return linear.w.rows ? ActMask{1} << static_cast<int>(ops::act_kind(linear.w.type)) : 0;
-}
-
-// Activations of a batch, quantized once per kind that some weight of the step wants.
-class ActSet {
-public:
-    // Reserves for n tokens of `cols` values and the kinds of `mask`.
-    void reserve(Carver& carver, ActMask mask, int64_t cols, int64_t n) {
-        for (int kind = 0; kind < kActKinds; ++kind) {
-            if (!(mask >> kind & 1)) continue;
-            stride_[kind] = ops::act_bytes(static_cast<ops::ActKind>(kind), cols);
-            data_[kind] = carver.take<std::byte>(stride_[kind] * static_cast<size_t>(n));
-        }
-    }
-    const std::byte* data(ops::ActKind kind) const noexcept { return data_[static_cast<size_t>(kind)]; }
-    size_t stride(ops::ActKind kind) const noexcept { return stride_[static_cast<size_t>(kind)]; }
-    void quantize(const ops::Kernels& kernels, ActMask mask, const float* x, int64_t cols, int64_t t) const noexcept {
-        for (int kind = 0; kind < kActKinds; ++kind) {
-            if (mask >> kind & 1)
-                kernels.quantize_act(static_cast<ops::ActKind>(kind), x, cols, data_[kind] + static_cast<size_t>(t) * stride_[kind]);
-        }
-    }
-
-private:
-    std::array<std::byte*, kActKinds> data_{};
-    std::array<size_t, kActKinds> stride_{};
-};
-
-// A norm of the model's width: LayerNorm where it has a bias, else RMS; times a factor.
-struct Norm {
-    const float* weight;
-    const float* bias = nullptr;
-    float factor = 1.0f;
-    void apply(const ops::Kernels& kernels, float eps, const float* x, float* y, int64_t n) const noexcept {
-        if (bias) {
-            kernels.layer_norm(x, weight, bias, eps, y, n);
-        } else {
-            kernels.rms_norm(x, weight, eps, y, n);
-        }
-        if (factor != 1.0f) kernels.scale(y, factor, n);
-    }
-};
-
-// What a layer's router reads of the residual: with two branches the residual itself, of length one; else what the experts read.
-inline Norm router_norm(const LayerWeights& w, int64_t n_embd) noexcept {
-    if (w.router_norm) return {w.router_norm, nullptr, 1.0f / std::sqrt(static_cast<float>(n_embd))};
-    return {w.ffn_norm, w.ffn_norm_bias};
-}
-
-struct Projection {
-    const Linear* linear;
-    float* y;  // [n][rows]
-};
 
 class Workspace {
 public:
@@ -87,36 +26,32 @@ public:
     std::byte* scratch(int thread) const noexcept { return scratch_.data() + per_thread_ * static_cast<size_t>(thread); }
     uint64_t bytes() const noexcept { return scratch_.size(); }
 
-    // y = W x for several matrices over the same tokens, as one job. acts holds every kind wanted.
-    void project(std::span<const Projection> projections, const ActSet& acts, int64_t n_tokens) {
+    // Several matrices over the same tokens, as one job of the pool.
+    void matmul(const device::MatmulList& list) {
         int64_t tiles = 0;
-        for (const Projection& p : projections) tiles += p.linear->w.n_tiles();
+        for (int i = 0; i < list.n_jobs; ++i) tiles += list.jobs[i].w.n_tiles();
         // Enough chunks that threads end together, few enough that a chunk is worth its claim; groups of 4 tiles suit the kernels.
         const int64_t chunk = std::max<int64_t>(1, tiles / (pool_.size() * int64_t{8}) / 4 * 4);
+        const auto chunks_of_group = [&](const device::MatmulJob& job) { return (job.w.n_tiles() / job.n_group + chunk - 1) / chunk; };
         int64_t tasks = 0;
-        for (const Projection& p : projections) tasks += (p.linear->w.n_tiles() + chunk - 1) / chunk;
+        for (int i = 0; i < list.n_jobs; ++i) tasks += list.jobs[i].n_group * chunks_of_group(list.jobs[i]);
         pool_.run(tasks, [&](int64_t task, int thread) {
-            for (const Projection& p : projections) {
-                const int64_t here = (p.linear->w.n_tiles() + chunk - 1) / chunk;
-                if (task >= here) {
-                    task -= here;
-                    continue;
-                }
-                const ops::ActKind kind = ops::act_kind(p.linear->w.type);
-                ops::MatmulJob job;
-                job.w = p.linear->w;
-                job.acts = acts.data(kind);
-                job.act_stride = acts.stride(kind);
-                job.n_tokens = n_tokens;
-                job.y = p.y;
-                job.y_stride = p.linear->w.rows;
-                job.tile_begin = task * chunk;
-                job.tile_end = std::min(job.tile_begin + chunk, p.linear->w.n_tiles());
-                job.bias = p.linear->bias;
-                job.scratch = scratch(thread);
-                kernels_.matmul(job);
-                return;
-            }
+            const device::MatmulJob* job = list.jobs;
+            for (; task >= job->n_group * chunks_of_group(*job); ++job) task -= job->n_group * chunks_of_group(*job);
+            const int64_t chunks = chunks_of_group(*job), group = task / chunks, group_tiles = job->w.n_tiles() / job->n_group;
+            const int64_t first = task % chunks * chunk;
+            ops::MatmulJob part;
+            part.w = job->w;
+            part.acts = job->acts + static_cast<size_t>(group) * job->act_group;
+            part.act_stride = job->act_stride;
+            part.n_tokens = list.n_tokens;
+            part.y = job->y + group * (job->y_group - job->w.rows / job->n_group);  // the kernel adds the row in W
+            part.y_stride = job->y_stride;
+            part.tile_begin = group * group_tiles + first;
+            part.tile_end = group * group_tiles + std::min(first + chunk, group_tiles);
+            part.bias = job->bias;
+            part.scratch = scratch(thread);
+            kernels_.matmul(part);
         });
     }
 

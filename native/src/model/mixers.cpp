@@ -23,6 +23,18 @@ DeltaNetConfig read_delta_net(const Keys& keys, const Recipe& recipe) {
     return delta;
 }
 
+int64_t conv_state_floats(const Config& config, const LayerConfig& layer) noexcept {
+    switch (layer.mixer) {
+        case Mixer::attention:
+            return 0;
+        case Mixer::delta_net:
+            return (config.delta_net.n_taps - 1) * config.delta_net.n_channels();
+        case Mixer::short_conv:
+            return (config.n_conv_taps - 1) * config.n_embd;
+    }
+    return 0;
+}
+
 }  // namespace
 
 std::vector<Mixer> read_mixers(const Keys& keys, const std::vector<int64_t>& n_head_kv, Config& config) {
@@ -44,6 +56,10 @@ std::vector<Mixer> read_mixers(const Keys& keys, const std::vector<int64_t>& n_h
         }
         case Mixer::short_conv:
             config.n_conv_taps = keys.integer("shortconv.l_cache", 2, ops::kMostTaps);
+            if (config.n_embd % ops::kTileRows) {
+                fail(Code::unsupported, "model: a width of ", config.n_embd, " with short convolutions is not a multiple of ",
+                     ops::kTileRows);
+            }
             for (size_t il = 0; il < mixers.size(); ++il) {
                 if (n_head_kv[il] == 0) mixers[il] = Mixer::short_conv;
             }
@@ -52,23 +68,15 @@ std::vector<Mixer> read_mixers(const Keys& keys, const std::vector<int64_t>& n_h
     return mixers;
 }
 
-int64_t conv_state_floats(const Config& config, const LayerConfig& layer) noexcept {
-    switch (layer.mixer) {
-        case Mixer::attention:
-            return 0;
-        case Mixer::delta_net:
-            return (config.delta_net.n_taps - 1) * config.delta_net.n_channels();
-        case Mixer::short_conv:
-            return (config.n_conv_taps - 1) * config.n_embd;
-    }
-    return 0;
+int64_t matrices_offset(const Config& config, const LayerConfig& layer) noexcept {
+    return (conv_state_floats(config, layer) + 15) / 16 * 16;
 }
 
 int64_t state_floats(const Config& config, const LayerConfig& layer) noexcept {
     const DeltaNetConfig& delta = config.delta_net;
     const int64_t matrices =
         layer.mixer == Mixer::delta_net ? delta.n_head_v * ops::delta_state_floats(delta.head_dim_k, delta.head_dim_v) : 0;
-    return (conv_state_floats(config, layer) + 15) / 16 * 16 + matrices;
+    return matrices_offset(config, layer) + matrices;
 }
 
 }  // namespace moepic

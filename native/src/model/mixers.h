@@ -12,8 +12,9 @@ namespace moepic {
 // 0 where a layer has no attention. Throws format or unsupported.
 std::vector<Mixer> read_mixers(const Keys& keys, const std::vector<int64_t>& n_head_kv, Config& config);
 
-// Floats of one layer's state: inputs of the convolution that later tokens still see, then the matrices of the heads.
-int64_t conv_state_floats(const Config& config, const LayerConfig& layer) noexcept;
+// Floats of one layer's state: inputs of the convolution that later tokens still see, then, from matrices_offset on, the matrices of the
+// heads.
+int64_t matrices_offset(const Config& config, const LayerConfig& layer) noexcept;
 int64_t state_floats(const Config& config, const LayerConfig& layer) noexcept;
 
 }  // namespace moepic

@@ -65,7 +65,7 @@ enum class GluKind : uint8_t {
 };
 
 // Keys and values of past positions of one layer and one sequence. Positions are stored in blocks of 16 so that a lane is a position for
-// scores (keys: [head_dim][16] per block and head) and a lane is a channel for the output (values: [16][head_dim]); cpu/attention.h.
+// scores (keys: [head_dim][16] per block and head) and a lane is a channel for the output (values: [16][head_dim]); cpu/kv_layout.h.
 enum class KvType : uint8_t { f16, q8_0 };
 inline constexpr int kKvBlock = 16;
 inline constexpr int kKvRing = 256;

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "capi/guard.h"
+#include "ops/decay.h"
 #include "ops/ops.h"
 
 namespace {
@@ -69,6 +70,12 @@ int moepic_test_delta_rule(int isa, int64_t n_tokens, int64_t head_dim_k, int64_
         job.from = from;
         job.to = to;
         kernels_of(isa).delta_rule(job);
+    });
+}
+
+int moepic_test_decay(const float* rate, const float* x, float* out, int64_t n) {
+    return guard([&] {
+        for (int64_t i = 0; i < n; ++i) out[i] = ops::decay_of(rate[i], x[i]);
     });
 }
 

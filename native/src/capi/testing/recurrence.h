@@ -18,6 +18,9 @@ MOEPIC_API int moepic_test_causal_conv(int isa, float* x, int64_t n_tokens, cons
 MOEPIC_API int moepic_test_delta_rule(int isa, int64_t n_tokens, int64_t head_dim_k, int64_t head_dim_v, const float* q, const float* k,
                                       const float* v, const float* decay, const float* beta, float* out, const float* from, float* to);
 
+/* out[i] = e^(rate[i] log(1 + e^x[i])), the decay of a delta net's state */
+MOEPIC_API int moepic_test_decay(const float* rate, const float* x, float* out, int64_t n);
+
 /* y *= x */
 MOEPIC_API int moepic_test_multiply(int isa, float* y, const float* x, int64_t n);
 /* cdef: end */

@@ -33,6 +33,6 @@ int32_t moepic_test_force_routing(moepic_context* handle, const int32_t* ids, co
 int32_t moepic_test_stream_check(const moepic_model* handle) {
     return guard([&] {
         need(handle, "model");
-        if (Streamer* streamer = handle->model->streamer()) streamer->check();
+        if (ExpertService* experts = handle->model->experts()) experts->check();
     });
 }

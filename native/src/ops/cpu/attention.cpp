@@ -1,17 +1,20 @@
 // out[t][h] = sum_p softmax_p(scale q[t][h] . k[p]) v[p] over positions p <= first_pos + t (and inside the sliding window), per query head.
-//   q [n_tokens][n_head * head_dim_k] f32    keys, values f16 or q8_0 in blocks of 16 positions (attention.h)    out f32
+//   q [n_tokens][n_head * head_dim_k] f32    keys, values f16 or q8_0 in blocks of 16 positions (kv_layout.h)    out f32
 //
 // Decode reads each key and value once per KV head: memory bandwidth is the bound (4 head_dim bytes per position and KV head in f16).
 // Prefill does 4 head_dim flops per (token, head, position) on data in L1 and L2: fused multiply-adds are the bound.
 //
 // Arithmetic of one (token, head), the same whatever is computed beside it:
 //   q is multiplied by scale; a score is the chain of fused multiply-adds over channels ascending, from 0
-//   positions are walked in chunks of 256, counted from position 0. Per chunk: m' = max(m, scores); weights e^(s - m');
-//   alpha = e^(m - m') multiplies the outputs and the 16 partial denominators (position p adds to partial p % 16);
-//   an output channel is the chain of fused multiply-adds over the chunk's positions ascending
+//   positions fall into chunks of 256, counted from position 0. A chunk knows nothing of the others: its own maximum m_c, weights
+//   e^(s - m_c), 16 partial denominators l_c (position p adds to partial p % 16), and per output channel o_c, the chain of fused
+//   multiply-adds over its positions ascending; both from 0
+//   chunks join in ascending order, from m = -inf, l = 0, o = 0:  m' = max(m, m_c), a = e^(m - m'), b = e^(m_c - m'),
+//   l = fma(l_c, b, l a), o = fma(o_c, b, o a)
 //   at the end the sink joins max and denominator, the partials are summed by a fixed tree, outputs are multiplied by 1 / sum
+// So the chunks of a long context can be computed anywhere, on a device by a block of threads each, and give the same bits.
 // A masked position adds a weight of exactly 0 to the denominator and no step to the outputs (0 * v would spread an infinite stale v), and
-// a chunk with no visible position is never entered, so skipping what a window hides changes nothing.
+// a chunk with no visible position does not exist, so skipping what a window hides changes nothing.
 //
 // Shape of the work: query heads of one KV head times tokens are rows. Up to 32 rows walk a chunk together (keys and values come from DRAM
 // once); up to kRows of them share registers, so a key or value is loaded and widened once per kRows rows.
@@ -23,7 +26,7 @@
 namespace moepic::ops {
 // Needs no lanes, so the portable build, which is always there, defines it.
 size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capacity) noexcept {
-    return static_cast<size_t>(n_head_kv * (capacity / kKvBlock) * MOEPIC_ISA::kv_block_bytes(type, head_dim));
+    return static_cast<size_t>(n_head_kv * (capacity / kKvBlock) * kv_block_bytes(type, head_dim));
 }
 }  // namespace moepic::ops
 #endif
@@ -31,9 +34,8 @@ size_t kv_bytes(KvType type, int64_t n_head_kv, int64_t head_dim, int64_t capaci
 namespace moepic::ops::MOEPIC_ISA {
 namespace {
 
-constexpr int64_t kChunk = 256;  // positions between two rescalings; part of the arithmetic
+constexpr int64_t kChunk = kKvChunk;
 constexpr int64_t kChunkBlocks = kChunk / kKvBlock;
-static_assert(kKvRing % kChunk == 0, "a ring holds whole chunks, or blocks of one would not lie side by side");
 constexpr int64_t kMostRows = 32;  // rows that walk a chunk together; not part of the arithmetic
 
 // Register blocking, not part of the arithmetic: rows at once, and accumulators of 16 lanes at once. 16 of 32 registers leave room for
@@ -104,14 +106,17 @@ struct Q8Blocks {
 // What a tile of rows keeps in scratch. Rows are (token, head of the group), heads fastest, so positions ascend with rows.
 struct Tile {
     int64_t rows = 0;
-    int64_t heads = 0;         // of this KV head, in this job
-    int64_t head_begin = 0;    // first of them
-    int64_t first_row = 0;     // of this tile, counted from token_begin
-    float* q = nullptr;        // [rows / kRows][head_dim_k][kRows], scaled
-    float* scores = nullptr;   // [rows][kChunk]; scores, then weights
-    float* out = nullptr;      // [rows][units * 16]
-    float* partial = nullptr;  // [rows][16], denominators by lane
-    float top[kMostRows];      // largest score so far
+    int64_t heads = 0;               // of this KV head, in this job
+    int64_t head_begin = 0;          // first of them
+    int64_t first_row = 0;           // of this tile, counted from token_begin
+    float* q = nullptr;              // [rows / kRows][head_dim_k][kRows], scaled
+    float* scores = nullptr;         // [kRows][kChunk]; scores, then weights
+    float* out = nullptr;            // [rows][units * 16]
+    float* partial = nullptr;        // [rows][16], denominators by lane
+    float top[kMostRows];            // largest score so far
+    float* chunk_out = nullptr;      // [kRows][units * 16], of the chunk at hand; so the next two
+    float* chunk_partial = nullptr;  // [kRows][16]
+    float chunk_top[kRows];
 
     int64_t token(const AttentionJob& job, int64_t row) const { return job.token_begin + (first_row + row) / heads; }
     int64_t head(int64_t row) const { return head_begin + (first_row + row) % heads; }
@@ -128,10 +133,11 @@ inline int64_t unit_count(const KvView& kv) {
     return (kv.head_dim_v + kKvUnit - 1) / kKvUnit;
 }
 
-// Rows that fit the scratch, a multiple of kRows (kRows of them fit up to head dims of some 3900).
+// Rows that fit the scratch, a multiple of kRows (kRows of them fit up to head dims of some 2600).
 inline int64_t rows_that_fit(const KvView& kv) {
-    const int64_t row_floats = kv.head_dim_k + kChunk + unit_count(kv) * kKvUnit + kLanes;
-    const int64_t fit = static_cast<int64_t>(kAttentionScratchBytes / sizeof(float)) / row_floats / kRows * kRows;
+    const int64_t out_floats = unit_count(kv) * kKvUnit + kLanes;
+    const int64_t floats = static_cast<int64_t>(kAttentionScratchBytes / sizeof(float)) - kRows * (kChunk + out_floats);
+    const int64_t fit = floats / (kv.head_dim_k + out_floats) / kRows * kRows;
     return max_of(kRows, min_of(kMostRows, fit));
 }
 
@@ -247,29 +253,34 @@ struct Chunk {
     }
 };
 
-// Scores of positions [begin, end) of a chunk become weights e^(s - top); out and partials are rescaled when top grows.
-inline void weights_from_scores(float* scores, int64_t begin, int64_t end, float& top, float* partial, float* out, int64_t units) {
+// Scores of positions [begin, end) of a chunk become weights e^(s - top), summed by lane into `partial`; answers their maximum, top.
+inline float weights_from_scores(float* scores, int64_t begin, int64_t end, float* partial) {
     const int64_t first = begin / kKvBlock * kKvBlock, last = (end + kKvBlock - 1) / kKvBlock * kKvBlock;
     for (int64_t p = first; p < begin; ++p) scores[p] = -kInfinity;
     for (int64_t p = end; p < last; ++p) scores[p] = -kInfinity;
-    F16x largest = f_set(top);
+    F16x largest = f_set(-kInfinity);
     for (int64_t p = first; p < last; p += kLanes) largest = f_max(largest, f_load(scores + p));
-    const float new_top = max_lanes(largest);
+    const float top = max_lanes(largest);
 
-    F16x sum = f_load(partial);
-    if (new_top != top) {  // otherwise alpha is exactly 1
-        const F16x alpha = f_exp(f_set(top - new_top));
-        sum = sum * alpha;
-        for (int64_t u = 0; u < units; ++u) f_store(out + u * kKvUnit, f_load(out + u * kKvUnit) * alpha);
-        top = new_top;
-    }
-    const F16x shift = f_set(new_top);
+    F16x sum = f_set(0.0f);
+    const F16x shift = f_set(top);
     for (int64_t p = first; p < last; p += kLanes) {
         const F16x weight = f_exp(f_load(scores + p) - shift);
         f_store(scores + p, weight);
         sum = sum + weight;
     }
     f_store(partial, sum);
+    return top;
+}
+
+// Row r of the chunk joins row `row` of the tile.
+inline void join_chunk(Tile& tile, int64_t row, int64_t r, int64_t units) {
+    const float top = tile.top[row] > tile.chunk_top[r] ? tile.top[row] : tile.chunk_top[r];
+    const F16x old_factor = f_exp(f_set(tile.top[row] - top)), factor = f_exp(f_set(tile.chunk_top[r] - top));
+    const auto join = [&](float* to, const float* from) { f_store(to, f_fma(f_load(from), factor, f_load(to) * old_factor)); };
+    join(tile.partial + row * kLanes, tile.chunk_partial + r * kLanes);
+    for (int64_t u = 0; u < units; ++u) join(tile.out + (row * units + u) * kKvUnit, tile.chunk_out + (r * units + u) * kKvUnit);
+    tile.top[row] = top;
 }
 
 // Rows [row, row + R) of a tile on the chunk that starts at position `start`.
@@ -277,8 +288,8 @@ template <class Blocks, int R>
 void walk_chunk(const Chunk<Blocks>& chunk, Tile& tile, int64_t row, int64_t start) {
     const AttentionJob& job = chunk.job;
     const int64_t width = chunk.units * kKvUnit;
-    float* const scores = tile.scores + row * kChunk;
-    float* const out = tile.out + row * width;
+    float* const scores = tile.scores;
+    float* const out = tile.chunk_out;
 
     // Seen by any of the rows, and by all of them, relative to the chunk. Both ends ascend with the rows.
     int64_t begin[R], end[R];
@@ -291,20 +302,22 @@ void walk_chunk(const Chunk<Blocks>& chunk, Tile& tile, int64_t row, int64_t sta
     const float* q = tile.q + row * job.kv.head_dim_k;
     chunk.template score<R>(any_begin / kKvBlock, (any_end + kKvBlock - 1) / kKvBlock, q, scores);
     for (int r = 0; r < R; ++r) {
-        if (begin[r] < end[r]) {
-            weights_from_scores(scores + r * kChunk, begin[r], end[r], tile.top[row + r], tile.partial + (row + r) * kLanes,
-                                out + r * width, chunk.units);
-        }
+        if (begin[r] < end[r])
+            tile.chunk_top[r] = weights_from_scores(scores + r * kChunk, begin[r], end[r], tile.chunk_partial + r * kLanes);
     }
 
+    for (int64_t i = 0; i < R * width; i += kLanes) f_store(out + i, f_set(0.0f));
     const int64_t all_begin = begin[R - 1], all_end = end[0];
     if (R == 1 || all_begin >= all_end) {
         for (int r = 0; r < R; ++r) chunk.template weigh<1>(begin[r], end[r], scores + r * kChunk, out + r * width);
-        return;
+    } else {
+        for (int r = 0; r < R; ++r) chunk.template weigh<1>(begin[r], all_begin, scores + r * kChunk, out + r * width);
+        chunk.template weigh<R>(all_begin, all_end, scores, out);
+        for (int r = 0; r < R; ++r) chunk.template weigh<1>(all_end, end[r], scores + r * kChunk, out + r * width);
     }
-    for (int r = 0; r < R; ++r) chunk.template weigh<1>(begin[r], all_begin, scores + r * kChunk, out + r * width);
-    chunk.template weigh<R>(all_begin, all_end, scores, out);
-    for (int r = 0; r < R; ++r) chunk.template weigh<1>(all_end, end[r], scores + r * kChunk, out + r * width);
+    for (int r = 0; r < R; ++r) {
+        if (begin[r] < end[r]) join_chunk(tile, row + r, r, chunk.units);
+    }
 }
 
 template <class Blocks>
@@ -375,7 +388,9 @@ void attend(const AttentionJob& job) {
 
     Tile tile;
     tile.scores = scratch;  // first: every part stays 64-byte aligned where its rows are
-    tile.out = tile.scores + most_rows * kChunk;
+    tile.chunk_out = tile.scores + kRows * kChunk;
+    tile.chunk_partial = tile.chunk_out + kRows * units * kKvUnit;
+    tile.out = tile.chunk_partial + kRows * kLanes;
     tile.partial = tile.out + most_rows * units * kKvUnit;
     tile.q = tile.partial + most_rows * kLanes;
 

@@ -1,0 +1,86 @@
+// y = W x for up to four matrices in one launch, of any types: the type is a branch that a whole thread block takes together.
+//
+//   few tokens    split_kernel: rows cut along k over the warps of a block (matmul.cuh); 8 or 16 tokens meet a weight while it is in
+//   registers many tokens   rows_kernel: a warp walks a whole tile row for 32 tokens, 8 tiles to a block, sums in registers (product.cuh)
+//
+// A weight of the many is read once per 32 tokens, from L2 after the first: blocks of one tile group and all tokens are neighbours in the
+// grid. Per 32 weights of 16 rows and 8 tokens stand 1 or 2 tensor core products, 4 or 8 multiplications by sub-block scales and 2 loads of
+// activations: the integer units and the tensor cores are loaded about alike. Not measured on a device yet.
+#include "cuda/matmul.cuh"
+#include "cuda/matmul.h"
+
+namespace moepic::device {
+namespace {
+
+// From here on the tokens go in groups of 32. Up to here each 16 tokens read the weights again; beyond, few rows occupy few warps.
+constexpr int64_t kManyTokens = 33;
+constexpr int kRowGroups = 4, kRowWarps = kStageThreads / 32;
+
+struct ListJob {
+    MatmulList list;
+    int32_t first[kMostMatmuls + 1];  // thread block of each job; the last is the end
+    int32_t tiles[kMostMatmuls];      // of a thread block
+};
+
+__device__ int find_job(const ListJob& all, int block) {
+    int j = 0;
+    while (block >= all.first[j + 1]) ++j;
+    return j;
+}
+
+template <int groups>
+__global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
+    const int j = find_job(all, static_cast<int>(blockIdx.x));
+    const MatmulJob& job = all.list.jobs[j];
+    const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;
+    split_block<groups>(job, first, left < all.tiles[j] ? left : all.tiles[j], static_cast<int>(blockIdx.y) * 8 * groups,
+                        static_cast<int>(all.list.n_tokens));
+}
+
+__global__ void __launch_bounds__(kStageThreads, 2) rows_kernel(ListJob all) {
+    const int j = find_job(all, static_cast<int>(blockIdx.y));
+    const MatmulJob& job = all.list.jobs[j];
+    // The warps of a block share their activations, so a block stays within a group of rows.
+    const int index = static_cast<int>(blockIdx.y) - all.first[j], group_tiles = n_tiles_of(job) / static_cast<int>(job.n_group);
+    const int per_group = (group_tiles + kRowWarps - 1) / kRowWarps, group = index / per_group;
+    const int tile = group * group_tiles + (index - group * per_group) * kRowWarps + static_cast<int>(threadIdx.x / 32);
+    const int last = (group + 1) * group_tiles - 1;
+    const int first = static_cast<int>(blockIdx.x) * 8 * kRowGroups, n_tokens = static_cast<int>(all.list.n_tokens);
+    const Lane lane = this_lane();
+    float sum[kRowGroups][4] = {};
+    // Warps beyond the last tile stay for the barriers.
+    const int own = tile < last ? tile : last;
+    sum_any_tile_staged<kRowGroups>(job.w.type, job.w.data, static_cast<int>(job.w.cols), own, rows_of(job, own, n_tokens), first, lane,
+                                    shared_memory<uint32_t>(), sum);
+    if (tile > last) return;
+#pragma unroll
+    for (int n = 0; n < kRowGroups; ++n) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int token = first + 8 * n + 2 * lane.c + i % 2;
+            if (token < n_tokens) finish(job, tile * ops::kTileRows + 2 * lane.g + i / 2, token, sum[n][i]);
+        }
+    }
+}
+
+}  // namespace
+
+int32_t matmul(const MatmulList& list, Stream stream) {
+    ListJob all{list, {}, {}};
+    const bool many = list.n_tokens >= kManyTokens;
+    for (int j = 0; j < list.n_jobs; ++j) {
+        const ops::TiledMatrix& w = list.jobs[j].w;
+        const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
+        all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
+        all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
+    }
+    const auto n_blocks = static_cast<unsigned>(all.first[list.n_jobs]);
+    const auto token_blocks = [&](int64_t width) { return static_cast<unsigned>((list.n_tokens + width - 1) / width); };
+    if (many)
+        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes,
+                      stream, all);
+    if (list.n_tokens <= 8) return launch(split_kernel<1>, dim3(n_blocks), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+    return launch(split_kernel<2>, dim3(n_blocks, token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+}
+
+}  // namespace moepic::device

@@ -1,0 +1,555 @@
+#include "engine/device_experts.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "engine/timeline.h"
+
+namespace moepic {
+namespace {
+
+// Frames that a queue passes through, unless asked otherwise; a sixth as many are for fetching ahead. Enough for a token of the models
+// known to us in one half, so that decode rarely waits for a frame.
+constexpr uint64_t kFrameBytes = uint64_t{384} << 20;
+constexpr int kLeastHalf = 2, kMostHalf = 1024;
+// Bytes the link is given at once: kernels are launched once per chunk, which costs a few microseconds; a chunk of this size takes 40 us of
+// a 25 GB/s link.
+constexpr int64_t kChunkBytes = int64_t{1} << 20;
+// Chunks given to the link while the CPU may still take the rest: enough that the link never idles.
+constexpr size_t kLinkAhead = 3;
+constexpr int kChunkEvents = 8;
+// Granules fetched ahead that are under way at once: what demand may have to wait behind.
+constexpr size_t kFetchesAtOnce = 2;
+constexpr size_t kBounceFrames = 4;  // two for the link, two for the CPU
+constexpr double kRateMemory = 0.9;  // of a measured rate, per sample
+constexpr uint64_t kMeasuredBytes = uint64_t{32} << 20;
+
+std::vector<StoredLayer> stored_of(const std::vector<StreamLayer>& layers) {
+    std::vector<StoredLayer> stored;
+    for (const StreamLayer& layer : layers) stored.push_back(layer.stored);
+    return stored;
+}
+
+}  // namespace
+
+DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, const StreamOptions& options) {
+    DeviceFrames needs;
+    int most_used = 0;
+    for (const StreamLayer& layer : layers) {
+        needs.frame_bytes = std::max<uint64_t>(needs.frame_bytes, layer.stored.layout.granule_bytes);
+        most_used = std::max(most_used, layer.n_used * static_cast<int>(layer.stored.layout.n_granules));
+    }
+    const uint64_t bytes = options.staging_bytes ? options.staging_bytes : kFrameBytes;
+    const uint64_t half = bytes * 3 / 7 / needs.frame_bytes;
+    needs.n_queue = 2 * static_cast<int>(std::clamp<uint64_t>(half, kLeastHalf, kMostHalf));
+    needs.n_ahead = std::clamp(needs.n_queue / 6, 1, most_used);
+    return needs;
+}
+
+DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
+                             std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options)
+    : library_(library),
+      device_name_(std::move(device_name)),
+      pinned_(pinned),
+      options_(options),
+      layers_(std::move(layers)),
+      store_(make_memory_store(stored_of(layers_))),
+      needs_(measure(layers_, options)),
+      books_(layers_, cache_bytes, options),
+      demand_(library, -1),
+      ahead_(library, 0),
+      last_use_(library),
+      residents_done_(library),
+      last_arrival_(library),
+      cpu_rate_(options.cpu_bytes_s) {
+    std::vector<ArenaPool> pools;
+    for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
+    arena_memory_ = device::allocate(library, arena_bytes(pools), "the expert arena");
+    arena_ = Arena(pools, arena_memory_.data());
+    frames_ = device::allocate(library, needs_.bytes(), "frames for experts");
+    bounce_ = device::allocate_host(library, kBounceFrames * needs_.frame_bytes, "frames for experts that are not pinned");
+    for (size_t i = 0; i < kBounceFrames; ++i) bounced_.emplace_back(library);
+    for (int i = 0; i < 2; ++i) half_done_.emplace_back(library);
+    for (int i = 0; i < kChunkEvents; ++i) chunk_.emplace_back(library);
+    for (int i = 0; i < needs_.n_ahead; ++i) {
+        ahead_done_.emplace_back(library);
+        free_ahead_.push_back(i);
+    }
+    prefetched_at_ns_.assign(layers_.size(), 0);
+    measure_link();
+}
+
+DeviceExperts::~DeviceExperts() {
+    // Copies under way end before their memory goes; a device that fails here has failed before, and said so.
+    (void)library_->synchronize(demand_.get());
+    (void)library_->synchronize(ahead_.get());
+}
+
+// The link's rate until passes measure it: chunks like those of a queue, into frames that nobody reads yet.
+void DeviceExperts::measure_link() {
+    const uint64_t bytes = std::min(kMeasuredBytes, frames_.size());
+    for (int round = 0; round < 2; ++round) {  // the first wakes the link up
+        const int64_t start = now_ns();
+        for (uint64_t at = 0; at < bytes; at += kChunkBytes) {
+            demand_.copy(frames_.data() + at, bounce_.data(), std::min<uint64_t>(kChunkBytes, std::min(bytes - at, bounce_.size())));
+        }
+        demand_.synchronize();
+        link_rate_ = static_cast<double>(bytes) / (1e-9 * static_cast<double>(std::max<int64_t>(1, now_ns() - start)));
+    }
+}
+
+void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream) {
+    const size_t bytes = store_->layout(layer).granule_bytes;
+    const std::byte* from = store_->in_place(layer, expert, granule);
+    if (from >= pinned_.data() && from + bytes <= pinned_.data() + pinned_.size()) {
+        stream.copy(to, from, bytes);
+    } else {
+        const size_t at = next_bounce_++ % kBounceFrames;
+        std::byte* frame = bounce_.data() + at * needs_.frame_bytes;
+        bounced_[at].wait_host();
+        std::memcpy(frame, from, bytes);
+        stream.copy(to, frame, bytes);
+        stream.record(bounced_[at]);
+    }
+    moved_bytes_ += bytes;
+    ++n_transfers_;
+}
+
+void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progress) {
+    if (options_.profile.empty()) return;
+    const std::lock_guard owner(owner_);
+    books_.cache().warm(options_.profile);
+    const cache::Residency& residency = books_.cache().residency();
+    const auto total = static_cast<uint64_t>(residency.resident_bytes());
+    uint64_t done = 0;
+    for (int layer = 0; layer < n_layer(); ++layer) {
+        if (progress && !progress(done, total)) fail(Code::cancelled, "load: cancelled while filling the expert cache");
+        for (int32_t expert = 0; expert < layers_[static_cast<size_t>(layer)].n_expert; ++expert) {
+            for (int g = 0; g < residency.n_resident(layer, expert); ++g) {
+                copy(slot(layer, expert, g), layer, expert, g, demand_);
+                done += static_cast<uint64_t>(granule_bytes(layer));
+            }
+        }
+        demand_.synchronize();
+    }
+    if (progress) progress(total, total);
+}
+
+void DeviceExperts::begin_tokens(int64_t n) {
+    const std::lock_guard owner(owner_);
+    double rate;
+    {
+        const std::lock_guard state(state_);
+        rate = link_rate_;
+    }
+    books_.begin_tokens(n, rate);
+}
+
+// ---- the beginning of a pass -----------------------------------------------------------------------------------------------------------
+
+DeviceExperts::Pass::Pass(DeviceExperts& experts, const Batch& batch) : e_(experts), owner_(experts.owner_) {
+    e_.begin_pass(batch);
+}
+
+DeviceExperts::Pass::~Pass() {
+    if (!is_finished_) e_.end_pass(true);
+}
+
+void DeviceExperts::begin_pass(const Batch& batch) {
+    const int layer = batch.layer, n_granules = static_cast<int>(store_->layout(layer).n_granules);
+    const int64_t start_ns = now_ns();
+    layer_ = layer;
+    n_tokens_ = batch.n_tokens;
+    is_decode_ = batch.is_decode;
+    is_many_ = batch.n_tokens > kFewTokens;
+    compute_ = batch.compute;
+    experts_ = batch.experts;
+    ids_.assign(batch.ids.begin(), batch.ids.end());
+    tally_ = {};
+    placed_.clear();
+    missing_.clear();
+    n_chunks_ = 0;
+    take_stall();
+    for (const int f : retired_ahead_) free_ahead_.push_back(f);
+    retired_ahead_.clear();
+    demand_.wait(last_use_);
+    ahead_.wait(last_use_);
+
+    // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
+    const bool bypass = options_.cache.bypass || n_tokens_ >= kManyTokens || has_cpu_lane();
+    const auto routed = books_.route(layer, ids_, is_decode_, bypass);
+    want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
+    found_.assign(want_of_.size(), 0);
+    for (size_t w = 0; w < experts_.size(); ++w) want_of_[static_cast<size_t>(experts_[w])] = static_cast<int32_t>(w);
+    order_.assign(routed.begin(), routed.end());
+    if (is_many_) {
+        std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
+    } else if (has_cpu_lane()) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
+        std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
+            return books_.cache().worth(layer, a.expert) > books_.cache().worth(layer, b.expert);
+        });
+    }
+
+    for (const cache::Routed& r : order_) {
+        const int32_t want = want_of_[static_cast<size_t>(r.expert)];
+        found_[static_cast<size_t>(r.expert)] = r.n_resident;
+        for (int g = 0; g < r.n_resident; ++g) placed_.push_back({want, g, slot(layer, r.expert, g)});
+        ++(r.n_resident == n_granules ? tally_.n_hit : r.n_resident > 0 ? tally_.n_partial : tally_.n_miss);
+    }
+    n_resident_ = static_cast<int>(placed_.size());
+    tally_.n_resident = n_resident_;
+
+    // How long the link had for what was guessed: since it was asked, or since demand last kept it busy.
+    const int64_t idle_from = std::max(prefetched_at_ns_[static_cast<size_t>(layer)], last_arrival_ns_);
+    window_s_ = 1e-9 * static_cast<double>(std::max<int64_t>(0, start_ns - idle_from));
+    adopted_.clear();
+    std::vector<Placed> queue;
+    int n_frames = 0;
+    for (const cache::Routed& r : order_) {
+        const int32_t want = want_of_[static_cast<size_t>(r.expert)];
+        bool in_order = true;  // granules of a prompt's expert are added up in the order they stand here
+        for (int g = r.n_resident; g < n_granules; ++g) {
+            std::byte* kept = g < r.n_resident + r.n_kept ? slot(layer, r.expert, g) : nullptr;
+            if ((in_order || !is_many_) && adopt(r.expert, g, kept, want)) continue;
+            in_order = false;
+            Missing& missing = missing_.emplace_back(Missing{.expert = r.expert});
+            if (!kept) missing.frame = n_frames++;
+            missing.to = kept ? kept : frame(missing.frame % needs_.n_queue);
+            queue.push_back({want, g, missing.to});
+        }
+    }
+    drop_guesses(layer);
+    for (const Adopted& a : adopted_) placed_.push_back({a.want, a.granule, frame(needs_.n_queue + a.frame)});
+    first_missing_ = static_cast<int>(placed_.size());
+    placed_.insert(placed_.end(), queue.begin(), queue.end());
+
+    const std::lock_guard lock(state_);
+    moving_.clear();  // whatever it was, the kernels of its pass waited for it
+    moving_bytes_ = 0;
+    head_ = 0;
+    tail_ = static_cast<int>(missing_.size());
+    queued_bytes_ = tail_ * granule_bytes(layer);
+    queue_from_ns_ = now_ns();
+}
+
+// Takes over a granule that was fetched ahead, or is being; one that still waits for its turn is demand now.
+bool DeviceExperts::adopt(int32_t expert, int granule, std::byte* slot, int32_t want) {
+    const auto it = guesses_.find({layer_, expert, granule});
+    if (it == guesses_.end()) return false;
+    const int at = it->second.frame;
+    guesses_.erase(it);
+    if (at < 0) return false;
+    const int64_t bytes = granule_bytes(layer_);
+    tally_.useful_bytes += bytes;
+    if (!ahead_done_[static_cast<size_t>(at)].is_done()) tally_.late_bytes += bytes;
+    ++tally_.n_prefetched;
+    adopted_.push_back({want, granule, at, slot});
+    retired_ahead_.push_back(at);
+    return true;
+}
+
+// What was guessed for the layer and not adopted was wrong.
+void DeviceExperts::drop_guesses(int layer) {
+    for (auto it = guesses_.lower_bound({layer, 0, 0}); it != guesses_.end() && it->first.layer == layer; it = guesses_.erase(it)) {
+        if (it->second.frame < 0) continue;  // one that still waited for its turn cost nothing
+        const int64_t bytes = granule_bytes(layer);
+        tally_.wasted_bytes += bytes;
+        dropped_bytes_ += static_cast<uint64_t>(bytes);
+        ++n_dropped_;
+        free_ahead_.push_back(it->second.frame);  // the next copy into it comes behind on the same stream
+    }
+    std::erase_if(to_fetch_, [&](const Key& key) { return key.layer == layer; });
+}
+
+// The time between the end of the residents' kernels and the last arrival, of the pass before: both are over by now.
+void DeviceExperts::take_stall() {
+    if (!stall_) return;
+    double seconds = 0.0;
+    residents_done_.wait_host();
+    last_arrival_.wait_host();
+    library_.check(library_->elapsed(residents_done_.get(), last_arrival_.get(), &seconds), "timing a layer's transfers");
+    books_.add_stall(stall_->layer, stall_->is_decode, std::max(0.0, seconds));
+    stall_.reset();
+}
+
+DeviceExperts::Range DeviceExperts::Pass::await_ahead() {
+    for (const Adopted& a : e_.adopted_) {
+        e_.compute_->wait(e_.ahead_done_[static_cast<size_t>(a.frame)]);
+        // To stay it moves inside the device, which takes a hundredth of the link's time.
+        if (!a.slot) continue;
+        const auto bytes = static_cast<size_t>(e_.granule_bytes(e_.layer_));
+        e_.compute_->copy(a.slot, e_.frame(e_.needs_.n_queue + a.frame), bytes);
+    }
+    return {e_.n_resident_, static_cast<int>(e_.adopted_.size())};
+}
+
+void DeviceExperts::Pass::residents_launched() {
+    e_.compute_->record(e_.residents_done_);
+}
+
+// ---- the two ends of the queue ---------------------------------------------------------------------------------------------------------
+
+DeviceExperts::Range DeviceExperts::Pass::next() {
+    return e_.next();
+}
+
+// The link takes a chunk when it would have it there before the CPU could have computed all the rest; take_in_place() is the same question
+// asked from the other end. Whoever is wrong about its rate is corrected by what is left in the queue.
+DeviceExperts::Range DeviceExperts::next() {
+    Range range;
+    int64_t bytes = 0;
+    {
+        const std::lock_guard lock(state_);
+        poll_link();
+        if (head_ == tail_) return {};
+        const bool shares = has_cpu_lane() && !is_many_;
+        const int64_t one = granule_bytes(layer_);
+        if (shares) {
+            if (moving_.size() >= kLinkAhead) return {};
+            const bool pays = link_seconds(moving_bytes_ + one) <= cpu_seconds(queued_bytes_);
+            if (!pays && (!moving_.empty() || cpu_seconds(one) <= link_seconds(moving_bytes_ + queued_bytes_))) return {};
+        }
+        range.first = first_missing_ + head_;
+        int half = -1;  // a chunk stays inside one half of the frames
+        while (head_ < tail_ && (range.count == 0 || bytes + one <= kChunkBytes)) {
+            const int number = missing_[static_cast<size_t>(head_)].frame;
+            if (number >= 0 && half >= 0 && half_of(number) != half) break;
+            if (number >= 0) half = half_of(number);
+            ++head_;
+            ++range.count;
+            bytes += one;
+        }
+        queued_bytes_ -= bytes;
+    }
+    const int first = range.first - first_missing_;
+    for (int i = first; i < first + range.count; ++i) {
+        Missing& missing = missing_[static_cast<size_t>(i)];
+        // The second time round, kernels have read the half.
+        if (missing.frame >= needs_.n_queue && missing.frame % (needs_.n_queue / 2) == 0)
+            demand_.wait(half_done_[static_cast<size_t>(half_of(missing.frame))]);
+        copy(missing.to, layer_, missing.expert, placed_[static_cast<size_t>(first_missing_ + i)].granule, demand_);
+        missing.is_loaded = true;
+    }
+    const int event = n_chunks_++ % kChunkEvents;
+    demand_.record(chunk_[static_cast<size_t>(event)]);
+    compute_->wait(chunk_[static_cast<size_t>(event)]);
+    tally_.demand_bytes += bytes;
+    tally_.n_link += range.count;
+    const std::lock_guard lock(state_);
+    if (moving_.size() == kChunkEvents) {  // its event is taken by this chunk; only a queue without a CPU gets this far
+        moving_bytes_ -= moving_.front().bytes;
+        moving_.pop_front();
+    }
+    moving_.push_back({event, bytes, now_ns()});
+    moving_bytes_ += bytes;
+    return range;
+}
+
+// Holds state_. A chunk took the time since it was submitted, or since the one before it arrived.
+void DeviceExperts::poll_link() {
+    while (!moving_.empty()) {
+        if (!chunk_[static_cast<size_t>(moving_.front().event)].is_done()) return;
+        const int64_t now = now_ns();
+        const double seconds =
+            1e-9 * static_cast<double>(std::max<int64_t>(1, now - std::max(last_arrival_ns_, moving_.front().submitted_ns)));
+        link_rate_ = kRateMemory * link_rate_ + (1.0 - kRateMemory) * static_cast<double>(moving_.front().bytes) / seconds;
+        last_arrival_ns_ = now;
+        moving_bytes_ -= moving_.front().bytes;
+        moving_.pop_front();
+    }
+}
+
+void DeviceExperts::Pass::launched(Range range) {
+    for (int i = range.first; i < range.first + range.count; ++i) {
+        const int number = e_.missing_[static_cast<size_t>(i - e_.first_missing_)].frame;
+        if (number < 0) continue;
+        return e_.compute_->record(e_.half_done_[static_cast<size_t>(e_.half_of(number))]);
+    }
+}
+
+bool DeviceExperts::Pass::is_queue_empty() const {
+    const std::lock_guard lock(e_.state_);
+    return e_.head_ == e_.tail_;
+}
+
+int DeviceExperts::Pass::take_in_place() {
+    return e_.take_in_place();
+}
+
+int DeviceExperts::take_in_place() {
+    const std::lock_guard lock(state_);
+    if (head_ == tail_) return -1;
+    const int64_t one = granule_bytes(layer_);
+    if (cpu_seconds(one) > link_seconds(moving_bytes_ + queued_bytes_)) return -1;
+    --tail_;
+    queued_bytes_ -= one;
+    ++tally_.n_in_place;
+    return first_missing_ + tail_;
+}
+
+void DeviceExperts::Pass::done_in_place(double seconds) {
+    const std::lock_guard lock(e_.state_);
+    const double rate = static_cast<double>(e_.granule_bytes(e_.layer_)) / std::max(seconds, 1e-9);
+    e_.cpu_rate_ = kRateMemory * e_.cpu_rate_ + (1.0 - kRateMemory) * rate;
+}
+
+const std::byte* DeviceExperts::Pass::host_data(int placed) const {
+    const Placed& at = e_.placed_[static_cast<size_t>(placed)];
+    return e_.store_->in_place(e_.layer_, e_.experts_[static_cast<size_t>(at.want)], at.granule);
+}
+
+void DeviceExperts::Pass::returned() {
+    e_.compute_->record(e_.last_arrival_);
+    e_.stall_ = Stall{e_.layer_, e_.is_decode_};
+}
+
+// ---- fetching ahead --------------------------------------------------------------------------------------------------------------------
+
+bool DeviceExperts::would_guess(int layer) const {
+    return layer < n_layer() && options_.predict.source == predict::Source::next_layer && !books_.cache().is_complete(layer);
+}
+
+bool DeviceExperts::wants_guess(int layer) {
+    const std::lock_guard owner(owner_);
+    return would_guess(layer);
+}
+
+void DeviceExperts::Pass::prefetch(int layer, std::span<const int32_t> ids) {
+    e_.books_.predictor().foretell(layer, ids);
+    if (e_.books_.predictor().should_prefetch(layer)) e_.fetch_ahead(layer, e_.books_.predictor().guess(layer));
+}
+
+void DeviceExperts::Pass::prefetch_all(int layer) {
+    std::vector<int32_t> ids;
+    for (int32_t expert = 0; expert < e_.layers_[static_cast<size_t>(layer)].n_expert; ++expert) ids.push_back(expert);
+    e_.fetch_ahead(layer, ids);
+}
+
+void DeviceExperts::fetch_ahead(int layer, std::span<const int32_t> ids) {
+    const int n_granules = static_cast<int>(store_->layout(layer).n_granules);
+    prefetched_at_ns_[static_cast<size_t>(layer)] = now_ns();
+    for (const int32_t expert : ids) {
+        for (int g = books_.cache().residency().n_resident(layer, expert); g < n_granules; ++g) {
+            if (static_cast<int>(to_fetch_.size()) >= needs_.n_ahead) return;
+            const Key key{layer, expert, g};
+            if (guesses_.try_emplace(key).second) to_fetch_.push_back(key);
+        }
+    }
+}
+
+void DeviceExperts::pump() {
+    const std::unique_lock owner(owner_, std::try_to_lock);
+    if (!owner || to_fetch_.empty()) return;
+    while (!fetching_.empty() && ahead_done_[static_cast<size_t>(fetching_.front())].is_done()) fetching_.pop_front();
+    while (!to_fetch_.empty() && fetching_.size() < kFetchesAtOnce && !free_ahead_.empty()) {
+        const Key key = to_fetch_.front();
+        to_fetch_.pop_front();
+        const auto guess = guesses_.find(key);
+        const int at = free_ahead_.back();
+        free_ahead_.pop_back();
+        copy(frame(needs_.n_queue + at), key.layer, key.expert, key.granule, ahead_);
+        ahead_.record(ahead_done_[static_cast<size_t>(at)]);
+        guess->second.frame = at;
+        fetching_.push_back(at);
+    }
+}
+
+// ---- the end of a pass -----------------------------------------------------------------------------------------------------------------
+
+PassReport DeviceExperts::Pass::finish() {
+    PassReport report = e_.end_pass(false);
+    is_finished_ = true;
+    return report;
+}
+
+PassReport DeviceExperts::end_pass(bool is_abandoned) {
+    // What got a slot and did not come was computed in place, or lost to a failure.
+    for (size_t i = 0; i < missing_.size(); ++i) {
+        const Missing& missing = missing_[i];
+        const int granule = placed_[static_cast<size_t>(first_missing_) + i].granule;
+        if (missing.frame < 0 && !missing.is_loaded && books_.cache().residency().n_resident(layer_, missing.expert) > granule)
+            books_.cache().discard(layer_, missing.expert, granule);
+    }
+    if (is_abandoned) {
+        for (const Adopted& a : adopted_) {
+            const int32_t expert = experts_[static_cast<size_t>(a.want)];
+            if (a.slot && books_.cache().residency().n_resident(layer_, expert) > a.granule)
+                books_.cache().discard(layer_, expert, a.granule);
+        }
+    }
+    books_.cache().release();
+    if (is_abandoned) {
+        // Nobody launched what would have waited for these copies.
+        (void)library_->synchronize(demand_.get());
+        (void)library_->synchronize(compute_->get());
+        return {};
+    }
+    if (n_chunks_ > 0 && !stall_) {
+        demand_.record(last_arrival_);
+        stall_ = Stall{layer_, is_decode_};
+    }
+    compute_->record(last_use_);
+    double rate;
+    {
+        const std::lock_guard lock(state_);
+        rate = link_rate_;
+    }
+    const auto guessed = books_.account(layer_, ids_, tally_, is_decode_, window_s_, rate);
+    return {0.0,
+            static_cast<int>(tally_.n_resident),
+            static_cast<int>(tally_.n_link),
+            static_cast<int>(tally_.n_in_place),
+            static_cast<int>(tally_.n_prefetched),
+            guessed,
+            found_};
+}
+
+// ---- figures ---------------------------------------------------------------------------------------------------------------------------
+
+StreamStats DeviceExperts::stats() {
+    const std::lock_guard owner(owner_);
+    take_stall();
+    StreamStats stats;
+    stats.round_trips = round_trips_;
+    books_.write(stats);
+    stats.staging_bytes = frames_.size();
+    stats.lane.bytes = moved_bytes_ - dropped_bytes_;
+    stats.lane.raw_bytes = moved_bytes_;
+    stats.lane.dropped_bytes = dropped_bytes_;
+    stats.lane.n_transfers = n_transfers_;
+    stats.lane.n_cancelled = n_dropped_;
+    const std::lock_guard state(state_);
+    stats.lane_text = cat("link to ", device_name_, has_cpu_lane() ? ", shared with the CPU" : "");
+    stats.lane_bytes_s = link_rate_;
+    stats.cpu_bytes_s = cpu_rate_;
+    return stats;
+}
+
+void DeviceExperts::reset_stats() {
+    const std::lock_guard owner(owner_);
+    take_stall();
+    books_.reset();
+    moved_bytes_ = dropped_bytes_ = 0;
+    n_transfers_ = n_dropped_ = 0;
+    round_trips_ = {};
+}
+
+void DeviceExperts::note_round_trip(double waited_s, double planned_s) {
+    const std::lock_guard owner(owner_);
+    ++round_trips_.n_layers;
+    round_trips_.waited_s += waited_s;
+    round_trips_.planned_s += planned_s;
+}
+
+std::vector<double> DeviceExperts::uses() {
+    const std::lock_guard owner(owner_);
+    return books_.uses();
+}
+
+void DeviceExperts::check() {
+    const std::lock_guard owner(owner_);
+    books_.cache().residency().check();
+}
+
+}  // namespace moepic

@@ -1,0 +1,124 @@
+// The feed-forward of one layer on a device. The arithmetic is FeedForward's; what differs is who does what, and when:
+//
+//   device   router logits -> mailbox; shared expert           residents         what the link brought       reduce -> next layer ..
+//   host          waits, fetches ahead | routes, plans, uploads | feeds the link |
+//   CPU                                                           computes from the queue's tail, sends partials back
+//
+// The host sees the router's logits in mapped memory, without synchronising the stream, and routes with the CPU's own code. Everything a
+// layer needs to know (tasks, tokens of entries, weights) goes to the device in one copy.
+//
+// Of few tokens an entry of the device's lists is a (token, expert, granule): its partials are one row. Rows are numbered in the order in
+// which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy. Of many tokens
+// an entry is a (token, expert), and partials of its granules are added up in order as they are computed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "device/buffer.h"
+#include "device/library.h"
+#include "engine/device_experts.h"
+#include "engine/device_model.h"
+#include "engine/device_tables.h"
+#include "engine/feed_forward.h"
+#include "engine/workspace.h"
+#include "expert/granule_math.h"
+
+namespace moepic {
+
+class DeviceFeedForward final : public FeedForward {
+public:
+    // `compute`: the stream of all of a pass's kernels. The workspace's threads are the CPU lane, and route a prompt.
+    DeviceFeedForward(const Model& model, Workspace& workspace, const device::OwnedStream& compute, int64_t n_batch);
+
+    void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) override;
+    uint64_t scratch_bytes() const noexcept override { return memory_.size(); }
+
+private:
+    // What the host hears of a layer: pinned and mapped.
+    struct Mailbox {
+        uint32_t* flag = nullptr;
+        uint32_t* unheard = nullptr;      // the flag of letters that another one follows
+        float* logits = nullptr;          // [n_batch][n_expert]
+        float* guess_logits[2] = {};      // [n_expert], one and two layers ahead
+        std::byte* acts[kActKinds] = {};  // [kFewTokens] rows, for the CPU
+        size_t act_stride[kActKinds] = {};
+    };
+    // A routed expert of the batch and its tokens.
+    struct Group {
+        int32_t expert;
+        int32_t first_entry, n_entries;
+    };
+    struct ThreadScratch {
+        GranuleScratch granule;
+        std::byte* intermediate;
+    };
+    void place(Carver& device, Carver& mailbox, Carver& host);
+    void ask(int64_t il, const Work& work, int64_t n);
+    void hear();
+    void choose(int64_t il, int64_t n, int64_t first_position, const Probe& probe);
+    void group(int64_t il, int64_t n);
+    void run_routed(int64_t il, const Work& work, int64_t n, int64_t first_position);
+    void run_few(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
+    void run_many(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
+    void share_queue(DeviceExperts::Pass& pass, const device::ExpertJob& job, int64_t il);
+    void compute_in_place(DeviceExperts::Pass& pass, int64_t il, int placed, int thread);
+    void run_shared(int64_t il, const Work& work, int64_t n);
+    void list_shared(int64_t n);
+    void fetch_ahead(DeviceExperts::Pass& pass, int moe_layer, int64_t n, int64_t first_position);
+    void launch_few(const device::ExpertJob& job, DeviceExperts::Range range);
+    device::ExpertJob job_of(const ExpertSet& set, const ActSet& acts) const;
+    device::ReduceJob reduce_of(int64_t il, const Work& work, int64_t n);
+    void check(int32_t code) const { library_.check(code, "computing experts"); }
+
+    const int64_t n_batch_;
+    const DeviceModel& device_;
+    const device::Library& library_;
+    const device::OwnedStream& compute_;
+    DeviceExperts* const experts_;
+    Workspace& workspace_;
+    ThreadPool& pool_;
+    double waited_s_ = 0.0, planned_s_ = 0.0;  // of the layer being run
+
+    device::DeviceMemory memory_;
+    // On the device.
+    float *logits_ = nullptr, *shared_weight_ = nullptr;  // [n_batch][n_expert], [n_batch]
+    float *guess_x_ = nullptr, *guess_logits_[2] = {};    // [n_embd], [n_expert]
+    ActSet guess_acts_;
+    std::byte* intermediate_ = nullptr;  // [entry] rows, or [entry][granule]
+    float* partials_ = nullptr;          // [entry][n_embd]
+    std::byte* shared_intermediate_ = nullptr;
+    float* shared_partials_ = nullptr;  // few: [token][granule][n_embd]; many: [token][n_embd]
+
+    device::HostMemory letters_;
+    Mailbox mailbox_;
+    uint32_t letter_ = 0;
+    device::OwnedEvent posted_;
+    float* returned_ = nullptr;  // [row][n_embd] partials of the CPU lane, by row of partials_
+    Tables tables_;
+    // The shared experts' tasks of all layers, for batches of shared_n_ tokens.
+    Tables shared_tables_;
+    int64_t shared_n_ = 0;
+    device::OwnedEvent shared_listed_;
+    const int32_t* tokens_ = nullptr;                      // [n_batch]: 0, 1, 2 ..
+    std::vector<const device::ExpertTask*> shared_tasks_;  // [layer]
+    std::vector<const device::ExpertRun*> shared_runs_;    // [layer]
+
+    // On the host, of the layer being run.
+    int64_t planned_from_ns_ = 0;
+    std::vector<int32_t> ids_;       // [n][k]
+    std::vector<float> weights_;     // [n][k]
+    std::vector<int32_t> distinct_;  // of ids_, ascending
+    std::vector<Group> groups_;
+    std::vector<int32_t> entry_token_, entry_of_;  // entries in the order of groups: the token; [n][k] the entry
+    std::vector<float> entry_weight_;
+    std::vector<int32_t> first_row_;  // few: [placed] row of its first entry
+    int first_returned_ = 0;
+    std::vector<float> guess_weights_;
+    std::vector<int32_t> guess_ids_;
+    Region host_memory_;
+    std::vector<ThreadScratch> threads_;
+};
+
+}  // namespace moepic

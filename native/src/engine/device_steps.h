@@ -1,0 +1,66 @@
+// Steps on a device: each is a call of the device's table (device/api.h) on one stream, so they run in the order they are given while the
+// host goes on. Memory is the device's. What the host makes of a pass waits in pinned memory until its copies have run; what it wants back
+// is copied there, and waited for.
+#pragma once
+
+#include <thread>
+#include <vector>
+
+#include "device/buffer.h"
+#include "engine/steps.h"
+
+namespace moepic {
+
+class DeviceSteps final : public Steps {
+public:
+    // weights: with pointers that device `index` reads. Throws Error(device). Outlives the memory it reserves.
+    DeviceSteps(const device::Library& library, int32_t index, const WeightsView& weights);
+
+    // Where the steps run: what another stream brings for them is waited for here, and what they leave for it is recorded here.
+    const device::OwnedStream& stream() const noexcept { return stream_; }
+
+    Memory reserve(size_t bytes, const char* what) override;
+    void reserve_transfers(int64_t staged, int64_t read) override;
+    bool is_host() const noexcept override { return false; }
+    void begin() override;
+    float* stage(float* to, int64_t n) override;
+    void send() override;
+    const float* read(const float* from, int64_t n) override;
+
+    using Steps::matmul;
+    void clear(float* x, int64_t n) override;
+    void norm(const device::NormJob& job) override;
+    void quantize(ActMask mask, const float* x, int64_t cols, int64_t n, const Acts& acts) override;
+    void matmul(const device::MatmulList& list) override;
+    void heads(const device::HeadsJob& job) override;
+    void latent_heads(const device::LatentHeadsJob& job) override;
+    void kv_store(const device::KvStoreJob& job) override;
+    size_t attention_scratch(const ops::KvView& kv, int64_t n, int64_t n_head) const override;
+    void attention(const device::AttentionJob& job) override;
+    void glu(const device::GluJob& job) override;
+    void scale(float* y, float a, int64_t n) override;
+    void scale_add(float* y, float a, const float* x, int64_t n) override;
+    void add(float* y, const float* x, int64_t n) override;
+    void multiply(float* y, const float* x, int64_t n) override;
+    void conv(const device::ConvJob& job) override;
+    void delta_gates(const device::DeltaGatesJob& job) override;
+    void delta_rule(const device::DeltaRuleJob& job) override;
+
+private:
+    struct Transfer {
+        float* to;
+        const float* from;
+        int64_t n;
+    };
+
+    const device::Library& library_;
+    const int32_t index_;
+    std::thread::id thread_;  // has opened the device
+    device::OwnedStream stream_;
+    device::OwnedEvent sent_;  // the copies of the last send() have run
+    device::HostMemory staged_, read_;
+    int64_t n_staged_ = 0;             // floats of staged_ taken since the last send()
+    std::vector<Transfer> transfers_;  // since the last send()
+};
+
+}  // namespace moepic
