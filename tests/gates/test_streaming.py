@@ -14,9 +14,9 @@ from gguf import GGUFReader
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
-from moepic_gguf.streaming import StreamingOptions, StreamStats
+from moepic_gguf.streaming import StreamingOptions
 from tests.gates.running import IDS, KINDS, TOKENS, Run, ordinary, run, same, split
-from tests.making import gguf_file, resplit
+from tests.making import resplit
 
 
 @pytest.fixture(scope="module")
