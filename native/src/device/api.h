@@ -79,13 +79,13 @@ struct MatmulList {
 struct HeadsJob {
     int64_t n = 0;  // tokens
     int64_t n_head = 0, n_head_kv = 0, head_dim_k = 0, head_dim_v = 0;
-    const float* gated_q = nullptr;                      // [n][2 n_head head_dim_k]: each head's query, then its gate; null: q is there
-    float *q = nullptr, *k = nullptr, *v = nullptr;      // [n][heads * head_dim]
-    bool copies_values = false;                          // v = k before anything else
-    bool value_norm = false;                             // rms without weight, per head
-    bool whole_norm = false, head_norm = false;          // rms of q and k: the whole row before anything, or per head
-    bool norm_after_rope = false;                        // of head_norm
-    const float *q_norm = nullptr, *k_norm = nullptr;    // weights; null with head_norm: bare
+    const float* gated_q = nullptr;                    // [n][2 n_head head_dim_k]: each head's query, then its gate; null: q is there
+    float *q = nullptr, *k = nullptr, *v = nullptr;    // [n][heads * head_dim]
+    bool copies_values = false;                        // v = k before anything else
+    bool value_norm = false;                           // rms without weight, per head
+    bool whole_norm = false, head_norm = false;        // rms of q and k: the whole row before anything, or per head
+    bool norm_after_rope = false;                      // of head_norm
+    const float *q_norm = nullptr, *k_norm = nullptr;  // weights; null with head_norm: bare
     float eps = 0.0f;
     bool rotates = true;
     const float* angles = nullptr;  // [n][n_rot]: cos, sin per pair
@@ -164,7 +164,7 @@ struct ConvJob {
 struct DeltaGatesJob {
     int64_t n = 0, n_channels = 0;
     int64_t n_head_k = 0, n_head_v = 0, head_dim_k = 0;
-    float* channels = nullptr;      // [n][n_channels]: q heads, k heads, v heads
+    float* channels = nullptr;  // [n][n_channels]: q heads, k heads, v heads
     float length_eps = 0.0f;
     const float* raw_beta = nullptr;  // [n][n_head_v], or with alpha null [n][2 n_head_v], per key head its betas, then its alphas
     const float* alpha = nullptr;     // [n][n_head_v]
@@ -176,8 +176,8 @@ struct DeltaRuleJob {
     bool tiled_value_heads = false;  // value head h has key head h % n_head_k; else h / (n_head_v / n_head_k)
     const float* channels = nullptr;
     const float *beta = nullptr, *decay = nullptr;
-    float* out = nullptr;        // [n][n_head_v * head_dim_v]
-    int64_t state_offset = 0;    // floats from the beginning of a leg's state to the matrix of head 0
+    float* out = nullptr;      // [n][n_head_v * head_dim_v]
+    int64_t state_offset = 0;  // floats from the beginning of a leg's state to the matrix of head 0
     StateLeg legs[2];
     int n_legs = 0;
 };
@@ -190,9 +190,9 @@ struct RouteJob {
     bool groups_by_best = false, renormalise = false;
     float router_scale = 1.0f;
     const float *selection_bias = nullptr, *expert_scale = nullptr;
-    float* logits = nullptr;    // [n][n_expert], overwritten
-    int32_t* ids = nullptr;     // [n][k], ascending
-    float* weights = nullptr;   // [n][k]
+    float* logits = nullptr;   // [n][n_expert], overwritten
+    int32_t* ids = nullptr;    // [n][k], ascending
+    float* weights = nullptr;  // [n][k]
 };
 
 // Where the parts of a granule lie: expert/strip.h.
@@ -258,7 +258,8 @@ struct Api {
 
     const char* (*last_error)();
     int32_t (*count)(int32_t* n);
-    int32_t (*open)(int32_t index, Info* info);  // makes it the calling thread's device; every thread that calls below has to
+    int32_t (*open)(int32_t index, Info* info);  // describes it, and makes it the calling thread's
+    int32_t (*use)(int32_t index);               // makes it the calling thread's; every thread that calls below has to. Cheap
     int32_t (*memory)(uint64_t* free_bytes, uint64_t* total_bytes);
 
     int32_t (*allocate)(size_t bytes, void** out);
@@ -293,11 +294,11 @@ struct Api {
     size_t (*attention_scratch)(const ops::KvView& kv, int64_t n, int64_t n_head);
     int32_t (*attention)(const AttentionJob& job, Stream stream);
     int32_t (*glu)(const GluJob& job, Stream stream);
-    int32_t (*scale)(float* y, float a, int64_t n, Stream stream);                            // y *= a
-    int32_t (*scale_add)(float* y, float a, const float* x, int64_t n, Stream stream);        // y = fma(a, x, y)
-    int32_t (*add)(float* y, const float* x, int64_t n, Stream stream);                       // y += x
-    int32_t (*multiply)(float* y, const float* x, int64_t n, Stream stream);                  // y *= x
-    int32_t (*sigmoid)(float* x, int64_t n, Stream stream);                                   // in place
+    int32_t (*scale)(float* y, float a, int64_t n, Stream stream);                      // y *= a
+    int32_t (*scale_add)(float* y, float a, const float* x, int64_t n, Stream stream);  // y = fma(a, x, y)
+    int32_t (*add)(float* y, const float* x, int64_t n, Stream stream);                 // y += x
+    int32_t (*multiply)(float* y, const float* x, int64_t n, Stream stream);            // y *= x
+    int32_t (*sigmoid)(float* x, int64_t n, Stream stream);                             // in place
     int32_t (*conv)(const ConvJob& job, Stream stream);
     int32_t (*delta_gates)(const DeltaGatesJob& job, Stream stream);
     int32_t (*delta_rule)(const DeltaRuleJob& job, Stream stream);
