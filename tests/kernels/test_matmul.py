@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matmul_native import (
+    CODEBOOKS,
     FLOATS,
     TYPES,
     TYPES_32,
@@ -177,7 +178,9 @@ def test_non_finite_activations_show_in_the_output(isa: str, name: str, bad: flo
     assert_same_bits(y[1:], reference(name, blocks, x[1:]), "the token beside it")
 
 
-@pytest.mark.parametrize("name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS"])
+@pytest.mark.parametrize(
+    "name", ["Q4_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q6_K", "IQ4_XS", *CODEBOOKS]
+)
 def test_the_largest_codes_and_activations_do_not_overflow(name: str) -> None:
     """Activations at +-127 against each constant byte: extremes of the sums, where a 16-bit step would saturate."""
     cols = block_len(name)

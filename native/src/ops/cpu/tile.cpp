@@ -30,17 +30,25 @@ inline void halves(size_t offset, const std::byte* const (&rows)[kTileRows], std
     for (int r = 0; r < kTileRows; ++r) std::memcpy(ends + 2 * r, rows[r] + offset, 2);
 }
 
-// Bit 4j + i to bit 8i + j, for the 16 dwords of a column (qh').
-inline void spread_fifth_bits(std::byte* column) {
-    const I16x from = i_load(column), ones = i_set(0x01010101);
+// Bit 4j + i of each dword to bit 8i + at[j].
+inline I16x spread_bits(I16x from, const int (&at)[8]) {
     I16x to = i_set(0);
     for (int j = 0; j < 8; ++j) {
         // A nibble times 1 + 2^7 + 2^14 + 2^21 has bit i of it at bit 8i; the product's other bits are masked away.
         const I16x nibble = i_shr_by(from, 4 * j) & i_set(15);
-        to = to | i_shl_by((nibble * i_set(0x00204081)) & ones, j);
+        to = to | i_shl_by((nibble * i_set(0x00204081)) & i_set(0x01010101), at[j]);
     }
-    i_store(column, to);
+    return to;
 }
+
+// Nibble s of 8 to bits 8 (s % 4) + 4 (s / 4).
+inline I16x part_nibbles(I16x from) {
+    I16x to = i_set(0);
+    for (int s = 0; s < 8; ++s) to = to | i_shl_by(i_shr_by(from, 4 * s) & i_set(15), 8 * (s % 4) + 4 * (s / 4));
+    return to;
+}
+
+inline constexpr int kInOrder[8] = {0, 1, 2, 3, 4, 5, 6, 7};  // qh' of the 32-weight types
 
 template <class B, bool with_min>
 void tile_nibbles(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
@@ -52,7 +60,7 @@ void tile_nibbles(const std::byte* const (&rows)[kTileRows], std::byte* body, st
 template <class B, bool with_min>
 void tile_five_bits(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
     columns({{offsetof(B, qh), sizeof(B::qh)}, {offsetof(B, qs), sizeof(B::qs)}}, rows, body);
-    spread_fifth_bits(body);
+    i_store(body, spread_bits(i_load(body), kInOrder));
     halves(0, rows, ends);
     if constexpr (with_min) halves(2, rows, ends + 2 * kTileRows);
 }
@@ -111,18 +119,102 @@ void tile_iq4_xs(const std::byte* const (&rows)[kTileRows], std::byte* body, std
     halves(offsetof(B, d), rows, ends);
     halves(offsetof(B, scales_h), rows, ends + 2 * kTileRows);
     const I16x low = i_load(body), high = i_load_u16(ends + 2 * kTileRows);
-    I16x new_low = i_set(0), new_high = i_set(0);
-    for (int s = 0; s < 8; ++s) {
-        new_low = new_low | i_shl_by(i_shr_by(low, 4 * s) & i_set(15), 8 * (s % 4) + 4 * (s / 4));
-        new_high = new_high | i_shl_by(i_shr_by(high, 2 * s) & i_set(3), kScalesHigh[s]);
-    }
-    i_store(body, new_low);
+    I16x new_high = i_set(0);
+    for (int s = 0; s < 8; ++s) new_high = new_high | i_shl_by(i_shr_by(high, 2 * s) & i_set(3), kScalesHigh[s]);
+    i_store(body, part_nibbles(low));
     int32_t words[kTileRows];
     i_store(words, new_high);
     for (int r = 0; r < kTileRows; ++r) {
         const uint16_t word = static_cast<uint16_t>(words[r]);
         std::memcpy(ends + 2 * kTileRows + 2 * r, &word, 2);
     }
+}
+
+// signs' of a column with 8 signs to a byte.
+inline void spread_signs(std::byte* column) {
+    i_store(column, spread_bits(i_load(column), kSignBit));
+}
+
+// signs' of a column with four times 7 signs and four more bits, which stay where they are.
+inline void spread_seven_signs(std::byte* column) {
+    const I16x from = i_load(column);
+    I16x bytes = i_set(0);
+    for (int g = 0; g < 4; ++g) bytes = bytes | i_shl_by(i_shr_by(from, 7 * g) & i_set(127), 8 * g);
+    i_store(column, spread_bits(bytes, kSignBit) | (from & i_set(static_cast<int32_t>(0xf0000000u))));
+}
+
+// qh' of a column with the high bits of the indices of four runs, n_bits of each: a byte per run in the file.
+template <int n_bits>
+inline void part_high_bits(std::byte* column) {
+    const I16x from = i_load(column);
+    I16x to = i_set(0);
+    for (int k = 0; k < 4; ++k)
+        for (int index = 0; index < 8 / n_bits; ++index) {
+            const int half = index / 2 % 2, place = index % 2 + index / 4 * 2;
+            const I16x bits = i_shr_by(from, 8 * k + n_bits * index) & i_set((1 << n_bits) - 1);
+            to = to | i_shl_by(bits, 16 * half + 8 * (k / 2) + 4 * (k % 2) + n_bits * place);
+        }
+    i_store(column, to);
+}
+
+void tile_iq2_xxs(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
+    using B = BlockIQ2_XXS;
+    columns({{offsetof(B, runs), sizeof(B::runs)}}, rows, body);
+    for (int r = 0; r < 8; ++r) spread_seven_signs(body + (2 * r + 1) * kColumn);
+    halves(offsetof(B, d), rows, ends);
+}
+
+void tile_iq2_xs(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
+    using B = BlockIQ2_XS;
+    columns({{offsetof(B, qs), sizeof(B::qs)}, {offsetof(B, scales), sizeof(B::scales)}}, rows, body);
+    for (int r = 0; r < 8; ++r, body += 2 * kColumn) {
+        // Groups 0 and 1 in one dword, 2 and 3 in the next: 9 bits of index and 7 of signs each.
+        const I16x pairs[2] = {i_load(body), i_load(body + kColumn)};
+        I16x low = i_set(0), signs = i_set(0), high = i_set(0);
+        for (int g = 0; g < 4; ++g) {
+            const I16x group = i_shr_by(pairs[g / 2], 16 * (g % 2));
+            low = low | i_shl_by(group & i_set(255), 8 * g);
+            signs = signs | i_shl_by(i_shr<9>(group) & i_set(127), 8 * g);
+            high = high | i_shl_by(i_shr<8>(group) & i_set(1), 28 + g);
+        }
+        i_store(body, low);
+        i_store(body + kColumn, spread_bits(signs, kSignBit) | high);
+    }
+    for (int i = 0; i < 2; ++i) i_store(body + i * kColumn, part_nibbles(i_load(body + i * kColumn)));
+    halves(offsetof(B, d), rows, ends);
+}
+
+void tile_iq2_s(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
+    using B = BlockIQ2_S;
+    columns({{offsetof(B, qs), sizeof(B::qs)},
+             {offsetof(B, signs), sizeof(B::signs)},
+             {offsetof(B, qh), sizeof(B::qh)},
+             {offsetof(B, scales), sizeof(B::scales)}},
+            rows, body);
+    for (int i = 8; i < 16; ++i) spread_signs(body + i * kColumn);
+    for (int i = 16; i < 18; ++i) part_high_bits<2>(body + i * kColumn);
+    for (int i = 18; i < 20; ++i) i_store(body + i * kColumn, part_nibbles(i_load(body + i * kColumn)));
+    halves(offsetof(B, d), rows, ends);
+}
+
+void tile_iq3_xxs(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
+    using B = BlockIQ3_XXS;
+    columns({{offsetof(B, qs), sizeof(B::qs)}, {offsetof(B, signs), sizeof(B::signs)}}, rows, body);
+    for (int i = 16; i < 24; ++i) spread_seven_signs(body + i * kColumn);
+    halves(offsetof(B, d), rows, ends);
+}
+
+void tile_iq3_s(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends) {
+    using B = BlockIQ3_S;
+    columns({{offsetof(B, qs), sizeof(B::qs)},
+             {offsetof(B, qh), sizeof(B::qh)},
+             {offsetof(B, signs), sizeof(B::signs)},
+             {offsetof(B, scales), sizeof(B::scales)}},
+            rows, body);
+    for (int i = 16; i < 18; ++i) part_high_bits<1>(body + i * kColumn);
+    for (int i = 18; i < 26; ++i) spread_signs(body + i * kColumn);
+    i_store(body + 26 * kColumn, part_nibbles(i_load(body + 26 * kColumn)));
+    halves(offsetof(B, d), rows, ends);
 }
 
 using TileBlock = void (*)(const std::byte* const (&rows)[kTileRows], std::byte* body, std::byte* ends);
@@ -201,6 +293,16 @@ void tile_rows(Type type, const std::byte* src, size_t stride, int64_t rows, int
             return run<tile_q6_k>(kTileQ6_K, src, stride, rows, cols, dst);
         case Type::iq4_xs:
             return run<tile_iq4_xs>(kTileIQ4_XS, src, stride, rows, cols, dst);
+        case Type::iq2_xxs:
+            return run<tile_iq2_xxs>(kTileIQ2_XXS, src, stride, rows, cols, dst);
+        case Type::iq2_xs:
+            return run<tile_iq2_xs>(kTileIQ2_XS, src, stride, rows, cols, dst);
+        case Type::iq2_s:
+            return run<tile_iq2_s>(kTileIQ2_S, src, stride, rows, cols, dst);
+        case Type::iq3_xxs:
+            return run<tile_iq3_xxs>(kTileIQ3_XXS, src, stride, rows, cols, dst);
+        case Type::iq3_s:
+            return run<tile_iq3_s>(kTileIQ3_S, src, stride, rows, cols, dst);
     }
 }
 
