@@ -110,14 +110,19 @@ def sizes(name: str, rows: int, cols: int) -> tuple[int, int]:
     return tiles[0], acts[0]
 
 
-def make_tiles(isa: str, name: str, blocks: Bytes, cols: int, repeats: int = 1) -> tuple[Tiles, float]:
-    """Tiles of GGUF rows [rows, row_bytes] and the seconds it took."""
-    rows = len(blocks)
-    tiles = Tiles(name, rows, cols, aligned(sizes(name, rows, cols)[0]))
+def write_tiles(isa: str, name: str, blocks: Bytes, cols: int, out: Bytes) -> float:
+    """Re-tile GGUF rows [rows, row_bytes] to `out`; the seconds it took."""
     seconds = ffi.new("double *")
-    source, out = pointer(blocks, "void *"), pointer(tiles.data, "void *")
-    check(lib.moepic_test_tile(ISAS[isa], tiles.type, source, blocks.shape[1], rows, cols, out, repeats, seconds))
-    return tiles, seconds[0]
+    source, to, type_id = pointer(blocks, "void *"), pointer(out, "void *"), int(GGMLQuantizationType[name])
+    check(lib.moepic_test_tile(ISAS[isa], type_id, source, blocks.shape[1], len(blocks), cols, to, 1, seconds))
+    return seconds[0]
+
+
+def make_tiles(isa: str, name: str, blocks: Bytes, cols: int) -> Tiles:
+    """Tiles of GGUF rows [rows, row_bytes]."""
+    tiles = Tiles(name, len(blocks), cols, aligned(sizes(name, len(blocks), cols)[0]))
+    write_tiles(isa, name, blocks, cols, tiles.data)
+    return tiles
 
 
 def quantize(isa: str, name: str, x: Floats, repeats: int = 1) -> tuple[Bytes, float]:
