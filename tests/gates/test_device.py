@@ -16,8 +16,8 @@ from moepic_gguf import Model
 from moepic_gguf.errors import BudgetError, CancelledError, DeviceError, OutOfMemory
 from moepic_gguf.streaming import StreamingOptions
 from tests.cuda.devices import counters, set_options
-from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, ordinary, run, same, split
-from tests.making import gguf_file
+from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, run, same, split
+from tests.making import gguf_file, ordinary
 from tests.tiny.models import MODELS
 
 DEVICES = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
