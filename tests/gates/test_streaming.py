@@ -32,25 +32,6 @@ def baseline():
     return get
 
 
-<<<<<<< HEAD
-=======
-def split(name, kind, ratio="0.5"):
-    return resplit(ordinary(name, kind), "--split-ratio", ratio)
-
-
-def same(found: Run, expected: Run) -> StreamStats:
-    assert found.stats is not None
-    a, b = np.frombuffer(found.logits, np.uint32), np.frombuffer(expected.logits, np.uint32)
-    assert a.shape == b.shape
-    wrong = np.flatnonzero(a != b)
-    assert not len(wrong), f"{len(wrong)} of {len(a)} logits differ, first at {wrong[0]}"
-    stats = found.stats
-    assert stats.resident_bytes <= stats.cache_bytes
-    assert stats.n_failed == 0
-    return stats
-
-
->>>>>>> iq
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=IDS)
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.7, 1.0])
 def test_the_budget_does_not_matter(baseline, name, kind, share):
