@@ -137,7 +137,8 @@ typedef struct moepic_stream_options {
     int32_t direct;         /* non-zero (default): past the page cache */
     double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
     double link_latency_s;  /* per transfer of the emulated link */
-    double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this */
+    double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this. On a
+                               device: the rate of its CPU lane until that is measured */
     int32_t adapt;          /* non-zero (default): try out, by wall time, whether prefetching and a CPU lane pay; leave off what does not */
     int32_t n_moe_layer;    /* of the two arrays */
     const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */
@@ -176,13 +177,14 @@ MOEPIC_API int32_t moepic_device_find(moepic_device_info* out, int32_t kind, int
 
 typedef struct moepic_device_options {
     uint32_t size;
-    int32_t kind;        /* MOEPIC_DEVICE_*; the CPU by default */
+    int32_t kind; /* MOEPIC_DEVICE_*; the CPU by default */
     int32_t index;
     int32_t cpu_lane;    /* non-zero (default): the CPU computes granules beside the device, where that ends a layer sooner */
     uint64_t vram_bytes; /* for weights, one context, frames and the expert cache together; 0: what is free, less 256 MiB. What the driver
                             takes for itself is not part of it. E_BUDGET when not even an empty cache fits */
-    uint64_t pin_bytes;  /* of RAM pinned for the link at most; 0: all experts, as far as the system grants it. The rest takes one more copy */
-    const char* folder;  /* of the device libraries; NULL: beside this one */
+    uint64_t
+        pin_bytes; /* of RAM pinned for the link at most; 0: all experts, as far as the system grants it. The rest takes one more copy */
+    const char* folder; /* of the device libraries; NULL: beside this one */
 } moepic_device_options;
 MOEPIC_API void moepic_device_options_init(moepic_device_options* options);
 

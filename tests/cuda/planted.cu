@@ -132,6 +132,17 @@ __global__ void shared_overrun_kernel(Job job) {
 __global__ void device_overrun_kernel(Job job) {
     job.data[threadIdx.x + 1] = 1.0f;
 }
+// Through a pointer that the launch can't see, as a list of granules has them.
+__global__ void follow_kernel(Job job) {
+    job.data[threadIdx.x] = **reinterpret_cast<const float**>(job.data + 2 * kThreads);
+}
+__global__ void neighbour_kernel(Job job) {
+    const float** slot = shared_memory<const float*>();
+    float own = 1.0f;
+    slot[threadIdx.x] = &own;
+    __syncthreads();
+    job.data[threadIdx.x] = *slot[(threadIdx.x + 1) % kThreads];
+}
 __global__ void fresh_shared_kernel(Job job) {
     job.data[threadIdx.x] = shared_memory<float>()[threadIdx.x];  // never written
 }
@@ -290,6 +301,27 @@ void mailbox() {
     release_host(raw);
 }
 
+// A kernel that is handed a pointer to the host's own memory.
+void host_pointer() {
+    Machine machine;
+    float own = 5.0f;
+    float* data = machine.make(2 * kThreads + 2);
+    const float* pointer = &own;
+    std::memcpy(machine.host, &pointer, sizeof pointer);
+    need(copy(data + 2 * kThreads, machine.host, sizeof pointer, machine.stream));
+    need(launch(follow_kernel, dim3(1), dim3(kThreads), 0, machine.stream, Job{data, 1}));
+    need(synchronize(machine.stream));
+    machine.print(data, 1);
+}
+
+// The host, reading the device's memory as if it were its own.
+void host_reads() {
+    Machine machine;
+    float* data = machine.make(1024);
+    std::printf("%d\n", std::memcmp(machine.host, data, static_cast<size_t>(std::stoi("4096"))) != 0);
+    release(data);
+}
+
 void use_after_free() {
     Machine machine;
     float* data = machine.make(kThreads);
@@ -351,6 +383,9 @@ bool run(const std::string& name) {
     if (is("block_race")) return run_kernel(block_race_kernel, kThreads, dim3(64), dim3(kThreads), 0), true;
     if (is("shared_overrun")) return run_kernel(shared_overrun_kernel, kThreads, dim3(1), dim3(kThreads), kThreads), true;
     if (is("device_overrun")) return run_kernel(device_overrun_kernel, kThreads, dim3(1), dim3(kThreads), 0), true;
+    if (is("neighbour")) return run_kernel(neighbour_kernel, kThreads, dim3(1), dim3(kThreads), 2 * kThreads), true;
+    if (is("host_pointer")) return host_pointer(), true;
+    if (is("host_reads")) return host_reads(), true;
     if (is("fresh_shared")) return run_kernel(fresh_shared_kernel, kThreads, dim3(1), dim3(kThreads), kThreads), true;
     if (is("leaver")) return run_kernel(leaver_kernel, kThreads, dim3(1), dim3(kThreads), 0), true;
     if (is("two_barriers")) return run_kernel(two_barriers_kernel, kThreads, dim3(1), dim3(kThreads), 0), true;

@@ -20,7 +20,12 @@ FILES = [
     SOURCE / "base" / "error.cpp",
     SOURCE / "base" / "thread_pool.cpp",
 ]
-UNWATCHED = {"fiber.cpp", "block.cpp"}  # as in emulation/CMakeLists.txt
+# As in emulation/CMakeLists.txt.
+UNWATCHED = {"fiber.cpp", "block.cpp", "access.cpp"}
+CHECKED = [
+    "-fsanitize=kernel-address",
+    *(f"--param=asan-{name}=0" for name in ("instrumentation-with-call-threshold", "stack", "globals")),
+]
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,8 @@ def compile_file(source: Path, sanitizer: str, folder: Path) -> Path:
     flags = ["-std=c++20", "-O1", "-g", "-ffp-contract=off", f"-fsanitize={sanitizer}", f"-I{SOURCE}", f"-I{EMULATION}"]
     if sanitizer == "thread" and source.name in UNWATCHED:
         flags += ["-fno-sanitize=thread", "-DMOEPIC_TSAN=1"]
+    if sanitizer == "address" and source.suffix == ".cu":
+        flags += ["-fno-sanitize=address", *CHECKED]
     target = folder / f"{source.name}.o"
     compiler = [tool for tool in ("ccache",) if shutil.which(tool)] + ["g++"]
     subprocess.run([*compiler, *flags, "-x", "c++", "-c", source, "-o", target], check=True, env=environment())

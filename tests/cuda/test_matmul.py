@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matmul_native import FLOATS, TYPES, Tiles, block_len, make_tiles, random_blocks
+from matmul_native import FLOATS, TYPES, Tiles, block_len, make_tiles, random_blocks, row_bytes
 from matmul_native import matmul as cpu_matmul
 from matmul_native import quantize as cpu_quantize
 from ops_native import assert_same_bits, available_isas
@@ -38,6 +38,7 @@ def make_x(n: int, cols: int, rng: np.random.Generator) -> Floats:
         (17, 1, 16),
         (33, 1, 32),
         (33, 2, 33),
+        (17, 9, 40),
         (1, 1, 130),
     ],
 )
@@ -50,6 +51,21 @@ def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, b
     found = np.full((n, rows), np.nan, dtype=np.float32)
     matmul(device, [Job(tiles, acts, found)], n)
     assert_same_bits(found, expected, f"{name} {rows} x {cols}, {n} tokens")
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_bit_pattern_of_a_block_means_what_it_means_on_the_cpu(device: str, name: str) -> None:
+    """Scales too small or too large for normal floats, infinite or NaN among them."""
+    rng = np.random.default_rng(TYPES.index(name))
+    rows, cols, n = 200, smallest_cols(name), 3
+    blocks = rng.integers(0, 256, (rows, row_bytes(name, cols)), dtype=np.uint8)
+    tiles, _ = make_tiles(FAST, name, blocks, cols)
+    acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
+    expected, _ = cpu_matmul(FAST, tiles, acts, n)
+    assert np.isfinite(expected).any()
+    found = np.full((n, rows), 0.5, dtype=np.float32)
+    matmul(device, [Job(tiles, acts, found)], n)
+    assert_same_bits(found, expected, name)
 
 
 def make_job(name: str, rows: int, cols: int, n: int, rng: np.random.Generator) -> tuple[Tiles, Floats]:
@@ -92,7 +108,7 @@ def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: in
 @pytest.mark.parametrize(
     ("name", "cols"), [("Q4_K", 7168), ("Q8_0", 1536), ("MXFP4", 2880), ("Q4_1", 544), ("F16", 2000), ("F32", 700)]
 )
-@pytest.mark.parametrize("n", [1, 11])
+@pytest.mark.parametrize("n", [1, 11, 40])
 def test_rows_longer_than_a_chunk_of_a_thread_block(device: str, name: str, cols: int, n: int) -> None:
     rng = np.random.default_rng(cols)
     tiles, acts = make_job(name, 18, cols, n, rng)

@@ -10,12 +10,12 @@ import pytest
 
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
-from tests.making import gguf_file, resplit
+from tests.making import ordinary, resplit
 
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(3, 320, 50).tolist()
 
-# (variant, type): floats, 32-blocks with and without mins, k-quants, MXFP4 experts; shared expert, one granule, many experts.
+# (variant, type): floats, 32-blocks with and without mins, k-quants, codebooks, MXFP4 experts; shared expert, one granule, many experts.
 KINDS = [
     ("mixtral", "f32"),
     ("mixtral", "q8_0"),
@@ -23,6 +23,8 @@ KINDS = [
     ("qwen3_moe_256", "q4_k_m"),
     ("qwen3_moe_256", "q4_k"),
     ("qwen3_moe_256", "q6_k"),
+    ("qwen3_moe_256", "iq2"),
+    ("qwen3_moe_256", "iq3"),
     ("qwen2_moe", "q4_0"),
     ("qwen2_moe_1408", "q8_0"),
     ("mixtral", "mxfp4"),
@@ -54,10 +56,6 @@ KINDS = [
 ]
 DENSE = {"llama", "qwen2", "qwen3", "gemma3", "qwen3_5", "lfm2"}
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
-
-
-def ordinary(name, kind):
-    return gguf_file(name, "--outtype", kind, "--no-split")
 
 
 def logits(path, **load) -> bytes:

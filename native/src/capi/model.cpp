@@ -23,8 +23,8 @@ LoadOptions read_load_options(const moepic_model_options& o) {
     options.strict = o.strict != 0;
     options.ram_bytes = o.ram_bytes;
     options.context = read_context_options(o.context);
-    read_stream_options(options, o.streaming);
     options.device = read_device_options(o.device);
+    read_stream_options(options, o.streaming);
     return options;
 }
 

@@ -64,7 +64,7 @@ void moepic::read_stream_options(LoadOptions& options, const moepic_stream_optio
     check_rate("link_bytes_s", o.link_bytes_s);
     check_rate("link_latency_s", o.link_latency_s);
     check_rate("cpu_bytes_s", o.cpu_bytes_s);
-    if (o.link_bytes_s == 0.0 && (o.link_latency_s > 0.0 || o.cpu_bytes_s > 0.0))
+    if (o.link_bytes_s == 0.0 && options.device.kind == DeviceKind::cpu && (o.link_latency_s > 0.0 || o.cpu_bytes_s > 0.0))
         fail(Code::argument, "stream: a link latency or a CPU lane needs an emulated link (link_bytes_s above 0)");
     StreamOptions& s = options.streaming;
     options.stream = o.always != 0;

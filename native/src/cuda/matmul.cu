@@ -1,11 +1,12 @@
 // y = W x for up to four matrices in one launch, of any types: the type is a branch that a whole thread block takes together.
 //
-//   few tokens    split_kernel: rows cut along k over the warps of a block (matmul.cuh); 8 or 16 tokens meet a weight while it is in
-//   registers many tokens   rows_kernel: a warp walks a whole tile row for 32 tokens, 8 tiles to a block, sums in registers (product.cuh)
+//   split_kernel   few tokens: rows are cut along k over the warps of a block (matmul.cuh); 8 or 16 tokens meet a weight in registers
+//   rows_kernel    many: a warp walks a whole row of a tile for 32 tokens, 8 tiles to a block, sums in registers (product.cuh)
 //
-// A weight of the many is read once per 32 tokens, from L2 after the first: blocks of one tile group and all tokens are neighbours in the
-// grid. Per 32 weights of 16 rows and 8 tokens stand 1 or 2 tensor core products, 4 or 8 multiplications by sub-block scales and 2 loads of
-// activations: the integer units and the tensor cores are loaded about alike. Not measured on a device yet.
+// Of the many, a weight is read once per 32 tokens, from L2 after the first: thread blocks of the same tiles are neighbours in the grid. To
+// 32 weights of 16 rows and 8 tokens go one or two tensor core products, 4 or 8 multiplications by sub-block scales and a load of 8 bytes
+// of activations from shared memory, so that tensor cores, integer units and shared memory are loaded about alike, and two blocks of 128
+// registers share an SM. Not measured: this was written without a GPU.
 #include "cuda/matmul.cuh"
 #include "cuda/matmul.h"
 
@@ -29,7 +30,7 @@ __device__ int find_job(const ListJob& all, int block) {
 }
 
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
+__global__ void __launch_bounds__(kSplitThreads, groups == 1 ? 3 : 2) split_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.x));
     const MatmulJob& job = all.list.jobs[j];
     const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;

@@ -70,7 +70,7 @@ int32_t open(int32_t index, Info* info) {
     if (!properties.canMapHostMemory || !properties.canUseHostPointerForRegisteredMem)
         return refuse(kUnsupported,
                       "cuda: this device can't read pinned host memory at the host's addresses, which streaming of experts needs");
-    if (const int32_t code = check(cudaSetDevice(index), "choosing a device"); code != kOk) return code;
+    if (const int32_t code = use(index); code != kOk) return code;
     *info = {};
     std::snprintf(info->name, sizeof info->name, "%.127s", properties.name);
     info->index = index;
@@ -81,6 +81,10 @@ int32_t open(int32_t index, Info* info) {
     info->is_emulated = 1;
 #endif
     return memory(&info->free_bytes, &info->total_bytes);
+}
+
+int32_t use(int32_t index) {
+    return check(cudaSetDevice(index), "choosing a device");
 }
 
 int32_t memory(uint64_t* free_bytes, uint64_t* total_bytes) {

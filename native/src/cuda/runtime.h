@@ -8,6 +8,7 @@ namespace moepic::device {
 const char* last_error();
 int32_t count(int32_t* n);
 int32_t open(int32_t index, Info* info);
+int32_t use(int32_t index);
 int32_t memory(uint64_t* free_bytes, uint64_t* total_bytes);
 int32_t allocate(size_t bytes, void** out);
 void release(void* data);

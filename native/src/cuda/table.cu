@@ -23,6 +23,7 @@ Api make_table() {
     api.last_error = last_error;
     api.count = count;
     api.open = open;
+    api.use = use;
     api.memory = memory;
     api.allocate = allocate;
     api.release = release;

@@ -28,6 +28,8 @@ public:
 
     // Makes device `index` the calling thread's. Throws Error(device) where there is no such device or no driver.
     Info open(int32_t index) const;
+    // The same, cheaply, for further threads.
+    void use(int32_t index) const { check(api_->use(index), "choosing a device"); }
 
 private:
     Kind kind_;

@@ -12,10 +12,12 @@ namespace {
 // Frames that a queue passes through, unless asked otherwise; a sixth as many are for fetching ahead. Enough for a token of the models
 // known to us in one half, so that decode rarely waits for a frame.
 constexpr uint64_t kFrameBytes = uint64_t{384} << 20;
-constexpr int kLeastHalf = 2, kMostHalf = 1024;
+constexpr uint64_t kLeastHalf = 2;
 // Bytes the link is given at once: kernels are launched once per chunk, which costs a few microseconds; a chunk of this size takes 40 us of
 // a 25 GB/s link.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
+// Of a prompt, whose kernels want many granules at once to fill the device.
+constexpr int64_t kManyChunkBytes = int64_t{16} << 20;
 // Chunks given to the link while the CPU may still take the rest: enough that the link never idles.
 constexpr size_t kLinkAhead = 3;
 constexpr int kChunkEvents = 8;
@@ -36,13 +38,15 @@ std::vector<StoredLayer> stored_of(const std::vector<StreamLayer>& layers) {
 DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, const StreamOptions& options) {
     DeviceFrames needs;
     int most_used = 0;
+    uint64_t most = 0;  // granules of a layer
     for (const StreamLayer& layer : layers) {
+        most = std::max(most, static_cast<uint64_t>(layer.n_expert) * static_cast<uint64_t>(layer.stored.layout.n_granules));
         needs.frame_bytes = std::max<uint64_t>(needs.frame_bytes, layer.stored.layout.granule_bytes);
         most_used = std::max(most_used, layer.n_used * static_cast<int>(layer.stored.layout.n_granules));
     }
     const uint64_t bytes = options.staging_bytes ? options.staging_bytes : kFrameBytes;
-    const uint64_t half = bytes * 3 / 7 / needs.frame_bytes;
-    needs.n_queue = 2 * static_cast<int>(std::clamp<uint64_t>(half, kLeastHalf, kMostHalf));
+    const uint64_t half = std::min(bytes * 3 / 7 / needs.frame_bytes, most);
+    needs.n_queue = 2 * static_cast<int>(std::max<uint64_t>(half, kLeastHalf));
     needs.n_ahead = std::clamp(needs.n_queue / 6, 1, most_used);
     return needs;
 }
@@ -117,9 +121,12 @@ void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, 
 }
 
 void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progress) {
-    if (options_.profile.empty()) return;
     const std::lock_guard owner(owner_);
-    books_.cache().warm(options_.profile);
+    std::vector<double> profile = options_.profile;
+    // Without a profile the cache learns as it goes, unless there is nothing to choose.
+    if (profile.empty() && !books_.holds_all()) return;
+    if (profile.empty()) profile.assign(books_.uses().size(), 1.0);
+    books_.cache().warm(profile);
     const cache::Residency& residency = books_.cache().residency();
     const auto total = static_cast<uint64_t>(residency.resident_bytes());
     uint64_t done = 0;
@@ -299,6 +306,7 @@ DeviceExperts::Range DeviceExperts::Pass::next() {
 DeviceExperts::Range DeviceExperts::next() {
     Range range;
     int64_t bytes = 0;
+    const int64_t chunk_bytes = is_many_ ? kManyChunkBytes : kChunkBytes;
     {
         const std::lock_guard lock(state_);
         poll_link();
@@ -311,8 +319,9 @@ DeviceExperts::Range DeviceExperts::next() {
             if (!pays && (!moving_.empty() || cpu_seconds(one) <= link_seconds(moving_bytes_ + queued_bytes_))) return {};
         }
         range.first = first_missing_ + head_;
-        int half = -1;  // a chunk stays inside one half of the frames
-        while (head_ < tail_ && (range.count == 0 || bytes + one <= kChunkBytes)) {
+        const int most = shares ? std::max(1, (tail_ - head_) / 2) : tail_ - head_;  // something is left to divide
+        int half = -1;                                                               // a chunk stays inside one half of the frames
+        while (range.count < most && (range.count == 0 || bytes + one <= chunk_bytes)) {
             const int number = missing_[static_cast<size_t>(head_)].frame;
             if (number >= 0 && half >= 0 && half_of(number) != half) break;
             if (number >= 0) half = half_of(number);

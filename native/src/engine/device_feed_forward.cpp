@@ -42,6 +42,14 @@ DeviceFeedForward::DeviceFeedForward(const Model& model, Workspace& workspace, c
     Carver on_device(memory_.data()), letters(letters_.data()), host(host_memory_.data());
     place(on_device, letters, host);
     *mailbox_.flag = 0;
+    size_t shared = Tables::bytes_of<int32_t>(static_cast<size_t>(n_batch_));
+    for (int64_t il = 0; il < model.config().n_layer; ++il) {
+        const LayerWeights& layer = model.layer(il);
+        if (!layer.shared) continue;
+        shared += Tables::bytes_of<device::ExpertTask>(static_cast<size_t>(layer.shared->layout.n_granules)) +
+                  Tables::bytes_of<device::ExpertRun>(1);
+    }
+    shared_tables_ = Tables(library_, shared);
     list_shared(n_batch_);
 }
 
@@ -108,9 +116,10 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
     }
     if (!letters_.data()) return;
     const size_t entries = std::max(rows_few, entries_many);
-    tables_ = Tables(library_, 3 * Tables::bytes_of<int32_t>(entries) + 2 * Tables::bytes_of<float>(entries) +
-                                   2 * Tables::bytes_of<int32_t>(n * (k + 1)) + Tables::bytes_of<device::ExpertTask>(tables) +
-                                   Tables::bytes_of<device::ExpertRun>(tables));
+    // Runs of a prompt are written part by part, each part on a line of its own.
+    tables_ = Tables(library_, 2 * Tables::bytes_of<int32_t>(entries) + Tables::bytes_of<float>(entries) +
+                                   3 * Tables::bytes_of<int32_t>(n * (k + 1)) + Tables::bytes_of<device::ExpertTask>(tables) +
+                                   tables * Tables::bytes_of<device::ExpertRun>(1));
 }
 
 device::ExpertJob DeviceFeedForward::job_of(const ExpertSet& set, const ActSet& acts) const {

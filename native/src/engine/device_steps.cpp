@@ -24,9 +24,8 @@ void DeviceSteps::reserve_transfers(int64_t staged, int64_t read) {
 }
 
 void DeviceSteps::begin() {
-    if (thread_ != std::this_thread::get_id()) library_.open(index_);  // asks the driver for much: not for every token
-    thread_ = std::this_thread::get_id();
-    transfers_.clear();  // of a pass that ended between stage() and send()
+    library_.use(index_);  // the caller's thread may be a new one each time
+    transfers_.clear();    // of a pass that ended between stage() and send()
     n_staged_ = 0;
 }
 

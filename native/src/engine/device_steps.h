@@ -3,7 +3,6 @@
 // is copied there, and waited for.
 #pragma once
 
-#include <thread>
 #include <vector>
 
 #include "device/buffer.h"
@@ -55,7 +54,6 @@ private:
 
     const device::Library& library_;
     const int32_t index_;
-    std::thread::id thread_;  // has opened the device
     device::OwnedStream stream_;
     device::OwnedEvent sent_;  // the copies of the last send() have run
     device::HostMemory staged_, read_;

@@ -45,6 +45,14 @@ StreamBooks::StreamBooks(const std::vector<StreamLayer>& layers, int64_t cache_b
     reset();
 }
 
+bool StreamBooks::holds_all() const {
+    const cache::Shape& shape = cache_->shape();
+    int64_t n_granule = 0, n_slot = 0;
+    for (const auto& layer : shape) n_granule += int64_t{layer.n_expert} * layer.n_granule;
+    for (const cache::Pool& pool : cache_->pools().pools) n_slot += pool.n_slot;
+    return n_slot >= n_granule;
+}
+
 void StreamBooks::begin_tokens(int64_t n, double miss_bytes_s) {
     clock_ += n;
     if (!chooser_) return;

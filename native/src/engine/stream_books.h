@@ -20,6 +20,8 @@ public:
 
     cache::ExpertCache& cache() { return *cache_; }
     const cache::ExpertCache& cache() const { return *cache_; }
+    // Whether every granule of every layer could be resident at once.
+    bool holds_all() const;
     predict::Predictor& predictor() { return *predictor_; }
 
     // n tokens start through the layers; miss_bytes_s: the rate at which what is missing comes.

@@ -184,10 +184,9 @@ transfer::Ticket Streamer::submit(int layer, int32_t expert, GranuleRun run, boo
 // there before the CPU could have computed all the rest; should_compute_in_place() is the same question asked from the other end, so that
 // both lanes end together. Whoever is wrong about its rate is corrected by what is left in the queue.
 void Streamer::feed_link() {
-    const bool shares = uses_cpu_lane_ && n_tokens_ <= kFewTokens;
-    while (!queue_.empty()) {
+    while (!queue_.empty()) {  // only then a pass is on, and its fields may be read
         const Queued next = queue_.front();
-        if (shares) {
+        if (uses_cpu_lane_ && n_tokens_ <= kFewTokens) {
             if (n_moving_demand_ >= kLinkAhead) return;
             const bool pays = link_seconds(moving_bytes_ + next.bytes) <= cpu_seconds(queued_bytes_);
             if (!pays && (n_moving_demand_ > 0 || should_compute_in_place(queue_.back()))) return;

@@ -8,13 +8,14 @@
 #include <sstream>
 #include <vector>
 
+#include "access.h"
 #include "base/error.h"
 #include "fiber.h"
 #include "random.h"
 #include "sanitizers.h"
 
-thread_local uint3 threadIdx, blockIdx;
-thread_local dim3 blockDim, gridDim;
+constinit thread_local uint3 threadIdx, blockIdx;
+constinit thread_local dim3 blockDim, gridDim;
 
 namespace moepic::simt {
 namespace {
@@ -69,6 +70,7 @@ private:
     void prepare(const Grid& grid, uint64_t index);
     void run_thread();
     void check_leaving(const Thread& self);
+    Fiber& make_current(Thread& thread);
     void make_ready(Thread& thread);
     Thread* take_ready();
     void wait(Wait what);
@@ -87,6 +89,7 @@ private:
     Thread* current_ = nullptr;
     const Grid* grid_ = nullptr;
     void* shared_ = nullptr;
+    Reach reach_;
     size_t n_at_barrier_ = 0, n_gone_ = 0;
     std::string failure_;
     // What ThreadSanitizer knows barriers by. Two take turns, or what a thread wrote after a barrier would seem given before it.
@@ -134,10 +137,12 @@ std::string Processor::run(const Grid& grid, uint64_t index) {
         std::memset(shared_, 0xff, grid.shared_bytes);
     }
     give(const_cast<Grid*>(&grid));
-    Thread& first = *take_ready();
-    current_ = &first;
-    threadIdx = first.index;
-    home_.switch_to(*first.fiber);
+    reach_ = {};
+    reach_.shared = {reinterpret_cast<uintptr_t>(shared_), grid.shared_bytes};
+    reach_.params = {reinterpret_cast<uintptr_t>(grid.params.data()), grid.params.size()};
+    set_reach(&reach_);
+    home_.switch_to(make_current(*take_ready()));
+    set_reach(nullptr);
     take(&end_token_);
     if (failure_.empty() && n_gone_ < n_threads_) failure_ = describe_stall();
     std::free(shared_);
@@ -146,7 +151,7 @@ std::string Processor::run(const Grid& grid, uint64_t index) {
 
 void Processor::run_thread() {
     take(const_cast<Grid*>(grid_));
-    grid_->kernel();
+    grid_->call(grid_->params.data());
     Thread& self = *current_;
     check_leaving(self);
     self.wait = Wait::gone;
@@ -155,9 +160,7 @@ void Processor::run_thread() {
     give(&end_token_);
     Thread* next = take_ready();
     if (next == nullptr) self.fiber->leave_to(home_);
-    current_ = next;
-    threadIdx = next->index;
-    self.fiber->leave_to(*next->fiber);
+    self.fiber->leave_to(make_current(*next));
 }
 
 // Nobody may be waiting for a thread that leaves.
@@ -172,6 +175,13 @@ void Processor::check_leaving(const Thread& self) {
             fail(cat("thread ", self.number, " left while thread ", other.number, " waits for it in ",
                      kCollectiveNames[static_cast<int>(other.kind)], " (", place(other.where), "), mask ", hex(other.mask)));
     }
+}
+
+Fiber& Processor::make_current(Thread& thread) {
+    current_ = &thread;
+    threadIdx = thread.index;
+    reach_.stack = thread.fiber->stack();
+    return *thread.fiber;
 }
 
 void Processor::make_ready(Thread& thread) {
@@ -198,9 +208,7 @@ void Processor::wait(Wait what) {
         self.fiber->switch_to(home_);  // nobody can go on; not resumed
         __builtin_trap();
     }
-    current_ = next;
-    threadIdx = next->index;
-    self.fiber->switch_to(*next->fiber);
+    self.fiber->switch_to(make_current(*next));
 }
 
 void Processor::fail(const std::string& what) {
@@ -351,7 +359,9 @@ std::string Processor::describe_stall() const {
     return std::move(out).str();
 }
 
-Processor& processor() {
+// Not inlined: in glibc before 2.39 a thread's first touch of a library's thread-local data through a descriptor spoils vector registers,
+// which only a caller that expects a call survives. Whoever runs a block comes through here first.
+[[gnu::noinline]] Processor& processor() {
     thread_local Processor processor;
     return processor;
 }
@@ -407,6 +417,10 @@ void multiply_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]
 
 void trap(Where where) {
     processor().fail(cat("__trap (", place(where), ") in thread ", processor().running().number));
+}
+
+void fail_thread(const std::string& what) {
+    processor().fail(cat("thread ", processor().running().number, ": ", what));
 }
 
 void fence() {

@@ -8,9 +8,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <source_location>
 #include <string>
+#include <vector>
 
 #include "vector_types.h"
 
@@ -23,7 +23,8 @@ struct Grid {
     dim3 grid, block;
     size_t shared_bytes = 0;
     uint64_t seed = 0;
-    std::function<void()> kernel;  // of one thread
+    void (*call)(const void* params) = nullptr;  // runs the kernel in one thread
+    std::vector<std::byte> params;
 };
 
 // Runs one block to its end on this thread. Empty, or what the kernel did wrong.
@@ -39,10 +40,11 @@ uint32_t ballot(uint32_t mask, bool vote, Where where);
 void multiply_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Where where);
 int lane();
 [[noreturn]] void trap(Where where);
+[[noreturn]] void fail_thread(const std::string& what);
 void fence();  // __threadfence: orders for ThreadSanitizer what it orders on a GPU, and more (all fences are one)
 
 }  // namespace moepic::simt
 
 // Of the running thread; the scheduler writes them when it switches.
-extern thread_local uint3 threadIdx, blockIdx;
-extern thread_local dim3 blockDim, gridDim;
+extern constinit thread_local uint3 threadIdx, blockIdx;
+extern constinit thread_local dim3 blockDim, gridDim;

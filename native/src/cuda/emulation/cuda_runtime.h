@@ -5,7 +5,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <functional>
 #include <tuple>
 
 #include "intrinsics.h"
@@ -84,9 +83,25 @@ struct cudaLaunchConfig_t {
 };
 
 namespace moepic::simt {
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kernel);
-}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* params), const void* params, size_t n_bytes);
+
+template <class... Params>
+struct Call {
+    void (*kernel)(Params...);
+    std::tuple<Params...> params;
+};
+
+}  // namespace moepic::simt
+
+// simt.h asserts that parameters may be copied as bytes.
 template <class... Params, class... Args>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Params...), Args&&... args) {
-    return moepic::simt::launch(*config, [kernel, copies = std::tuple<Params...>(args...)] { std::apply(kernel, copies); });
+    using Call = moepic::simt::Call<Params...>;
+    const Call call{kernel, std::tuple<Params...>(args...)};
+    const auto run = [](const void* at) {
+        const Call& own = *static_cast<const Call*>(at);
+        std::apply(own.kernel, own.params);
+    };
+    return moepic::simt::launch(*config, run, &call, sizeof call);
 }

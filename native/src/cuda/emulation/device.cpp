@@ -11,6 +11,8 @@ thread_local cudaError_t t_code = cudaSuccess;
 thread_local std::string t_text;
 thread_local bool t_has_device = false;
 
+constexpr size_t kNear = 4096;  // so near behind an allocation, an address was meant to be in it
+
 }  // namespace
 
 Device& Device::get() {
@@ -79,6 +81,7 @@ size_t Device::remove(void* data, Memory kind) {
     const size_t bytes = found->second.bytes;
     (kind == Memory::device ? counters_.device_bytes : counters_.pinned_bytes) -= bytes;
     allocations_.erase(found);
+    generation_.fetch_add(1, std::memory_order_relaxed);
     return bytes;
 }
 
@@ -87,17 +90,28 @@ bool Device::fits(size_t bytes) const {
     return bytes <= options_.memory_bytes && counters_.device_bytes <= options_.memory_bytes - bytes;
 }
 
+Range Device::find(uintptr_t at) const {
+    const std::lock_guard lock(mutex_);
+    const auto next = allocations_.upper_bound(at);
+    if (next == allocations_.begin()) return {};
+    const auto& [begin, allocation] = *std::prev(next);
+    return at - begin < allocation.bytes ? Range{begin, allocation.bytes} : Range{};
+}
+
 std::string Device::why_outside(const void* data, size_t bytes) const {
     const std::lock_guard lock(mutex_);
     const uintptr_t begin = reinterpret_cast<uintptr_t>(data);
     const auto next = allocations_.upper_bound(begin);
     if (next != allocations_.begin()) {
         const auto& [at, allocation] = *std::prev(next);
-        if (begin - at < allocation.bytes || (bytes == 0 && begin == at)) {
-            const size_t left = allocation.bytes - (begin - at);
+        const size_t offset = begin - at;
+        if (offset < allocation.bytes) {
+            const size_t left = allocation.bytes - offset;
             if (bytes <= left) return {};
             return cat("ends ", bytes - left, " bytes beyond its allocation of ", allocation.bytes, " bytes");
         }
+        if (offset < allocation.bytes + kNear)
+            return cat("begins ", offset - allocation.bytes, " bytes behind an allocation of ", allocation.bytes, " bytes");
     }
     return "is neither memory of the device nor pinned memory of the host (never allocated, or freed)";
 }

@@ -7,6 +7,7 @@
 #include <mutex>
 #include <string>
 
+#include "access.h"
 #include "base/error.h"
 #include "cuda_runtime.h"
 #include "device/simt_options.h"
@@ -34,6 +35,8 @@ public:
     bool overlaps(const void* data, size_t bytes) const;
     size_t remove(void* data, Memory kind);  // its size; no such allocation: SIZE_MAX
     bool fits(size_t bytes) const;
+    Range find(uintptr_t at) const;                                                      // the allocation that holds the byte; empty: none
+    uint64_t generation() const { return generation_.load(std::memory_order_relaxed); }  // changes when one is gone
     // Empty if [data, data + bytes) lies inside one allocation, else why not.
     std::string why_outside(const void* data, size_t bytes) const;
 
@@ -53,6 +56,7 @@ private:
     SimtOptions options_;
     SimtCounters counters_{};
     std::map<uintptr_t, Allocation> allocations_;
+    std::atomic<uint64_t> generation_{1};
     std::string failure_;
     std::atomic<bool> has_failed_{false};
 };

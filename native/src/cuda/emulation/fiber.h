@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "access.h"
+
 namespace moepic::simt {
 
 class Fiber {
@@ -19,6 +21,7 @@ public:
     // Makes the next switch begin at body(argument), which must leave by leave_to(). What stood on the stack is forgotten: nothing is
     // destroyed, so a body that may be abandoned owns nothing.
     void restart(void* argument);
+    Range stack() const { return {reinterpret_cast<uintptr_t>(bottom_), size_}; }
     void switch_to(Fiber& next);
     [[noreturn]] void leave_to(Fiber& next);  // for good, until restart()
 

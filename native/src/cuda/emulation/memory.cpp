@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "device.h"
+#include "sanitizers.h"
 
 namespace {
 
@@ -24,6 +25,7 @@ cudaError_t allocate(void** out, size_t bytes, Memory kind) {
     if (posix_memalign(&data, kind == Memory::device ? kAlignment : kPageBytes, bytes) != 0)
         return fail_call(cudaErrorMemoryAllocation, "out of memory of the host");
     if (bytes <= kMostFilledBytes) std::memset(data, 0xff, bytes);
+    if (kind == Memory::device) close_to_host(data, bytes);
     device.add(data, bytes, kind);
     *out = data;
     return cudaSuccess;
@@ -32,8 +34,9 @@ cudaError_t allocate(void** out, size_t bytes, Memory kind) {
 cudaError_t release(void* data, Memory kind) {
     if (data == nullptr) return cudaSuccess;
     finish_streams();
-    if (Device::get().remove(data, kind) == SIZE_MAX)
-        return fail_call(cudaErrorInvalidValue, "freeing what was not allocated, or was freed before");
+    const size_t bytes = Device::get().remove(data, kind);
+    if (bytes == SIZE_MAX) return fail_call(cudaErrorInvalidValue, "freeing what was not allocated, or was freed before");
+    open_to_host(data, bytes);
     std::free(data);
     return cudaSuccess;
 }

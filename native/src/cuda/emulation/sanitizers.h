@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstring>
 
 #ifndef MOEPIC_TSAN
 #define MOEPIC_TSAN 0
@@ -38,5 +39,34 @@ inline void take([[maybe_unused]] void* p) {
     __tsan_acquire(p);
 #endif
 }
+
+// Device memory, to AddressSanitizer: the host must not touch it. Kernels are not compiled for that sanitizer (access.h watches them), and
+// the streams' copies are told apart below.
+inline void close_to_host([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if MOEPIC_ASAN
+    __asan_poison_memory_region(data, bytes);
+#endif
+}
+inline void open_to_host([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if MOEPIC_ASAN
+    __asan_unpoison_memory_region(data, bytes);
+#endif
+}
+#if MOEPIC_ASAN
+// Volatile, or the compiler would call memcpy and memset, which are watched wherever they are called from.
+[[gnu::no_sanitize_address]] inline void copy_bytes(void* to, const void* from, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) static_cast<volatile char*>(to)[i] = static_cast<const char*>(from)[i];
+}
+[[gnu::no_sanitize_address]] inline void set_bytes(void* data, int value, size_t bytes) {
+    for (size_t i = 0; i < bytes; ++i) static_cast<volatile char*>(data)[i] = static_cast<char>(value);
+}
+#else
+inline void copy_bytes(void* to, const void* from, size_t bytes) {
+    std::memcpy(to, from, bytes);
+}
+inline void set_bytes(void* data, int value, size_t bytes) {
+    std::memset(data, value, bytes);
+}
+#endif
 
 }  // namespace moepic::simt

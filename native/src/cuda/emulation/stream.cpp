@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <cstring>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -15,6 +15,7 @@
 #include "block.h"
 #include "device.h"
 #include "random.h"
+#include "sanitizers.h"
 
 namespace moepic::simt {
 namespace {
@@ -165,7 +166,7 @@ cudaError_t check_range(const char* name, const void* data, size_t bytes) {
 
 }  // namespace
 
-cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kernel) {
+cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* params), const void* params, size_t n_bytes) {
     if (const cudaError_t result = check_stream(config.stream); result != cudaSuccess) return result;
     const auto shape = [](dim3 d) { return cat("(", d.x, ", ", d.y, ", ", d.z, ")"); };
     const dim3 grid = config.gridDim, block = config.blockDim;
@@ -178,7 +179,8 @@ cudaError_t launch(const cudaLaunchConfig_t& config, std::function<void()> kerne
         return fail_call(cudaErrorInvalidConfiguration, cat(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
     if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
     cudaStream_t stream = config.stream;
-    Grid work{grid, block, config.dynamicSmemBytes, 0, std::move(kernel)};
+    const auto* bytes = static_cast<const std::byte*>(params);
+    Grid work{grid, block, config.dynamicSmemBytes, 0, call, {bytes, bytes + n_bytes}};
     stream->push([stream, work = std::move(work)]() mutable {
         if (Device::get().has_failed()) return;
         stream->loiter();
@@ -273,7 +275,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     stream->push([=] {
         if (Device::get().has_failed()) return;
         stream->loiter();
-        std::memcpy(to, from, bytes);
+        copy_bytes(to, from, bytes);
     });
     return cudaSuccess;
 }
@@ -285,7 +287,7 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t st
     stream->push([=] {
         if (Device::get().has_failed()) return;
         stream->loiter();
-        std::memset(data, value, bytes);
+        set_bytes(data, value, bytes);
     });
     return cudaSuccess;
 }

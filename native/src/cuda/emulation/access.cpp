@@ -1,0 +1,88 @@
+#include "access.h"
+
+#include "base/error.h"
+#include "block.h"
+#include "device.h"
+
+// The image of this library, from the linker.
+extern "C" const char __ehdr_start __attribute__((visibility("hidden")));
+extern "C" const char _end __attribute__((visibility("hidden")));
+
+namespace moepic::simt {
+namespace {
+
+thread_local Reach* t_reach = nullptr;
+
+bool may_touch(Reach& reach, uintptr_t at, size_t bytes, bool writes) {
+    const Device& device = Device::get();
+    if (reach.last.holds(at, bytes) && reach.generation == device.generation()) return true;
+    if (reach.stack.holds(at, bytes) || reach.shared.holds(at, bytes)) return true;
+    const uintptr_t image = reinterpret_cast<uintptr_t>(&__ehdr_start);
+    const Range constants{image, reinterpret_cast<uintptr_t>(&_end) - image};
+    if (!writes && (reach.params.holds(at, bytes) || constants.holds(at, bytes))) return true;
+    reach.generation = device.generation();
+    reach.last = device.find(at);
+    return reach.last.holds(at, bytes);
+}
+
+void check(uintptr_t at, size_t bytes, bool writes, const void* where) {
+    Reach* reach = t_reach;
+    if (reach == nullptr || may_touch(*reach, at, bytes, writes)) return;
+    std::string why = Device::get().why_outside(reinterpret_cast<const void*>(at), bytes);
+    if (const size_t offset = at - reach->shared.begin; reach->shared.bytes > 0 && offset < 2 * reach->shared.bytes)
+        why = cat("ends ", offset + bytes - reach->shared.bytes, " bytes beyond the block's ", reach->shared.bytes,
+                  " bytes of shared memory");
+    const uintptr_t code = reinterpret_cast<uintptr_t>(where) - 1 - reinterpret_cast<uintptr_t>(&__ehdr_start);
+    fail_thread(cat("a kernel ", writes ? "writes " : "reads ", bytes, " bytes in a place that ", why, " (addr2line -e of this library, 0x",
+                    std::hex, code, ", says which line)"));
+}
+
+}  // namespace
+
+void set_reach(Reach* reach) {
+    t_reach = reach;
+}
+
+}  // namespace moepic::simt
+
+// Called by compiled kernels, with the address; N has the size too.
+extern "C" {
+using moepic::simt::check;
+void __asan_load1_noabort(uintptr_t at) {
+    check(at, 1, false, __builtin_return_address(0));
+}
+void __asan_load2_noabort(uintptr_t at) {
+    check(at, 2, false, __builtin_return_address(0));
+}
+void __asan_load4_noabort(uintptr_t at) {
+    check(at, 4, false, __builtin_return_address(0));
+}
+void __asan_load8_noabort(uintptr_t at) {
+    check(at, 8, false, __builtin_return_address(0));
+}
+void __asan_load16_noabort(uintptr_t at) {
+    check(at, 16, false, __builtin_return_address(0));
+}
+void __asan_loadN_noabort(uintptr_t at, size_t bytes) {
+    check(at, bytes, false, __builtin_return_address(0));
+}
+void __asan_store1_noabort(uintptr_t at) {
+    check(at, 1, true, __builtin_return_address(0));
+}
+void __asan_store2_noabort(uintptr_t at) {
+    check(at, 2, true, __builtin_return_address(0));
+}
+void __asan_store4_noabort(uintptr_t at) {
+    check(at, 4, true, __builtin_return_address(0));
+}
+void __asan_store8_noabort(uintptr_t at) {
+    check(at, 8, true, __builtin_return_address(0));
+}
+void __asan_store16_noabort(uintptr_t at) {
+    check(at, 16, true, __builtin_return_address(0));
+}
+void __asan_storeN_noabort(uintptr_t at, size_t bytes) {
+    check(at, bytes, true, __builtin_return_address(0));
+}
+void __asan_handle_no_return() {}  // said before a call that does not return; there is nothing to tidy
+}

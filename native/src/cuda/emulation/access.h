@@ -1,0 +1,28 @@
+// What a kernel may touch. Kernels are compiled with a call before each load and store (gcc's outlined kernel-address checks, which want a
+// runtime of their own: this one), so a pointer that a GPU could not follow is an error here too: pageable memory of the host, another
+// thread's local variables, the far end of an allocation, what was freed. Host threads are not asked.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace moepic::simt {
+
+struct Range {
+    uintptr_t begin = 0;
+    size_t bytes = 0;
+
+    bool holds(uintptr_t at, size_t n) const { return at >= begin && at - begin <= bytes && n <= bytes - (at - begin); }
+};
+
+// Of the CUDA thread that runs on this thread of the system.
+struct Reach {
+    Range stack;   // its own local variables
+    Range shared;  // the block's
+    Range params;  // of the launch; read only, as are the library's constants
+    Range last;    // the allocation that was touched last, while `generation` is the table's
+    uint64_t generation = 0;
+};
+void set_reach(Reach* reach);  // null: a host thread again
+
+}  // namespace moepic::simt
