@@ -76,10 +76,10 @@ def test_the_cpu_computes_the_same_granules(baseline, device, name, kind):
 @pytest.mark.parametrize("n_threads", [1, 2, 4])
 def test_one_expert_is_divided_between_link_and_cpu(baseline, n_threads):
     """Copies come late, so the link takes the head of the queue and the CPU what it can of the tail."""
-    set_options(most_delay_us=3000)
+    set_options(most_delay_us=1000)
     name, kind = "qwen3_moe_256", "q4_k"
     expected = baseline(name, kind)
-    options = {"cache": 0, "predictor": "none", "cpu_bytes_s": 2e9, "cpu_lane": True, "adapt": False}
+    options = {"cache": 0, "predictor": "none", "cpu_bytes_s": 5e8, "cpu_lane": True, "adapt": False}
     stats = same(on("emulated", split(name, kind), n_threads=n_threads, passes=3, **options), expected)
     assert stats.total("n_in_place") > 0
     assert stats.total("n_link") > 0
