@@ -99,9 +99,9 @@ __device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, 
         multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp has in registers or on their way: 3 to 6 KB with few tokens, half of it with many.
+// Blocks of a tile that a warp has in registers or on their way: 2 to 6 KB with few tokens, half of it with many.
 template <class T, int groups>
-inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
+inline constexpr int kAhead = groups == 1 || T::kFewAhead == 1 ? T::kFewAhead : T::kFewAhead / 2;
 
 // acc = a whole tile of n_blocks blocks times the tokens.
 template <class T, class X>
