@@ -17,13 +17,12 @@ import argparse
 import datetime
 import json
 import math
-import os
 import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Container
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +46,7 @@ from device_jobs import (
     rates_job,
     shape_file,
 )
+from device_process import finish
 from gguf import GGMLQuantizationType as Type
 from make_shapes import write_shape
 from measuring import Subject, subject_of
@@ -57,9 +57,14 @@ from moepic_gguf.errors import ArgumentError, DeviceError, MoepicError
 PARTS = ("tests", "machine", "kernels", "decode", "ablation", "llama")
 WORKER = [sys.executable, str(Path(__file__).with_name("device_worker.py"))]
 ROOT = Path(__file__).resolve().parents[1]
+LISTS = ("repeats", "shares", "ablation_shares")  # sizes that say which rows there are, and change none
 FIRST_GUESS_S = 45.0  # of a job whose like was never run
 TESTS_LIMIT_S = 240.0
+PYTEST_CODES = range(6)  # all that come with a summary, failed tests among them
 GPU_TESTS = ["tests/cuda", "tests/gates"]
+
+
+Read = Callable[[str], dict[str, Any]]
 
 
 class OutOfTime(Exception):
@@ -94,10 +99,19 @@ class Record:
         return max((row["job_s"] for row in like[-4:]), default=FIRST_GUESS_S)
 
     def write_env(self, env: dict[str, Any]) -> None:
-        """One entry per call."""
+        """One entry per call. Raises ArgumentError where another call measured something else: its rows would stand for these."""
         path = self.folder / "env.json"
         calls = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-        path.write_text(json.dumps([*calls, env], indent=1, default=str) + "\n", encoding="utf-8")
+        for before in calls:
+            other = [name for name, n_layer in env["layers"].items() if before["layers"].get(name, n_layer) != n_layer]
+            other += [
+                name for name, size in env["sizes"].items() if name not in LISTS and before["sizes"][name] != size
+            ]
+            other += ["device"] if before["device"]["name"] != env["device"]["name"] else []
+            if other:
+                raise ArgumentError(f"--out: '{self.folder}' was begun with another {other[0]}; begin a new record")
+        text = json.dumps([*calls, env], indent=1, default=str)
+        path.write_text(text + "\n", encoding="utf-8")
 
 
 class Call:
@@ -115,14 +129,16 @@ class Call:
         if seconds > self.left_s:
             raise OutOfTime
 
-    def run(self, job: Job, command: list[str], read: Any, limit_s: float = math.inf) -> None:
+    def run(
+        self, job: Job, command: list[str], read: Read, limit_s: float = math.inf, codes: Container[int] = (0,)
+    ) -> None:
         """Runs the job unless its row is there; raises OutOfTime. A failure is a row, too, and tried once more by a later call."""
         if self.record.has(job.key) or self.record.failures(job.key) > 1:
             return
         self.need(self.record.took_s(job.part, job.about.get("shape")))
         start = time.monotonic()
         with device_driver.smi_memory() as peak:
-            found = output_of(command, min(limit_s, self.left_s), read)
+            found = output_of(command, min(limit_s, self.left_s), read, codes)
         row = {"key": job.key, "part": job.part, **job.about, "repeat": job.repeat, **found}
         row |= {"job_s": time.monotonic() - start, "smi_peak_bytes": peak.bytes}
         self.record.add(row)
@@ -130,12 +146,12 @@ class Call:
         print(f"{job.key}: {found.get('error') or 'done'} ({row['job_s']:.1f} s, {self.left_s:.0f} s left)", flush=True)
 
 
-def output_of(command: list[str], timeout_s: float, read: Any) -> dict[str, Any]:
+def output_of(command: list[str], timeout_s: float, read: Read, codes: Container[int] = (0,)) -> dict[str, Any]:
     """What `read` makes of a command's output, or why there is none."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
-        if done.returncode:
-            return {"error": f"code {done.returncode}: {' '.join(done.stderr.split())[-600:]}"}
+        done = finish(command, timeout_s, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        if done.returncode not in codes:
+            return {"error": f"code {done.returncode}: {without_folders(' '.join(done.stderr.split())[-600:])}"}
         return dict(read(done.stdout))
     except subprocess.TimeoutExpired:
         return {"error": f"not done in {timeout_s:.0f} s"}
@@ -143,9 +159,9 @@ def output_of(command: list[str], timeout_s: float, read: Any) -> dict[str, Any]
         return {"error": f"its output can't be read: {error!r}"}
 
 
-def by_turns(jobs: Iterable[Job]) -> list[Job]:
-    """Everything once, in the order given, before anything twice."""
-    return sorted(jobs, key=lambda job: job.repeat)
+def without_folders(text: str) -> str:
+    """Records travel; where this tree lies stays private."""
+    return text.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
 
 
 # ---- parts ---------------------------------------------------------------------------------------------------------
@@ -153,31 +169,23 @@ def by_turns(jobs: Iterable[Job]) -> list[Job]:
 
 def run_tests(call: Call) -> None:
     """A test that fails is a result."""
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", *GPU_TESTS]
-    job = Job("tests", {"command": shlex.join(["pytest", *command[3:]])}, {})
+    options = ["-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *options, *(str(ROOT / folder) for folder in GPU_TESTS)]
+    job = Job("tests", {"command": shlex.join(["pytest", *options, *GPU_TESTS])}, {})
     log = call.record.folder / "tests.log"
 
     def summary(text: str) -> dict[str, Any]:
-        log.write_text(text, encoding="utf-8")
+        log.write_text(without_folders(text), encoding="utf-8")
         last = text.strip().splitlines()[-1]
         if not re.search(r"\d+ (passed|failed|error|skipped|deselected)", last):
             raise ValueError(f"pytest said no result, but {last}")
         return {"summary": last}
 
-    script = 'cd "$1"; shift; "$@" 2>&1 || true'
-    call.run(job, ["bash", "-c", script, "tests", str(ROOT), *command], summary, TESTS_LIMIT_S)
+    call.run(job, command, summary, TESTS_LIMIT_S, PYTEST_CODES)
 
 
 def run_work(call: Call, job: Job) -> None:
     call.run(job, [*WORKER, json.dumps(job.work)], json.loads)
-
-
-def run_peer(call: Call, binary: Path, name: str, path: Path, n_layer: int, bench: Bench, options: str) -> None:
-    for n_cpu_moe in device_peer.sweep(n_layer):
-        work = {"path": str(path), "n_cpu_moe": n_cpu_moe, "threads": bench.threads, "options": shlex.split(options)}
-        work |= {"prefill": bench.sizes.prefill, "tokens": bench.sizes.tokens}
-        job = Job("llama", {"shape": name, "n_cpu_moe": n_cpu_moe, "options": options}, work)
-        call.run(job, device_peer.command(str(binary), work), device_peer.read)
 
 
 def measured(record: Record, part: str, **about: Any) -> list[dict[str, Any]]:
@@ -208,51 +216,77 @@ class Shapes:
         return self._subjects[name]
 
 
+def decodes(shapes: Shapes, bench: Bench) -> list[Job]:
+    return [
+        job
+        for name, model in shapes.models.items()
+        for job in decode_jobs(bench, name, shapes.subject(name), bench.recording(model))
+    ]
+
+
+def ablations(record: Record, shapes: Shapes, bench: Bench) -> list[Job]:
+    """Of the shapes whose plans can be made."""
+    jobs: list[Job] = []
+    rates = measured(record, "machine")
+    for name, model in shapes.models.items():
+        kernels = measured(record, "kernels", shape=name, kernel="experts, decode")
+        if not rates or not kernels:
+            print(f"ablation of {name}: left out, its plans need the parts machine and kernels", flush=True)
+            continue
+        machine = machine_of(rates[0], min(row["bytes_s"] for row in kernels))
+        text = json.dumps(asdict(machine), indent=1)
+        (record.folder / f"machine-{name}.json").write_text(text + "\n", encoding="utf-8")
+        jobs += ablation_jobs(bench, name, shapes.subject(name), bench.recording(model), machine)
+    return jobs
+
+
+def run_peer(call: Call, shapes: Shapes, bench: Bench, arguments: argparse.Namespace) -> None:
+    call.need(FIRST_GUESS_S)
+    try:
+        binary = device_peer.find_bench(arguments.llama, arguments.files / "build-llama", call.left_s)
+    except subprocess.TimeoutExpired as error:
+        raise OutOfTime from error
+    sizes = {"prefill": bench.sizes.prefill, "tokens": bench.sizes.tokens, "threads": bench.threads}
+    for name in shapes.models:
+        path = str(shapes.path(name))
+        for options in arguments.llama_options or [""]:
+            for n_cpu_moe in device_peer.sweep(shapes.n_layers[name]):
+                work = {"path": path, "n_cpu_moe": n_cpu_moe, "options": shlex.split(options), **sizes}
+                job = Job("llama", {"shape": name, "n_cpu_moe": n_cpu_moe, "options": options}, work)
+                call.run(job, device_peer.command(str(binary), work), device_peer.read)
+
+
 def run_parts(call: Call, parts: list[str], shapes: Shapes, bench: Bench, arguments: argparse.Namespace) -> None:
-    record, names = call.record, list(shapes.models)
+    """Everything once, what decides about the targets first; then everything again, `repeats` times in all."""
     if "tests" in parts and bench.device == "cuda":
         run_tests(call)
     if "machine" in parts:
         run_work(call, rates_job(bench))
     if "kernels" in parts:
-        for name in names:
-            for job in kernel_jobs(bench, name, shapes.subject(name), shapes.models[name].shape):
+        for name, model in shapes.models.items():
+            for job in kernel_jobs(bench, name, shapes.subject(name), model.shape):
                 run_work(call, job)
-    jobs: list[Job] = []
-    for name in names if {"decode", "ablation"} & set(parts) else []:
-        subject, recording = shapes.subject(name), bench.recording(shapes.models[name])
-        if "decode" in parts:
-            jobs += decode_jobs(bench, name, subject, recording)
-        rates, kernels = measured(record, "machine"), measured(record, "kernels", shape=name, kernel="experts, decode")
-        if "ablation" in parts and rates and kernels:
-            machine = machine_of(rates[0], min(row["bytes_s"] for row in kernels))
-            (record.folder / f"machine-{name}.json").write_text(json.dumps(asdict(machine), indent=1) + "\n")
-            jobs += ablation_jobs(bench, name, subject, recording, machine)
-        elif "ablation" in parts:
-            print(f"ablation of {name}: left out, its plans need the parts machine and kernels", flush=True)
-    turns = by_turns(jobs)
-    once = [job for job in turns if job.repeat == 0]
-    for job in once:
+    jobs = decodes(shapes, bench) if "decode" in parts else []
+    for job in (job for job in jobs if job.repeat == 0):
         run_work(call, job)
     if "llama" in parts and arguments.llama:
-        call.need(FIRST_GUESS_S)
-        binary = device_peer.find_bench(arguments.llama, arguments.files / "build-llama", call.left_s)
-        for name in names:
-            for options in arguments.llama_options or [""]:
-                run_peer(call, binary, name, shapes.path(name), shapes.n_layers[name], bench, options)
-    for job in turns[len(once) :]:
+        run_peer(call, shapes, bench, arguments)
+    if "ablation" in parts:
+        jobs += ablations(call.record, shapes, bench)
+    for job in sorted(jobs, key=lambda job: job.repeat):
         run_work(call, job)
 
 
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def default_folder(device: str, name: str) -> Path:
+def default_folder(arguments: argparse.Namespace, name: str) -> Path:
     """Of a GPU a dated record; of the emulation a folder that is not kept."""
-    if device == "emulated":
+    if arguments.device == "emulated":
         return Path("build", "device-emulated")
     machine = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return Path("bench", "results", f"{datetime.date.today()}-{machine}-device")
+    what = "device-quick" if arguments.quick else "device"
+    return Path("bench", "results", f"{datetime.date.today()}-{machine}-{what}")
 
 
 def parse() -> argparse.Namespace:
@@ -305,14 +339,14 @@ def main() -> None:
         parts = arguments.part or list(PARTS)
         models, n_layers = choose_models(arguments)
         bench = Bench(arguments.device, sizes_of(arguments), arguments.threads, arguments.trace)
-        if {"decode", "ablation"} & set(parts):
-            for model in models.values():
-                bench.recording(model)  # found now rather than after minutes
+        # Found now rather than after minutes.
+        follows = {"decode", "ablation"} & set(parts)
+        recordings = {name: Path(bench.recording(model)).name for name, model in models.items()} if follows else {}
         asked = {"what": "describe", "device": arguments.device}
         device = output_of([*WORKER, json.dumps(asked)], FIRST_GUESS_S, json.loads)
         if "error" in device:
             raise DeviceError(device["error"])
-        record = Record(arguments.out or default_folder(arguments.device, device["name"]))
+        record = Record(arguments.out or default_folder(arguments, device["name"]))
         call = Call(record, until)
         shapes = Shapes(call, arguments.files, models, n_layers)
         env = {name: value for name, value in environment(ROOT / "dev", with_hash=False).items() if name != "file"}
@@ -320,7 +354,7 @@ def main() -> None:
         env |= {
             "layers": n_layers,
             "sizes": asdict(bench.sizes),
-            "MOEPIC_TRACES": bool(os.environ.get("MOEPIC_TRACES")),
+            "recordings": recordings,
         }
         record.write_env(env)
         is_done = False

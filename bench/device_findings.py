@@ -26,7 +26,7 @@ def findings(rows: list[Row], env: dict[str, Any]) -> str:
     is_emulated, not_measured = env["device"]["kind"] == "emulated", f"{NOT_MEASURED.capitalize()}.\n"
     good = latest(rows)
     name = env["device"]["name"]
-    parts = [f"# MoEpic-GGUF on {name}\n\n"]
+    parts = [f"# MoEpic-GGUF on {name}\n\n{setting(env)}"]
     if is_emulated:
         parts.append(
             "**No GPU was here.** The device is the emulation: CUDA kernels imitated on the CPU, some thousand times slower, with a model of toy size. "
@@ -46,6 +46,15 @@ def findings(rows: list[Row], env: dict[str, Any]) -> str:
         lines = (f"- {row['key']}: {row['error']}\n" for row in {row["key"]: row for row in failed}.values())
         parts.append(f"\n## Failed\n\n{''.join(lines)}")
     return "".join(parts) + LIMITS
+
+
+def setting(env: dict[str, Any]) -> str:
+    """Where this comes from, in a line; env.json has the rest, for every call."""
+    facts = env["driver"]["nvidia_smi"] or {}
+    link = f"PCIe {facts['pcie.link.gen.max']} x{facts['pcie.link.width.current']}" if facts else "link not known"
+    layers = ", ".join(f"{name} {n_layer}" for name, n_layer in env["layers"].items())
+    driver = facts.get("driver_version", "not known")
+    return f"{env['when'][:10]}, commit {env['commit']}, {env['cpu']} ({env['cores']} cores), driver {driver}, {link}. Layers: {layers}.\n\n"
 
 
 LIMITS = """
@@ -111,30 +120,32 @@ def targets(rows: list[Row], is_emulated: bool) -> str:
 Checks = list[tuple[bool, str]]
 
 
-def best_peer(rows: list[Row], shape: str, peak_bytes: int, what: str) -> Row | None:
-    """llama.cpp's fastest setting that used no more memory, as nvidia-smi saw both."""
-    fitting = [
-        row for row in of(rows, "llama", shape=shape) if row["smi_peak_bytes"] and row["smi_peak_bytes"] <= peak_bytes
-    ]
-    speed = (lambda row: row["tpot_s"]) if what == "decode" else (lambda row: statistics.median(row["prefill_s"]))
-    return min(fitting, key=speed, default=None)
-
-
 def against_peer(rows: list[Row], what: str) -> Checks:
+    """llama.cpp's fastest setting that took no more memory, as nvidia-smi saw both. Its memory goes by whole layers, so the next one up is named beside it."""
     found = []
     for shape, share in distinct(of(rows, "decode"), "shape", "share"):
         ours = of(rows, "decode", shape=shape, share=share)
         peaks = [row["smi_peak_bytes"] for row in ours if row["smi_peak_bytes"]]
-        theirs = best_peer(rows, shape, max(peaks), what) if peaks and share in COMPARED_SHARES else None
-        if theirs is None:
+        if not peaks or share not in COMPARED_SHARES:
             continue
-        if what == "decode":
-            ratio = theirs["tpot_s"] / median(ours, "tpot_s")
-        else:
-            ratio = statistics.median(theirs["prefill_s"]) / prefill_s(ours)
-        least = FASTER if what == "decode" else 1.0
-        found.append((ratio >= least, f"{shape} {share:.0%}: {ratio:.2f} (n-cpu-moe {theirs['n_cpu_moe']})"))
+        ours_s = median(ours, "tpot_s") if what == "decode" else prefill_s(ours)
+        settings = [row for row in of(rows, "llama", shape=shape) if row["smi_peak_bytes"]]
+        fitting = [row for row in settings if row["smi_peak_bytes"] <= max(peaks)]
+        if not fitting:
+            continue
+        theirs = min(fitting, key=lambda row: peer_s(row, what))
+        ratio = peer_s(theirs, what) / ours_s
+        text = f"{shape} {share:.0%}: {ratio:.2f} (n-cpu-moe {theirs['n_cpu_moe']}"
+        if larger := [row for row in settings if row["smi_peak_bytes"] > max(peaks)]:
+            above = min(larger, key=lambda row: row["smi_peak_bytes"])
+            more = show_bytes(above["smi_peak_bytes"] - max(peaks))
+            text += f"; {peer_s(above, what) / ours_s:.2f} with {more} more than ours"
+        found.append((ratio >= (FASTER if what == "decode" else 1.0), f"{text})"))
     return found
+
+
+def peer_s(row: Row, what: str) -> float:
+    return float(row["tpot_s"] if what == "decode" else statistics.median(row["prefill_s"]))
 
 
 def kernel_shares(rows: list[Row]) -> Checks:

@@ -64,7 +64,9 @@ FULL = Sizes()
 QUICK = replace(
     FULL, prefill=128, warm=32, tokens=32, prefills=1, repeats=1, shares=(0.25, 0.5, 0.75, 1.0), seconds=0.3
 )
-EMULATED = Sizes(12, 3, 3, 1, 1, (0.25, 1.0), (0.25,), 1 << 16, 1 << 20, 0.02)
+EMULATED = replace(
+    QUICK, prefill=12, warm=3, tokens=3, shares=(0.25, 1.0), cold_bytes=1 << 16, copy_bytes=1 << 20, seconds=0.02
+)
 
 
 @dataclass(frozen=True)

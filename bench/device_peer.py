@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
+import time
 from pathlib import Path
 from typing import Any
+
+from device_process import finish
 
 from moepic_gguf.errors import ArgumentError
 
@@ -17,7 +19,7 @@ from moepic_gguf.errors import ArgumentError
 def find_bench(given: Path, build: Path, timeout_s: float) -> Path:
     """The binary llama-bench: `given` itself, or built in `build` from the source of llama.cpp or of llama-cpp-python. Building goes on where it stopped.
 
-    Raises subprocess.SubprocessError where it doesn't build, or not in time.
+    Raises subprocess.TimeoutExpired, ArgumentError where it doesn't build.
     """
     if given.is_file():
         return given
@@ -25,14 +27,19 @@ def find_bench(given: Path, build: Path, timeout_s: float) -> Path:
     if not (source / "tools" / "llama-bench").is_dir():
         raise ArgumentError(f"--llama: '{given}' is no llama-bench, nor the source of llama.cpp or llama-cpp-python")
     options = ["-DGGML_CUDA=ON", "-DCMAKE_CUDA_ARCHITECTURES=native", "-DLLAMA_CURL=OFF", "-DCMAKE_BUILD_TYPE=Release"]
-    subprocess.run(["cmake", "-G", "Ninja", "-S", source, "-B", build, *options], check=True, timeout=timeout_s)
-    subprocess.run(["cmake", "--build", build, "--target", "llama-bench"], check=True, timeout=timeout_s)
+    until = time.monotonic() + timeout_s
+    for command in (
+        ["-G", "Ninja", "-S", str(source), "-B", str(build), *options],
+        ["--build", str(build), "--target", "llama-bench"],
+    ):
+        if finish(["cmake", *command], until - time.monotonic()).returncode:
+            raise ArgumentError(f"--llama: 'cmake {' '.join(command)}' failed")
     return build / "bin" / "llama-bench"
 
 
 def sweep(n_layer: int) -> list[int]:
-    """Layers whose experts the CPU computes: none, all, and some between."""
-    return sorted({round(n_layer * part / 8) for part in range(9)})
+    """Layers whose experts the CPU computes: none, all, and between them each number, or every n-th where there are many."""
+    return sorted({*range(0, n_layer, max(1, n_layer // 16)), n_layer})
 
 
 def command(binary: str, job: dict[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ pytest.importorskip("gguf")
 
 import device_findings  # noqa: E402
 import device_peer  # noqa: E402
+from device_process import finish  # noqa: E402
 
 CALL = [sys.executable, str(BENCH / "device.py"), "--device", "emulated", "--quick"]
 
@@ -88,6 +90,12 @@ def test_a_second_call_goes_on_where_the_first_stopped(folder, recording):
     assert len(rows_of(folder)) == before + 3
 
 
+def test_a_record_is_not_gone_on_with_by_a_run_of_other_sizes(folder, recording):
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        call(folder, recording, *PARTS, "--layers", "1")
+    assert "was begun with another tiny" in failed.value.stderr
+
+
 def test_a_call_without_time_begins_nothing_and_says_so(tmp_path, recording):
     assert "0 new rows" in (said := call(tmp_path, recording, *PARTS, "--minutes", "0.1"))
     assert "out of time" in said
@@ -128,11 +136,26 @@ def test_llama_bench_is_swept_over_layers_left_to_the_cpu(tmp_path, recording):
 
 def test_the_sweep_has_all_and_none() -> None:
     assert device_peer.sweep(2) == [0, 1, 2]
-    assert device_peer.sweep(48) == [0, 6, 12, 18, 24, 30, 36, 42, 48]
+    assert device_peer.sweep(40) == [*range(0, 40, 2), 40]
+
+
+def test_what_a_command_started_ends_with_its_time(tmp_path) -> None:
+    pid = tmp_path / "pid"
+    begun = time.monotonic()
+    with pytest.raises(subprocess.TimeoutExpired):
+        finish(["sh", "-c", f"sleep 60 & echo $! >{pid}; wait"], 1.0, stdout=subprocess.PIPE)
+    assert time.monotonic() - begun < 30.0  # it holds the pipe open, so an orphan would be waited for
+    state = Path(f"/proc/{pid.read_text().strip()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 GB = 10**9
-CUDA = {"device": {"kind": "cuda", "name": "NVIDIA X"}}
+CUDA = {
+    "device": {"kind": "cuda", "name": "NVIDIA X"},
+    "driver": {"nvidia_smi": {"driver_version": "600.1", "pcie.link.gen.max": "5", "pcie.link.width.current": "16"}},
+    "layers": {"s": 4},
+    **{"when": "2026-01-02T03:04:05", "commit": "abc", "cpu": "CPU", "cores": 16},
+}
 
 
 def row(part: str, **more: Any) -> dict[str, Any]:
@@ -176,9 +199,11 @@ def test_of_nothing_every_target_is_not_measured() -> None:
 def test_llama_cpp_counts_only_where_it_takes_no_more_memory() -> None:
     rows = [ours(0.25, 0.010, 5 * GB), theirs(0, 0.005, 6 * GB), theirs(4, 0.014, 5 * GB), theirs(8, 0.020, 4 * GB)]
     decode, prefill, *_ = verdicts(*rows)
-    assert decode == ("met", "s 25%: 1.40 (n-cpu-moe 4)")
-    assert prefill == ("met", "s 25%: 1.20 (n-cpu-moe 4)")
-    assert verdicts(ours(0.25, 0.012, 5 * GB), *rows[1:])[0] == ("met in 0 of 1", "s 25%: 1.17 (n-cpu-moe 4)")
+    more = "with 954 MiB more than ours"
+    assert decode == ("met", f"s 25%: 1.40 (n-cpu-moe 4; 0.50 {more})")
+    assert prefill == ("met", f"s 25%: 1.20 (n-cpu-moe 4; 1.20 {more})")
+    slower = verdicts(ours(0.25, 0.012, 5 * GB), *rows[2:])
+    assert slower[0] == ("met in 0 of 1", "s 25%: 1.17 (n-cpu-moe 4)")
     # No setting fits, or nobody saw how much memory it took; and 10 % resident is not a target.
     assert verdicts(ours(0.25, 0.010, 3 * GB), *rows[1:])[0][0] == "not measured"
     assert verdicts(rows[0], theirs(4, 0.014, None))[0][0] == "not measured"
