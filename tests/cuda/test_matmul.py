@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from matmul_native import FLOATS, TYPES, Tiles, block_len, make_tiles, random_blocks
+from matmul_native import FLOATS, TYPES, Tiles, block_len, make_tiles, random_blocks, row_bytes
 from matmul_native import matmul as cpu_matmul
 from matmul_native import quantize as cpu_quantize
 from ops_native import assert_same_bits, available_isas
@@ -24,26 +24,8 @@ def make_x(n: int, cols: int, rng: np.random.Generator) -> Floats:
     return x
 
 
-# Tokens on both sides of every change of launch: 8 | 9 and 32 | 33.
-@pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize(
-    ("rows", "blocks_per_row", "n"),
-    [
-        (1, 1, 1),
-        (15, 1, 2),
-        (16, 3, 3),
-        (17, 9, 7),
-        (33, 2, 8),
-        (33, 2, 9),
-        (17, 1, 16),
-        (33, 1, 32),
-        (33, 2, 33),
-        (1, 1, 130),
-    ],
-)
-def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, blocks_per_row: int, n: int) -> None:
-    rng = np.random.default_rng([rows, blocks_per_row, n, TYPES.index(name)])
-    cols = smallest_cols(name) * blocks_per_row
+def check(device: str, name: str, rows: int, cols: int, n: int) -> None:
+    rng = np.random.default_rng([rows, cols, n, TYPES.index(name)])
     tiles, _ = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     expected, _ = cpu_matmul(FAST, tiles, acts, n)
@@ -52,13 +34,43 @@ def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, b
     assert_same_bits(found, expected, f"{name} {rows} x {cols}, {n} tokens")
 
 
+SIZES = [(1, 1, 1), (15, 1, 2), (16, 3, 3), (17, 9, 7), (33, 2, 8), (33, 2, 9), (17, 1, 16), (33, 1, 33), (1, 1, 130)]
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(("rows", "blocks_per_row", "n"), SIZES)
+def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, blocks_per_row: int, n: int) -> None:
+    check(device, name, rows, smallest_cols(name) * blocks_per_row, n)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_large_batch_multiplies_like_the_cpu(device: str, name: str) -> None:
+    """Enough work for the launch of many tokens, with tails in rows and tokens, and in steps of 256 columns where a type can."""
+    check(device, name, 500, 37 if name in FLOATS else 288 if block_len(name) == 32 else 512, 505)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_every_bit_pattern_of_a_block_means_what_it_means_on_the_cpu(device: str, name: str) -> None:
+    """Scales too small or too large for normal floats, infinite or NaN among them."""
+    rng = np.random.default_rng(TYPES.index(name))
+    rows, cols, n = 200, smallest_cols(name), 3
+    blocks = rng.integers(0, 256, (rows, row_bytes(name, cols)), dtype=np.uint8)
+    tiles, _ = make_tiles(FAST, name, blocks, cols)
+    acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
+    expected, _ = cpu_matmul(FAST, tiles, acts, n)
+    assert np.isfinite(expected).any()
+    found = np.full((n, rows), 0.5, dtype=np.float32)
+    matmul(device, [Job(tiles, acts, found)], n)
+    assert_same_bits(found, expected, name)
+
+
 def make_job(name: str, rows: int, cols: int, n: int, rng: np.random.Generator) -> tuple[Tiles, Floats]:
     tiles, _ = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     return tiles, acts
 
 
-@pytest.mark.parametrize("n", [1, 12, 40])
+@pytest.mark.parametrize("n", [1, 12, 420])
 def test_a_list_of_matrices_of_any_types(device: str, n: int) -> None:
     rng = np.random.default_rng(n)
     jobs, expected = [], []
@@ -74,11 +86,11 @@ def test_a_list_of_matrices_of_any_types(device: str, n: int) -> None:
         assert (job.y[:, rows:] == 0.25).all()  # beyond the rows
 
 
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize(("n", "height"), [(1, 32), (40, 32), (350, 160)])
 @pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_K"])
-def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: int) -> None:
+def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: int, height: int) -> None:
     rng = np.random.default_rng(3)
-    n_group, height, cols, y_group = 3, 32, max(64, block_len(name)), 37
+    n_group, cols, y_group = 3, max(64, block_len(name)), height + 5
     tiles, acts = make_job(name, n_group * height, cols, n_group * n, rng)
     y = np.full((n, n_group * y_group), np.nan, dtype=np.float32)
     matmul(device, [Job(tiles, acts, y, None, n_group, y_group)], n)
@@ -92,7 +104,7 @@ def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: in
 @pytest.mark.parametrize(
     ("name", "cols"), [("Q4_K", 7168), ("Q8_0", 1536), ("MXFP4", 2880), ("Q4_1", 544), ("F16", 2000), ("F32", 700)]
 )
-@pytest.mark.parametrize("n", [1, 11])
+@pytest.mark.parametrize("n", [1, 11, 40])
 def test_rows_longer_than_a_chunk_of_a_thread_block(device: str, name: str, cols: int, n: int) -> None:
     rng = np.random.default_rng(cols)
     tiles, acts = make_job(name, 18, cols, n, rng)

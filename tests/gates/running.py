@@ -13,15 +13,17 @@ from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamStats
-from tests.making import gguf_file, resplit
+from tests.making import ordinary, resplit
 
 TOKENS = np.random.default_rng(7).integers(3, 320, 57).tolist()
 PROMPT, BATCH = 40, 5
 
-# (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, floats; a dense feed-forward beside the
+# (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, codebooks, floats; a dense feed-forward beside the
 # experts with a norm for the router; weights on the experts' input, and layers between those with experts; layers with states; LayerNorms.
 KINDS = [
     ("qwen3_moe_256", "q4_k"),
+    ("qwen3_moe_256", "iq2"),
+    ("qwen3_moe_256", "iq3"),
     ("qwen2_moe_1408", "q8_0"),
     ("gpt_oss", "mxfp4"),
     ("mixtral", "f32"),
@@ -57,10 +59,6 @@ def run(path, *, streaming=None, passes=1, **load) -> Run:
                 found += bytes(ffi.buffer(out[0], rows[0] * vocab * 4))
         checked(lib.moepic_test_stream_check(model._weights._pointer))
         return Run(found, model.stream_stats, model.info.expert_bytes)
-
-
-def ordinary(name, kind):
-    return gguf_file(name, "--outtype", kind, "--no-split")
 
 
 def split(name, kind, ratio="0.5"):

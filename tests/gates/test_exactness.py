@@ -10,12 +10,12 @@ import pytest
 
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
-from tests.making import gguf_file, resplit
+from tests.making import ordinary, resplit
 
 RNG = np.random.default_rng(3)
 TOKENS = RNG.integers(3, 320, 50).tolist()
 
-# (variant, type): floats, 32-blocks with and without mins, k-quants, MXFP4 experts; shared expert, one granule, many experts.
+# (variant, type): floats, 32-blocks with and without mins, k-quants, codebooks, MXFP4 experts; shared expert, one granule, many experts.
 KINDS = [
     ("mixtral", "f32"),
     ("mixtral", "q8_0"),
@@ -23,6 +23,8 @@ KINDS = [
     ("qwen3_moe_256", "q4_k_m"),
     ("qwen3_moe_256", "q4_k"),
     ("qwen3_moe_256", "q6_k"),
+    ("qwen3_moe_256", "iq2"),
+    ("qwen3_moe_256", "iq3"),
     ("qwen2_moe", "q4_0"),
     ("qwen2_moe_1408", "q8_0"),
     ("mixtral", "mxfp4"),
@@ -56,10 +58,6 @@ DENSE = {"llama", "qwen2", "qwen3", "gemma3", "qwen3_5", "lfm2"}
 KIND_IDS = [f"{name}-{kind}" for name, kind in KINDS]
 
 
-def ordinary(name, kind):
-    return gguf_file(name, "--outtype", kind, "--no-split")
-
-
 def logits(path, **load) -> bytes:
     with Model.load(path, n_ctx=64, **load) as model:
         return model.logits(TOKENS).tobytes()
@@ -89,6 +87,19 @@ def baseline():
 @pytest.mark.parametrize("threads", [2, 3])
 def test_threads_do_not_matter(baseline, name, kind, threads):
     same(logits(ordinary(name, kind), n_threads=threads), baseline(name, kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen3_moe", "f16"), ("gpt_oss", "f32"), ("llama4_chunks", "q8_0"), ("deepseek_v3", "q8_0")]
+)
+def test_spreading_a_tokens_attention_over_threads_does_not_matter(name, kind):
+    """Token by token past position 256; with more threads than groups of heads, every chunk of 256 is a task."""
+    tokens = np.random.default_rng(4).integers(3, 320, 290).tolist()
+    found = []
+    for n_threads in (1, 9):
+        with Model.load(ordinary(name, kind), n_ctx=320, n_batch=1, n_threads=n_threads) as model:
+            found.append(model.logits(tokens).tobytes())
+    same(found[1], found[0])
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=KIND_IDS)

@@ -17,14 +17,16 @@ from convert.tensors import Bytes, Experts, Tensor, flat
 from convert.writer import write
 from moepic_gguf import Model
 from moepic_gguf.streaming import StreamingOptions
-from tests.gates.test_exactness import TOKENS, logits, ordinary, same
-from tests.making import built, gguf_file
+from tests.gates.test_exactness import TOKENS, logits, same
+from tests.making import built, gguf_file, ordinary
 
-# One variant of each family with routed experts, in types that between them cover floats, 32-blocks, k-quants and MXFP4.
+# One variant of each family with routed experts, in types that between them cover floats, 32-blocks, k-quants, codebooks and MXFP4.
 KINDS = [
     ("mixtral", "q8_0"),
     ("qwen2_moe", "q4_0"),
     ("qwen3_moe_256", "q4_k_m"),
+    ("qwen3_moe_256", "iq2"),
+    ("qwen3_moe_256", "iq3"),
     ("olmoe", "q8_0"),
     ("gpt_oss", "mxfp4"),
     ("glm4_moe", "q8_0"),

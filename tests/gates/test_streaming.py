@@ -14,9 +14,9 @@ from gguf import GGUFReader
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
-from moepic_gguf.streaming import StreamingOptions, StreamStats
-from tests.gates.running import IDS, KINDS, TOKENS, Run, ordinary, run, same, split
-from tests.making import gguf_file, resplit
+from moepic_gguf.streaming import StreamingOptions
+from tests.gates.running import IDS, KINDS, TOKENS, Run, run, same, split
+from tests.making import ordinary, resplit
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,15 @@ def test_the_policy_does_not_matter(baseline, policy, eviction, scope):
     assert stats.policy == ("lrfu" if policy == "auto" else policy)
     assert stats.loads > 0
     assert (stats.evictions == 0) == (policy == "static")
+
+
+@pytest.mark.parametrize("start", ["lru", "lfu", "lcp", "lrfu"])
+def test_the_policy_auto_starts_with_does_not_matter(baseline, start):
+    name, kind = "qwen2_moe_1408", "q8_0"
+    expected = baseline(name, kind)
+    options = StreamingOptions(always=True, cache=expected.resident // 2, policy="auto", policy_start=start)
+    stats = same(run(split(name, kind), streaming=options), expected)
+    assert (stats.policy, stats.n_policy_changes) == (start, 0)
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 4])

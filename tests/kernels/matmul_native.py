@@ -16,7 +16,8 @@ Bytes = NDArray[np.uint8]
 ISAS = {"scalar": 0, "avx2": 1, "avx512": 2}
 FLOATS = ["F32", "F16", "BF16"]
 TYPES_32 = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"]
-TYPES_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"]
+CODEBOOKS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]
+TYPES_256 = ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS", *CODEBOOKS]
 TYPES = FLOATS + TYPES_32 + TYPES_256
 
 
@@ -56,6 +57,7 @@ def row_bytes(name: str, cols: int) -> int:
 _HALVES = {
     "Q4_0": [0], "Q4_1": [0, 2], "Q5_0": [0], "Q5_1": [0, 2], "Q8_0": [0], "IQ4_NL": [0],
     "Q2_K": [80, 82], "Q3_K": [108], "Q4_K": [0, 2], "Q5_K": [0, 2], "Q6_K": [208], "IQ4_XS": [0],
+    **{name: [0] for name in CODEBOOKS},
 }  # fmt: skip
 
 
@@ -108,14 +110,19 @@ def sizes(name: str, rows: int, cols: int) -> tuple[int, int]:
     return tiles[0], acts[0]
 
 
-def make_tiles(isa: str, name: str, blocks: Bytes, cols: int, repeats: int = 1) -> tuple[Tiles, float]:
-    """Tiles of GGUF rows [rows, row_bytes] and the seconds it took."""
-    rows = len(blocks)
-    tiles = Tiles(name, rows, cols, aligned(sizes(name, rows, cols)[0]))
+def write_tiles(isa: str, name: str, blocks: Bytes, cols: int, out: Bytes) -> float:
+    """Re-tile GGUF rows [rows, row_bytes] to `out`; the seconds it took."""
     seconds = ffi.new("double *")
-    source, out = pointer(blocks, "void *"), pointer(tiles.data, "void *")
-    check(lib.moepic_test_tile(ISAS[isa], tiles.type, source, blocks.shape[1], rows, cols, out, repeats, seconds))
-    return tiles, seconds[0]
+    source, to, type_id = pointer(blocks, "void *"), pointer(out, "void *"), int(GGMLQuantizationType[name])
+    check(lib.moepic_test_tile(ISAS[isa], type_id, source, blocks.shape[1], len(blocks), cols, to, 1, seconds))
+    return seconds[0]
+
+
+def make_tiles(isa: str, name: str, blocks: Bytes, cols: int) -> Tiles:
+    """Tiles of GGUF rows [rows, row_bytes]."""
+    tiles = Tiles(name, len(blocks), cols, aligned(sizes(name, len(blocks), cols)[0]))
+    write_tiles(isa, name, blocks, cols, tiles.data)
+    return tiles
 
 
 def quantize(isa: str, name: str, x: Floats, repeats: int = 1) -> tuple[Bytes, float]:

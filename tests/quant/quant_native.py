@@ -14,7 +14,8 @@ from moepic_gguf._ffi import ffi, lib
 FLOATS = ["F32", "F16", "BF16"]
 QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS"]
 QUANTIZED += ["MXFP4"]
-NAMES = FLOATS + QUANTIZED
+CODEBOOKS = ["IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S"]  # read, never written
+NAMES = FLOATS + QUANTIZED + CODEBOOKS
 
 
 @dataclass(frozen=True)

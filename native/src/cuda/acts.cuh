@@ -38,6 +38,10 @@ __device__ inline uint32_t high_bytes(uint32_t even, uint32_t odd) {
 }
 static_assert(127 * 32 < 1 << 13, "a sum is 7 bits and a signed byte");
 
+__device__ inline float element(const float4& v, int i) {
+    return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
+
 template <int len>
 using ActBlock = std::conditional_t<len == 32, ops::Act32, ops::Act256>;
 
@@ -80,8 +84,9 @@ public:
         low = low_bytes(even, odd);
         high = high_bytes(even, odd);
     }
-    // For float weights: element k.
-    __device__ float x(int n, int column, int k) const { return __ldg(&of<float>(result_[n][column])[k]); }
+    // For float weights: elements 4 at .. 4 at + 3. Rows of activations are padded to 64 bytes, so the last four may reach beyond the
+    // columns.
+    __device__ float4 four(int n, int column, int at) const { return __ldg(&of<float4>(result_[n][column])[at]); }
 
 private:
     template <class Block>

@@ -5,9 +5,11 @@
 //   expert_down_many      the same, granules of a run added in their order
 //
 // Decode reads each granule once and little else: gate and up of 8 experts of 768 x 2048 in Q4_K are 14 MB a layer, down half of that. A
-// thread block of the intermediate has to hold all neurons that share one scale of down's activations, 256 or 32, so there a warp walks a
-// whole tile row alone (product.cuh), 32 warps of 2.3 KB in flight side by side: 24 blocks, no more than a device's SMs but each with as
-// many bytes on their way as one SM can take. Down has short rows and many tiles; a block takes several (matmul.cuh). Not measured yet.
+// thread block of the intermediate has to hold all neurons that share one scale of down's activations, 256 or 32, so there each warp walks
+// whole rows of tiles alone (product.cuh). With 256 that is 24 blocks of 16 warps, fewer than a large device has SMs, but a warp has up to
+// two blocks of weights on their way: 37 to 74 KB an SM, what a latency of 600 ns needs for 60 to 120 GB/s. Down has short rows and many
+// tiles; a block takes several (matmul.cuh). Every warp reads its task: lists had better lie on the device. Not measured: this was written
+// without a GPU.
 #include <algorithm>
 
 #include "cuda/experts.h"
@@ -119,7 +121,7 @@ struct DownJob {
 };
 
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) down_few_kernel(DownJob all) {
+__global__ void __launch_bounds__(kSplitThreads, 3) down_few_kernel(DownJob all) {
     const GranuleShape& shape = all.job.shape;
     const ExpertTask task = all.job.tasks[blockIdx.x / all.n_parts];
     const int first_token = static_cast<int>(blockIdx.y) * 8 * groups;

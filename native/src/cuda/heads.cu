@@ -1,5 +1,5 @@
 // Queries, keys and values between their projections and attention: norms of heads or whole rows, rotation, scaling. HeadsJob and
-// LatentHeadsJob (device/api.h) name the steps; the order is Decoder::make_heads's and make_latent_heads's.
+// LatentHeadsJob (device/jobs.h) name the steps; the order is CpuSteps::heads's and latent_heads's.
 //
 // A warp takes a head through all its steps in shared memory, so it is read and written once: 8 bytes an element, kilobytes a token, bound
 // by latency. In decode the heads of the one token are spread over blocks; where the norm is of the whole row, one block has them all,

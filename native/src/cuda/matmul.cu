@@ -1,19 +1,21 @@
 // y = W x for up to four matrices in one launch, of any types: the type is a branch that a whole thread block takes together.
 //
-//   few tokens    split_kernel: rows cut along k over the warps of a block (matmul.cuh); 8 or 16 tokens meet a weight while it is in
-//   registers many tokens   rows_kernel: a warp walks a whole tile row for 32 tokens, 8 tiles to a block, sums in registers (product.cuh)
+//   split_kernel   few tokens: rows are cut along k over the warps of a block (matmul.cuh); 8 or 16 tokens meet a weight in registers
+//   rows_kernel    many: a warp walks a whole row of a tile for 32 tokens, 8 tiles to a block, sums in registers (product.cuh)
 //
-// A weight of the many is read once per 32 tokens, from L2 after the first: blocks of one tile group and all tokens are neighbours in the
-// grid. Per 32 weights of 16 rows and 8 tokens stand 1 or 2 tensor core products, 4 or 8 multiplications by sub-block scales and 2 loads of
-// activations: the integer units and the tensor cores are loaded about alike. Not measured on a device yet.
+// Of the many, a weight is read once per 32 tokens, from L2 after the first: thread blocks of the same tiles are neighbours in the grid. To
+// 32 weights of 16 rows and 8 tokens go one or two tensor core products, 4 or 8 multiplications by sub-block scales and a load of 8 bytes
+// of activations from shared memory, so that tensor cores, integer units and shared memory are loaded about alike, and two blocks of 128
+// registers share an SM. Not measured: this was written without a GPU.
 #include "cuda/matmul.cuh"
 #include "cuda/matmul.h"
 
 namespace moepic::device {
 namespace {
 
-// From here on the tokens go in groups of 32. Up to here each 16 tokens read the weights again; beyond, few rows occupy few warps.
-constexpr int64_t kManyTokens = 33;
+// rows_kernel from so many of its thread blocks on: with fewer (small matrices, routers) most of a device would idle, and reading weights
+// again for each 16 tokens, from L2, costs less. A guess at half a device, to be measured.
+constexpr unsigned kBusyBlocks = 64;
 constexpr int kRowGroups = 4, kRowWarps = kStageThreads / 32;
 
 struct ListJob {
@@ -29,7 +31,7 @@ __device__ int find_job(const ListJob& all, int block) {
 }
 
 template <int groups>
-__global__ void __launch_bounds__(kSplitThreads) split_kernel(ListJob all) {
+__global__ void __launch_bounds__(kSplitThreads, groups == 1 ? 3 : 2) split_kernel(ListJob all) {
     const int j = find_job(all, static_cast<int>(blockIdx.x));
     const MatmulJob& job = all.list.jobs[j];
     const int first = (static_cast<int>(blockIdx.x) - all.first[j]) * all.tiles[j], left = n_tiles_of(job) - first;
@@ -66,21 +68,28 @@ __global__ void __launch_bounds__(kStageThreads, 2) rows_kernel(ListJob all) {
 }  // namespace
 
 int32_t matmul(const MatmulList& list, Stream stream) {
-    ListJob all{list, {}, {}};
-    const bool many = list.n_tokens >= kManyTokens;
-    for (int j = 0; j < list.n_jobs; ++j) {
-        const ops::TiledMatrix& w = list.jobs[j].w;
-        const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
-        all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
-        all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
-    }
-    const auto n_blocks = static_cast<unsigned>(all.first[list.n_jobs]);
     const auto token_blocks = [&](int64_t width) { return static_cast<unsigned>((list.n_tokens + width - 1) / width); };
-    if (many)
-        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes,
-                      stream, all);
-    if (list.n_tokens <= 8) return launch(split_kernel<1>, dim3(n_blocks), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
-    return launch(split_kernel<2>, dim3(n_blocks, token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+    const auto make = [&](bool many) {
+        ListJob all{list, {}, {}};
+        for (int j = 0; j < list.n_jobs; ++j) {
+            const ops::TiledMatrix& w = list.jobs[j].w;
+            const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
+            all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
+            all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
+        }
+        return all;
+    };
+    const auto n_blocks = [&](const ListJob& all) { return static_cast<unsigned>(all.first[list.n_jobs]); };
+    if (list.n_tokens > 32) {
+        const ListJob all = make(true);
+        const dim3 grid(token_blocks(8 * kRowGroups), n_blocks(all));
+        if (grid.x * grid.y >= kBusyBlocks)
+            return launch(rows_kernel, grid, dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes, stream, all);
+    }
+    const ListJob all = make(false);
+    if (list.n_tokens <= 8)
+        return launch(split_kernel<1>, dim3(n_blocks(all), token_blocks(8)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+    return launch(split_kernel<2>, dim3(n_blocks(all), token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
 }
 
 }  // namespace moepic::device

@@ -6,7 +6,7 @@
 //
 // and the operand B it brings is that of token 8n + g. Integers are exact, so a block of weights gives each (row, token) one or two float
 // terms a b, in the order of tiles.h; the sum is acc = fma(a, b, acc) over them, blocks ascending. Whoever calls decides where the chain
-// runs: in the lane's registers when a warp walks a whole row (sum_tile), or elsewhere when blocks of a row are shared out (matmul.cu).
+// runs: in the lane's registers when a warp walks a whole row (sum_tile), or elsewhere when blocks of a row are shared out (matmul.cuh).
 #pragma once
 
 #include "cuda/acts.cuh"
@@ -99,8 +99,7 @@ __device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, 
         multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp has in registers or on their way. With few tokens that is some 4 KiB, for bytes on their way are what
-// counts.
+// Blocks of a tile that a warp has in registers or on their way: 3 to 6 KB with few tokens, half of it with many.
 template <class T, int groups>
 inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
 
@@ -128,8 +127,8 @@ __device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane 
 }
 
 // ---- floats ---------------------------------------------------------------------------------------------------------------------------
-// One chain of fma over k per (row, token): nothing may be split. A lane has the same rows and tokens as above and walks along k, the
-// loads of the next kFloatAhead on their way.
+// One chain of fma over k per (row, token): nothing may be split. A lane has the same rows and tokens as above and walks along k, four
+// activations to a load, the weights of the next kFloatAhead on their way.
 
 inline constexpr int kFloatAhead = 8;
 
@@ -141,15 +140,24 @@ __device__ inline void sum_float_tile(const std::byte* tile, int cols, const Dir
     for (int i = 0; i < kFloatAhead; ++i) next[i] = load(i);
     for (int k = 0; k < cols; k += kFloatAhead) {
 #pragma unroll
-        for (int i = 0; i < kFloatAhead; ++i) {
+        for (int i = 0; i < kFloatAhead; i += 4) {
             if (k + i >= cols) break;
-            const float w[2] = {T::value(next[i].row[0]), T::value(next[i].row[1])};
-            next[i] = load(k + i + kFloatAhead);
+            float4 v[groups][2];
 #pragma unroll
             for (int n = 0; n < groups; ++n) {
-                const float v[2] = {x.x(n, 0, k + i), x.x(n, 1, k + i)};
 #pragma unroll
-                for (int j = 0; j < 4; ++j) acc[n][j] = __fmaf_rn(w[j / 2], v[j % 2], acc[n][j]);
+                for (int column = 0; column < 2; ++column) v[n][column] = x.four(n, column, (k + i) / 4);
+            }
+#pragma unroll
+            for (int j = 0; j < 4; ++j) {
+                if (k + i + j >= cols) break;
+                const float w[2] = {T::value(next[i + j].row[0]), T::value(next[i + j].row[1])};
+                next[i + j] = load(k + i + j + kFloatAhead);
+#pragma unroll
+                for (int n = 0; n < groups; ++n) {
+#pragma unroll
+                    for (int c = 0; c < 4; ++c) acc[n][c] = __fmaf_rn(w[c / 2], element(v[n][c % 2], j), acc[n][c]);
+                }
             }
         }
     }

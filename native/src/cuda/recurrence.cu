@@ -1,4 +1,4 @@
-// The gated delta net between its projections (engine/delta_net.cpp): convolution, lengths and gates, the rule. Jobs are in device/api.h,
+// The gated delta net between its projections (engine/delta_net.cpp): convolution, lengths and gates, the rule. Jobs are in device/jobs.h,
 // formulas in ops/ops.h, the order of operations in ops/cpu/recurrence.cpp. Tokens go one after the other, as the contract has it; what is
 // parallel is channels, heads and columns of the state.
 //

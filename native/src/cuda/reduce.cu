@@ -1,4 +1,4 @@
-// x[t] += the token's experts: FeedForward::reduce_row with a thread per column. The order of its additions is the contract:
+// x[t] += the token's experts: CpuFeedForward::reduce_row with a thread per column. The order of its additions is the contract:
 //
 //   routed   of each entry: partials of its granules, ascending, + bias of down; sum = fma(weight, that, sum) over entries, ascending
 //   shared   the same with its weight, into the same sum, or where the residuals differ into one of its own

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "base/region.h"
-#include "device/api.h"
+#include "device/jobs.h"
 #include "engine/model.h"
 #include "ops/ops.h"
 

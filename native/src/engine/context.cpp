@@ -33,7 +33,8 @@ std::unique_ptr<Steps> make_steps(const Model& model, Workspace& workspace) {
 }
 
 std::unique_ptr<FeedForward> make_feed_forward(const Model& model, Workspace& workspace, const Steps& steps, int64_t n_batch) {
-    if (model.device()) return std::make_unique<DeviceFeedForward>(model, workspace, dynamic_cast<const DeviceSteps&>(steps).stream(), n_batch);
+    if (model.device())
+        return std::make_unique<DeviceFeedForward>(model, workspace, dynamic_cast<const DeviceSteps&>(steps).stream(), n_batch);
     return std::make_unique<CpuFeedForward>(model, workspace, n_batch);
 }
 

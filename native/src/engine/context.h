@@ -60,7 +60,9 @@ public:
         return workspace_.bytes() + feed_forward_->scratch_bytes() + decoder_.scratch_bytes() + logits_.capacity() * sizeof(float);
     }
     // Of these, in the memory that steps work in: a device's, on a device.
-    uint64_t device_bytes() const noexcept { return kv_.bytes() + state_.bytes() + feed_forward_->scratch_bytes() + decoder_.scratch_bytes(); }
+    uint64_t device_bytes() const noexcept {
+        return kv_.bytes() + state_.bytes() + feed_forward_->scratch_bytes() + decoder_.scratch_bytes();
+    }
     void reset_stats() noexcept;
 
 private:

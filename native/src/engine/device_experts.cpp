@@ -12,10 +12,12 @@ namespace {
 // Frames that a queue passes through, unless asked otherwise; a sixth as many are for fetching ahead. Enough for a token of the models
 // known to us in one half, so that decode rarely waits for a frame.
 constexpr uint64_t kFrameBytes = uint64_t{384} << 20;
-constexpr int kLeastHalf = 2, kMostHalf = 1024;
+constexpr uint64_t kLeastHalf = 2;
 // Bytes the link is given at once: kernels are launched once per chunk, which costs a few microseconds; a chunk of this size takes 40 us of
 // a 25 GB/s link.
 constexpr int64_t kChunkBytes = int64_t{1} << 20;
+// Of a prompt, whose kernels want many granules at once to fill the device.
+constexpr int64_t kManyChunkBytes = int64_t{16} << 20;
 // Chunks given to the link while the CPU may still take the rest: enough that the link never idles.
 constexpr size_t kLinkAhead = 3;
 constexpr int kChunkEvents = 8;
@@ -36,13 +38,15 @@ std::vector<StoredLayer> stored_of(const std::vector<StreamLayer>& layers) {
 DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, const StreamOptions& options) {
     DeviceFrames needs;
     int most_used = 0;
+    uint64_t most = 0;  // granules of a layer
     for (const StreamLayer& layer : layers) {
+        most = std::max(most, static_cast<uint64_t>(layer.n_expert) * static_cast<uint64_t>(layer.stored.layout.n_granules));
         needs.frame_bytes = std::max<uint64_t>(needs.frame_bytes, layer.stored.layout.granule_bytes);
         most_used = std::max(most_used, layer.n_used * static_cast<int>(layer.stored.layout.n_granules));
     }
     const uint64_t bytes = options.staging_bytes ? options.staging_bytes : kFrameBytes;
-    const uint64_t half = bytes * 3 / 7 / needs.frame_bytes;
-    needs.n_queue = 2 * static_cast<int>(std::clamp<uint64_t>(half, kLeastHalf, kMostHalf));
+    const uint64_t half = std::min(bytes * 3 / 7 / needs.frame_bytes, most);
+    needs.n_queue = 2 * static_cast<int>(std::max<uint64_t>(half, kLeastHalf));
     needs.n_ahead = std::clamp(needs.n_queue / 6, 1, most_used);
     return needs;
 }
@@ -56,7 +60,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       layers_(std::move(layers)),
       store_(make_memory_store(stored_of(layers_))),
       needs_(measure(layers_, options)),
-      books_(layers_, cache_bytes, options),
+      books_(layers_, cache_bytes, options.cache, options, has_cpu_lane()),
       demand_(library, -1),
       ahead_(library, 0),
       last_use_(library),
@@ -117,9 +121,12 @@ void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, 
 }
 
 void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progress) {
-    if (options_.profile.empty()) return;
     const std::lock_guard owner(owner_);
-    books_.cache().warm(options_.profile);
+    std::vector<double> profile = options_.profile;
+    // Without a profile the cache learns as it goes, unless there is nothing to choose.
+    if (profile.empty() && !books_.holds_all()) return;
+    if (profile.empty()) profile.assign(books_.uses().size(), 1.0);
+    books_.cache().warm(profile);
     const cache::Residency& residency = books_.cache().residency();
     const auto total = static_cast<uint64_t>(residency.resident_bytes());
     uint64_t done = 0;
@@ -162,6 +169,7 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     layer_ = layer;
     n_tokens_ = batch.n_tokens;
     is_decode_ = batch.is_decode;
+    uses_cpu_lane_ = books_.uses_cpu_lane();
     is_many_ = batch.n_tokens > kFewTokens;
     compute_ = batch.compute;
     experts_ = batch.experts;
@@ -176,16 +184,14 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     demand_.wait(last_use_);
     ahead_.wait(last_use_);
 
-    // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
-    const bool bypass = options_.cache.bypass || n_tokens_ >= kManyTokens || has_cpu_lane();
-    const auto routed = books_.route(layer, ids_, is_decode_, bypass);
+    const auto routed = books_.route(layer, ids_, is_decode_, n_tokens_ >= kManyTokens);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
     found_.assign(want_of_.size(), 0);
     for (size_t w = 0; w < experts_.size(); ++w) want_of_[static_cast<size_t>(experts_[w])] = static_cast<int32_t>(w);
     order_.assign(routed.begin(), routed.end());
     if (is_many_) {
         std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
-    } else if (has_cpu_lane()) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
+    } else if (uses_cpu_lane_) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
         std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
             return books_.cache().worth(layer, a.expert) > books_.cache().worth(layer, b.expert);
         });
@@ -299,11 +305,12 @@ DeviceExperts::Range DeviceExperts::Pass::next() {
 DeviceExperts::Range DeviceExperts::next() {
     Range range;
     int64_t bytes = 0;
+    const int64_t chunk_bytes = is_many_ ? kManyChunkBytes : kChunkBytes;
     {
         const std::lock_guard lock(state_);
         poll_link();
         if (head_ == tail_) return {};
-        const bool shares = has_cpu_lane() && !is_many_;
+        const bool shares = uses_cpu_lane_ && !is_many_;
         const int64_t one = granule_bytes(layer_);
         if (shares) {
             if (moving_.size() >= kLinkAhead) return {};
@@ -311,8 +318,9 @@ DeviceExperts::Range DeviceExperts::next() {
             if (!pays && (!moving_.empty() || cpu_seconds(one) <= link_seconds(moving_bytes_ + queued_bytes_))) return {};
         }
         range.first = first_missing_ + head_;
-        int half = -1;  // a chunk stays inside one half of the frames
-        while (head_ < tail_ && (range.count == 0 || bytes + one <= kChunkBytes)) {
+        const int most = shares ? std::max(1, (tail_ - head_) / 2) : tail_ - head_;  // something is left to divide
+        int half = -1;                                                               // a chunk stays inside one half of the frames
+        while (range.count < most && (range.count == 0 || bytes + one <= chunk_bytes)) {
             const int number = missing_[static_cast<size_t>(head_)].frame;
             if (number >= 0 && half >= 0 && half_of(number) != half) break;
             if (number >= 0) half = half_of(number);
@@ -406,18 +414,13 @@ void DeviceExperts::Pass::returned() {
 
 // ---- fetching ahead --------------------------------------------------------------------------------------------------------------------
 
-bool DeviceExperts::would_guess(int layer) const {
-    return layer < n_layer() && options_.predict.source == predict::Source::next_layer && !books_.cache().is_complete(layer);
-}
-
 bool DeviceExperts::wants_guess(int layer) {
     const std::lock_guard owner(owner_);
-    return would_guess(layer);
+    return books_.wants_guess(layer, false);
 }
 
 void DeviceExperts::Pass::prefetch(int layer, std::span<const int32_t> ids) {
-    e_.books_.predictor().foretell(layer, ids);
-    if (e_.books_.predictor().should_prefetch(layer)) e_.fetch_ahead(layer, e_.books_.predictor().guess(layer));
+    if (e_.books_.foretell(layer, ids)) e_.fetch_ahead(layer, e_.books_.guess(layer));
 }
 
 void DeviceExperts::Pass::prefetch_all(int layer) {
@@ -495,7 +498,13 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
         const std::lock_guard lock(state_);
         rate = link_rate_;
     }
-    const auto guessed = books_.account(layer_, ids_, tally_, is_decode_, window_s_, rate);
+    const auto guessed = books_.account({.layer = layer_,
+                                         .ids = ids_,
+                                         .is_decode = is_decode_,
+                                         .missing_bytes = static_cast<int64_t>(missing_.size()) * granule_bytes(layer_),
+                                         .window_s = window_s_,
+                                         .miss_bytes_s = rate},
+                                        tally_);
     return {0.0,
             static_cast<int>(tally_.n_resident),
             static_cast<int>(tally_.n_link),

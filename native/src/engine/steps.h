@@ -1,6 +1,6 @@
 // The steps of a forward pass over a whole batch, and the memory they work in. The order of steps is written once (decoder.h, delta_net.h,
 // short_conv.h); what runs them is behind this face: the threads of a context (cpu_steps.h), or a device. A step is one of the plain jobs
-// of device/api.h, and whoever runs it gives the same bits.
+// of device/jobs.h, and whoever runs it gives the same bits.
 //
 // Memory of the steps may be a device's. So whoever gives them orders does arithmetic on pointers and never looks behind one: what the host
 // makes goes in by stage() and send(), what it needs comes out by read(). The same holds for weights: layer(il) is what steps read. Where
@@ -17,7 +17,7 @@
 #include <memory>
 #include <utility>
 
-#include "device/api.h"
+#include "device/jobs.h"
 #include "engine/acts.h"
 #include "engine/model.h"
 

@@ -1,7 +1,6 @@
 #include "engine/trial.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 
 namespace moepic {
@@ -13,11 +12,6 @@ constexpr double kSideTokens = Trial::kBlock / 2.0;  // of a block
 constexpr double kSure = 2.0, kSurer = 8.0;
 constexpr double kMostOfMedian = 2.0;
 constexpr int kRounds = 3;  // slope and outliers depend on each other
-
-struct Side {
-    double s = 0.0, bytes = 0.0;  // means of its tokens
-};
-using Block = std::array<Side, 2>;  // without, with
 
 double median(std::vector<double> values) {
     const auto middle = values.begin() + static_cast<std::ptrdiff_t>(values.size() / 2);
@@ -43,40 +37,43 @@ void Trial::observe(double seconds, double missing_bytes) {
     if (tokens_.size() % kBlock == 0 && tokens_.size() >= kLeastBlocks * kBlock) decide();
 }
 
-void Trial::decide() {
-    std::vector<Token> tokens = tokens_;
-    std::vector<Block> blocks;
-    double slope = 0.0;
-    for (int round = 0; round < kRounds; ++round) {
-        blocks.assign(tokens.size() / kBlock, {});
-        for (size_t i = 0; i < tokens.size(); ++i) {
-            Side& side = blocks[i / kBlock][tokens[i].is_with];
-            side.s += tokens[i].s / kSideTokens;
-            side.bytes += tokens[i].bytes / kSideTokens;
-        }
-        double s_bytes = 0.0, bytes2 = 0.0;
-        for (size_t i = 0; i < tokens.size(); ++i) {
-            const Side& side = blocks[i / kBlock][tokens[i].is_with];
-            const double bytes = tokens[i].bytes - side.bytes;
-            s_bytes += (tokens[i].s - side.s) * bytes;
-            bytes2 += bytes * bytes;
-        }
-        slope = bytes2 > 0.0 ? s_bytes / bytes2 : 0.0;
-        std::vector<double> rest;
-        for (const Token& token : tokens_) rest.push_back(token.s - slope * token.bytes);
-        const double most = kMostOfMedian * median(rest);
-        for (size_t i = 0; i < tokens.size(); ++i) tokens[i].s = slope * tokens[i].bytes + std::min(rest[i], most);
+Trial::Fit Trial::fit(const std::vector<Token>& tokens) {
+    Fit fit{std::vector<Block>(tokens.size() / kBlock), 0.0};
+    const auto side_of = [&](size_t i) -> Side& { return fit.blocks[i / kBlock][tokens[i].is_with]; };
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        side_of(i).s += tokens[i].s / kSideTokens;
+        side_of(i).bytes += tokens[i].bytes / kSideTokens;
     }
-    const double n = static_cast<double>(blocks.size());
+    double s_bytes = 0.0, bytes2 = 0.0;
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        const double bytes = tokens[i].bytes - side_of(i).bytes;
+        s_bytes += (tokens[i].s - side_of(i).s) * bytes;
+        bytes2 += bytes * bytes;
+    }
+    if (bytes2 > 0.0) fit.slope = s_bytes / bytes2;
+    return fit;
+}
+
+void Trial::decide() {
+    Fit found = fit(tokens_);
+    for (int round = 1; round < kRounds; ++round) {
+        std::vector<double> rest;
+        for (const Token& token : tokens_) rest.push_back(token.s - found.slope * token.bytes);
+        const double most = kMostOfMedian * median(rest);
+        std::vector<Token> tokens = tokens_;
+        for (size_t i = 0; i < tokens.size(); ++i) tokens[i].s -= std::max(0.0, rest[i] - most);
+        found = fit(tokens);
+    }
+    const double n = static_cast<double>(found.blocks.size());
     double sum = 0.0, sum2 = 0.0, without_s = 0.0;
-    for (const auto& [without, with] : blocks) {
-        const double d = with.s - without.s - slope * (with.bytes - without.bytes);
+    for (const auto& [without, with] : found.blocks) {
+        const double d = with.s - without.s - found.slope * (with.bytes - without.bytes);
         sum += d, sum2 += d * d;
         without_s += without.s;
     }
     const double mean = sum / n, error = std::sqrt(std::max(0.0, sum2 - sum * sum / n) / (n - 1.0) / n);
     // At last the better mean is taken: what could not be told apart until here costs little either way.
-    if (std::abs(mean) <= (kSure + kSurer / n) * error && blocks.size() < kMostBlocks) return;
+    if (std::abs(mean) <= (kSure + kSurer / n) * error && found.blocks.size() < kMostBlocks) return;
     n_switched_off_ += choice_ && mean > 0.0;
     choice_ = mean <= 0.0;
     cost_ = without_s > 0.0 ? sum / without_s : 0.0;

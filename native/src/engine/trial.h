@@ -15,7 +15,7 @@
 // Pure: seconds and bytes come from the caller.
 #pragma once
 
-#include <cstdint>
+#include <array>
 #include <vector>
 
 namespace moepic {
@@ -42,6 +42,15 @@ private:
         double s, bytes;
         bool is_with;
     };
+    struct Side {
+        double s = 0.0, bytes = 0.0;  // means of its tokens
+    };
+    using Block = std::array<Side, 2>;  // without, with
+    struct Fit {
+        std::vector<Block> blocks;
+        double slope;
+    };
+    static Fit fit(const std::vector<Token>& tokens);
     void decide();
 
     std::vector<Token> tokens_;  // of the trial

@@ -6,7 +6,7 @@
 
 #include "base/region.h"
 #include "base/thread_pool.h"
-#include "device/api.h"
+#include "device/jobs.h"
 #include "ops/ops.h"
 
 namespace moepic {

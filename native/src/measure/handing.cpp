@@ -18,24 +18,31 @@ double since(Clock::time_point start) {
     return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
+// Repeats once() for about `seconds`; the median of what it returns, since one that was interrupted says nothing.
+template <class Once>
+double median_over(double seconds, Once&& once) {
+    std::vector<double> found;
+    const auto start = Clock::now();
+    do found.push_back(once());
+    while (since(start) < seconds);
+    const auto middle = found.begin() + static_cast<std::ptrdiff_t>(found.size() / 2);
+    std::nth_element(found.begin(), middle, found.end());
+    return *middle;
+}
+
 }  // namespace
 
 double job_s(ThreadPool& pool, double seconds) {
-    constexpr int kJobs = 64;  // between two looks at the clock
-    const auto start = Clock::now();
-    int64_t n = 0;
-    do {
-        for (int i = 0; i < kJobs; ++i) {
-            std::atomic<int> n_begun{0};
-            // Each thread stays at its task until all have one: alone, the caller would be done before another looks.
-            pool.run(pool.size(), [&](int64_t, int) {
-                n_begun.fetch_add(1, std::memory_order_relaxed);
-                while (n_begun.load(std::memory_order_relaxed) < pool.size()) std::this_thread::yield();
-            });
-        }
-        n += kJobs;
-    } while (since(start) < seconds);
-    return since(start) / static_cast<double>(n);
+    return median_over(seconds, [&] {
+        const auto start = Clock::now();
+        std::atomic<int> n_begun{0};
+        // Each thread stays at its task until all have one: alone, the caller would be done before another looks.
+        pool.run(pool.size(), [&](int64_t, int) {
+            n_begun.fetch_add(1, std::memory_order_relaxed);
+            while (n_begun.load(std::memory_order_relaxed) < pool.size()) std::this_thread::yield();
+        });
+        return since(start);
+    });
 }
 
 double handoff_s(double seconds) {
@@ -51,25 +58,22 @@ double handoff_s(double seconds) {
             answered.notify_one();
         }
     });
-    std::vector<double> trips;
-    const auto start = Clock::now();
-    do {
+    const double found = median_over(seconds, [&] {
         std::this_thread::sleep_for(kParked);
         std::unique_lock lock(mutex);
-        const auto asked_at = Clock::now();
+        const auto start = Clock::now();
         turn = Turn::theirs;
         asked.notify_one();
         answered.wait(lock, [&] { return turn == Turn::mine; });
-        trips.push_back(since(asked_at));
-    } while (since(start) < seconds);
+        return since(start);
+    });
     {
         const std::lock_guard lock(mutex);
         turn = Turn::over;
     }
     asked.notify_one();
     other.join();
-    std::nth_element(trips.begin(), trips.begin() + static_cast<std::ptrdiff_t>(trips.size() / 2), trips.end());
-    return trips[trips.size() / 2];
+    return found;
 }
 
 }  // namespace moepic::measure

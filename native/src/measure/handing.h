@@ -6,10 +6,10 @@
 
 namespace moepic::measure {
 
-// Seconds of a job in which every thread takes part and does nothing, of many run one after the other for about `seconds`.
+// Seconds of a job in which every thread takes part and does nothing: median of as many as fit into about `seconds`.
 double job_s(ThreadPool& pool, double seconds);
 
-// Seconds until a thread that has been parked for a while answers: median of what fits into about `seconds`.
+// Seconds until a thread that has been parked for a while answers: the same.
 double handoff_s(double seconds);
 
 }  // namespace moepic::measure

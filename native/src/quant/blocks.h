@@ -9,6 +9,7 @@
 // The structs have alignment 1 and may alias, so a pointer to any byte of a tensor can be read as a block.
 #pragma once
 
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 
@@ -94,7 +95,7 @@ struct [[gnu::packed, gnu::may_alias]] BlockMXFP4 {
 };
 static_assert(sizeof(BlockMXFP4) == 17);
 
-// ---- 256 weights (k-quants): sub-blocks of 16 or 32 weights with integer scales under one d (and dmin). ----
+// ---- 256 weights (k-quants and IQ4_XS): sub-blocks of 16 or 32 weights with integer scales under one d (and dmin). ----
 
 // 16 sub-blocks s of 16: x = (d * low nibble of scales[s]) q - (dmin * high nibble of scales[s]).
 // qs: two halves of 32 bytes for 128 weights each; the bit pairs 0, 2, 4, 6 of byte i hold weights i, i + 32, i + 64, i + 96.
@@ -159,6 +160,65 @@ struct [[gnu::packed, gnu::may_alias]] BlockIQ4_XS {
 };
 static_assert(sizeof(BlockIQ4_XS) == 136);
 
+// ---- 256 weights, magnitudes from a codebook (grids.h): an index chooses the magnitudes of 8 (IQ2) or 4 (IQ3) weights, signs are apart.
+// Every type has runs r of 32 weights, each with 4 groups g of 8. A bit that is set is a minus. Where only 7 sign bits of a group are
+// stored, the minuses are even in number, which gives the eighth (see eight_signs). ----
+
+// 8 sub-blocks, the runs: x = (d (scale + 0.5) / 4) magnitude. Bits 7g .. 7g + 6 of signs are the signs of group g, bits 28..31 the scale.
+struct [[gnu::packed, gnu::may_alias]] BlockIQ2_XXS {
+    static constexpr int len = 256;
+    struct [[gnu::packed]] Run {
+        uint8_t grid[4];  // entry of iq2_xxs_grid of each group
+        uint32_t signs;
+    };
+    uint16_t d;  // f16
+    Run runs[8];
+};
+static_assert(sizeof(BlockIQ2_XXS) == 66);
+
+// 16 sub-blocks of 16, scale s is nibble s of scales: x = (d (scale + 0.5) / 4) magnitude. qs[4r + g]: 9 bits of index into iq2_xs_grid,
+// then 7 signs.
+struct [[gnu::packed, gnu::may_alias]] BlockIQ2_XS {
+    static constexpr int len = 256;
+    uint16_t d;  // f16
+    uint16_t qs[32];
+    uint8_t scales[8];
+};
+static_assert(sizeof(BlockIQ2_XS) == 74);
+
+// As IQ2_XS, with all 8 signs of a group in signs[4r + g] and an index of 10 bits into iq2_s_grid: qs[4r + g], then bit pair g of qh[r].
+struct [[gnu::packed, gnu::may_alias]] BlockIQ2_S {
+    static constexpr int len = 256;
+    uint16_t d;  // f16
+    uint8_t qs[32];
+    uint8_t signs[32];
+    uint8_t qh[8];
+    uint8_t scales[8];
+};
+static_assert(sizeof(BlockIQ2_S) == 82);
+
+// 8 sub-blocks, the runs: x = (d (scale + 0.5) / 2) magnitude. qs[8r + k]: entry of iq3_xxs_grid of weights 4k .. 4k + 3 of the run.
+// signs as in IQ2_XXS.
+struct [[gnu::packed, gnu::may_alias]] BlockIQ3_XXS {
+    static constexpr int len = 256;
+    uint16_t d;  // f16
+    uint8_t qs[64];
+    uint32_t signs[8];
+};
+static_assert(sizeof(BlockIQ3_XXS) == 98);
+
+// 8 sub-blocks, the runs, scale r is nibble r of scales: x = (d (2 scale + 1)) magnitude. An index has 9 bits into iq3_s_grid: qs[8r + k],
+// then bit k of qh[r]. signs as in IQ2_S.
+struct [[gnu::packed, gnu::may_alias]] BlockIQ3_S {
+    static constexpr int len = 256;
+    uint16_t d;  // f16
+    uint8_t qs[64];
+    uint8_t qh[8];
+    uint8_t signs[32];
+    uint8_t scales[4];
+};
+static_assert(sizeof(BlockIQ3_S) == 110);
+
 // Codes of IQ4_NL and IQ4_XS.
 inline constexpr int8_t iq4_nl_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 
@@ -204,6 +264,12 @@ inline void pack_scales_q3_K(const int8_t scales[16], uint8_t packed[12]) noexce
         packed[s % 8] = static_cast<uint8_t>(packed[s % 8] | ((v & 15) << (4 * (s / 8))));
         packed[8 + s % 4] = static_cast<uint8_t>(packed[8 + s % 4] | ((v >> 4) << (2 * (s / 4))));
     }
+}
+
+// The signs of 8 weights from the 7 that are stored: the last makes the number of minuses even.
+inline uint8_t eight_signs(uint32_t seven) noexcept {
+    const uint32_t low = seven & 127;
+    return static_cast<uint8_t>(low | static_cast<uint32_t>(std::popcount(low) & 1) << 7);
 }
 
 // Scales of IQ4_XS without their offset of 32: -32..31.

@@ -1,5 +1,5 @@
-// The decoders and encoders behind the type table, one pair per type; private to quant/. Everything outside calls them through
-// TypeInfo (types.h), which states their contract.
+// The decoders and encoders behind the type table, one pair per type (no encoders of the codebook types); private to quant/. Everything
+// outside calls them through TypeInfo (types.h), which states their contract.
 #pragma once
 
 #include <cstddef>
@@ -26,6 +26,13 @@ void decode_q4_k(const std::byte* blocks, float* out, int64_t n);
 void decode_q5_k(const std::byte* blocks, float* out, int64_t n);
 void decode_q6_k(const std::byte* blocks, float* out, int64_t n);
 void decode_iq4_xs(const std::byte* blocks, float* out, int64_t n);
+
+// decode_grid.cpp: types with a codebook
+void decode_iq2_xxs(const std::byte* blocks, float* out, int64_t n);
+void decode_iq2_xs(const std::byte* blocks, float* out, int64_t n);
+void decode_iq2_s(const std::byte* blocks, float* out, int64_t n);
+void decode_iq3_xxs(const std::byte* blocks, float* out, int64_t n);
+void decode_iq3_s(const std::byte* blocks, float* out, int64_t n);
 
 // encode_32.cpp
 void encode_f32(const float* in, const float* importance, std::byte* blocks, int64_t n);

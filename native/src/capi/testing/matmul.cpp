@@ -11,6 +11,7 @@
 #include "ops/cpu/activations.h"
 #include "ops/ops.h"
 #include "quant/blocks.h"
+#include "quant/grids.h"
 
 namespace {
 
@@ -133,6 +134,9 @@ PlainBlock plain_256(Type type, const std::byte* p) {
         for (int s = 0; s < 8; ++s) r.scale[s] = scales[s], r.min[s] = mins[s];
         r.has_min = true;
     };
+    const auto signed_by = [](int signs, int i, int magnitude) { return signs >> i & 1 ? -magnitude : magnitude; };
+    const auto eight = [&](int entry, int signs, int i) { return signed_by(signs, i, iq2_levels[entry >> (2 * i) & 3]); };
+    const auto odd = [](const uint8_t* scales, int s) { return 2 * (scales[s / 2] >> (s % 2 * 4) & 15) + 1; };
     switch (type) {
         case Type::q2_k: {
             const auto b = load<BlockQ2_K>(p);
@@ -182,6 +186,53 @@ PlainBlock plain_256(Type type, const std::byte* p) {
             unpack_scales_iq4_XS(b.scales_h, b.scales_l, scales);
             for (int s = 0; s < 8; ++s) r.scale[s] = scales[s];
             fill([&](int i) { return int{iq4_nl_values[nibble(b.qs + i / 32 * 16, i % 32)]}; });
+            break;
+        }
+        case Type::iq2_xxs: {
+            const auto b = load<BlockIQ2_XXS>(p);
+            r.d = f16_to_f32(b.d) / 8;
+            for (int s = 0; s < 8; ++s) r.scale[s] = static_cast<int>(2 * (b.runs[s].signs >> 28) + 1);
+            fill([&](int i) {
+                const auto& run = b.runs[i / 32];
+                return eight(iq2_xxs_grid[run.grid[i / 8 % 4]], eight_signs(run.signs >> (7 * (i / 8 % 4))), i % 8);
+            });
+            break;
+        }
+        case Type::iq2_xs: {
+            const auto b = load<BlockIQ2_XS>(p);
+            r.d = f16_to_f32(b.d) / 8, r.sub = 16;
+            for (int s = 0; s < 16; ++s) r.scale[s] = odd(b.scales, s);
+            fill([&](int i) { return eight(iq2_xs_grid[b.qs[i / 8] & 511], eight_signs(b.qs[i / 8] >> 9), i % 8); });
+            break;
+        }
+        case Type::iq2_s: {
+            const auto b = load<BlockIQ2_S>(p);
+            r.d = f16_to_f32(b.d) / 8, r.sub = 16;
+            for (int s = 0; s < 16; ++s) r.scale[s] = odd(b.scales, s);
+            fill([&](int i) {
+                const int high = b.qh[i / 32] >> (i / 8 % 4 * 2) & 3;
+                return eight(iq2_s_grid[b.qs[i / 8] | high << 8], b.signs[i / 8], i % 8);
+            });
+            break;
+        }
+        case Type::iq3_xxs: {
+            const auto b = load<BlockIQ3_XXS>(p);
+            r.d = f16_to_f32(b.d) / 4;
+            for (int s = 0; s < 8; ++s) r.scale[s] = static_cast<int>(2 * (b.signs[s] >> 28) + 1);
+            fill([&](int i) {
+                const int magnitude = iq3_xxs_levels[iq3_xxs_grid[b.qs[i / 4]] >> (i % 4 * 4) & 7];
+                return signed_by(eight_signs(b.signs[i / 32] >> (7 * (i / 8 % 4))), i % 8, magnitude);
+            });
+            break;
+        }
+        case Type::iq3_s: {
+            const auto b = load<BlockIQ3_S>(p);
+            r.d = f16_to_f32(b.d);
+            for (int s = 0; s < 8; ++s) r.scale[s] = odd(b.scales, s);
+            fill([&](int i) {
+                const int index = b.qs[i / 4] | (b.qh[i / 32] >> (i / 4 % 8) & 1) << 8;
+                return signed_by(b.signs[i / 8], i % 8, iq3_s_levels[iq3_s_grid[index] >> (i % 4 * 4) & 7]);
+            });
             break;
         }
         default:

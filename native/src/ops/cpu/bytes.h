@@ -55,6 +55,10 @@ inline I16x i_shr_by(I16x a, int n) {
 inline I16x i_shl_by(I16x a, int n) {
     return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))};
 }
+// Bits of a where the mask has ones, of b where it has zeros.
+inline I16x i_select(uint32_t mask, I16x a, I16x b) {
+    return {_mm512_ternarylogic_epi32(_mm512_set1_epi32(static_cast<int32_t>(mask)), a.v, b.v, 0xca)};
+}
 inline I16x i_sub_bytes(I16x a, I16x b) {
     return {_mm512_sub_epi8(a.v, b.v)};
 }
@@ -70,7 +74,7 @@ inline I16x i_repeat16(const void* p) {
 }
 inline I16x i_lookup(I16x table, I16x codes) {
     return {_mm512_shuffle_epi8(table.v, codes.v)};
-}  // each byte of codes in 0..15
+}  // by bits 0..3 of each byte of codes; bit 7 must be zero
 inline I16x i_wide(I16x stored) {
     return stored;
 }
@@ -122,6 +126,10 @@ inline I16x i_shr_by(I16x a, int n) {
 inline I16x i_shl_by(I16x a, int n) {
     const __m128i count = _mm_cvtsi32_si128(n);
     return {_mm256_sll_epi32(a.lo, count), _mm256_sll_epi32(a.hi, count)};
+}
+inline I16x i_select(uint32_t mask, I16x a, I16x b) {
+    const I16x m = i_set(static_cast<int32_t>(mask));
+    return ((a ^ b) & m) ^ b;
 }
 inline I16x i_sub_bytes(I16x a, I16x b) {
     return {_mm256_sub_epi8(a.lo, b.lo), _mm256_sub_epi8(a.hi, b.hi)};
@@ -186,6 +194,10 @@ inline I16x i_shl_by(I16x a, int n) {
 inline int32_t byte_of(int32_t a, int i) {
     return static_cast<int8_t>(static_cast<uint32_t>(a) >> (8 * i));
 }  // sign-extended
+inline I16x i_select(uint32_t mask, I16x a, I16x b) {
+    const I16x m = i_set(static_cast<int32_t>(mask));
+    return ((a ^ b) & m) ^ b;
+}
 inline I16x i_sub_bytes(I16x a, I16x b) {
     I16x r;
     for (int i = 0; i < kLanes; ++i) {

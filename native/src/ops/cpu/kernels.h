@@ -17,5 +17,6 @@ void matmul(const MatmulJob& job);
 bool matmul_float(const MatmulJob& job);
 bool matmul_32(const MatmulJob& job);
 bool matmul_256(const MatmulJob& job);
+bool matmul_grid(const MatmulJob& job);
 
 }  // namespace moepic::ops::MOEPIC_ISA

@@ -12,7 +12,7 @@
 //
 //   scratch | codes 64 columns, scales kSubs columns, per tile | sums [token][tile][16] f32 | starts [token][tile][16] int32 |
 //
-// The float operations are those of Kernel256 (matmul_256.cpp) in the same order, so the number of tokens changes no bit.
+// The float operations are those of Kernel256 (matmul_256.h) in the same order, so the number of tokens changes no bit.
 #pragma once
 
 #include <cstring>
@@ -23,7 +23,7 @@
 
 namespace moepic::ops::MOEPIC_ISA {
 
-// The block at work in `tiles` tiles. T is one of the types of matmul_256.cpp.
+// The block at work in `tiles` tiles. T is one of the types that matmul_256.h describes.
 template <class T, int tiles>
 struct Panel {
     static constexpr int kColumns = T::kSubs / 4;
@@ -43,8 +43,10 @@ struct Panel {
     void unpack() {
         for (int i = 0; i < tiles; ++i) {
             auto* to = const_cast<std::byte*>(codes[i]);
-            for (int r = 0; r < 8; ++r)
-                for (int j = 0; j < 8; ++j) i_store(to + (8 * r + j) * kColumn, T::codes(body[i], r, j));
+            for (int r = 0; r < 8; ++r) {
+                const auto run = T::open(body[i], r);
+                each_constant<8>([&](auto j) { i_store(to + (8 * r + j()) * kColumn, T::codes(run, r, j)); });
+            }
             I16x sc[kColumns], mn[kColumns];
             T::scales(body[i], ends[i], sc, mn);
             for (int j = 0; j < kColumns; ++j) {
@@ -113,7 +115,7 @@ struct Panel {
                 });
             }
             for (int i = 0; i < tiles; ++i) {
-                const F16x d = half_column(ends[i], 0);
+                const F16x d = T::scale(ends[i]);
                 for (int t = 0; t < n; ++t) {
                     float* to = sums + ((at + t) * tiles + i) * kTileRows;
                     f_store(to, f_fma(d * f_set(a[t]->d), f_from_i(sum[i][t]), f_load(to)));
