@@ -32,8 +32,8 @@ __device__ inline float warp_row_sum(int64_t n, Step step, Element x) {
     return sum_lanes(sum);
 }
 
-// By a block, all threads, through `staged` of kStagedBytes; every thread gets the sum. Threads fetch the row together, whole lines at a
-// time, and the first warp runs along it. May be called again at once.
+// By a block, all threads, through `staged` of kStagedFloats, or of n where that is less; every thread gets the sum. Threads fetch the row
+// together, whole lines at a time, and the first warp runs along it. May be called again at once.
 template <class Step, class Element>
 __device__ inline float block_row_sum(int64_t n, float* staged, Step step, Element x) {
     float sum = 0.0f;
@@ -47,7 +47,8 @@ __device__ inline float block_row_sum(int64_t n, float* staged, Step step, Eleme
         }
     }
     if (threadIdx.x < 32) {
-        sum = sum_lanes(sum);  // every lane has read its elements
+        sum = sum_lanes(sum);
+        __syncwarp();  // every lane has read its elements; a shuffle alone orders no memory
         if (threadIdx.x == 0) staged[0] = sum;
     }
     __syncthreads();
