@@ -89,6 +89,19 @@ def test_threads_do_not_matter(baseline, name, kind, threads):
     same(logits(ordinary(name, kind), n_threads=threads), baseline(name, kind))
 
 
+@pytest.mark.parametrize(
+    ("name", "kind"), [("qwen3_moe", "f16"), ("gpt_oss", "f32"), ("llama4_chunks", "q8_0"), ("deepseek_v3", "q8_0")]
+)
+def test_spreading_a_tokens_attention_over_threads_does_not_matter(name, kind):
+    """Token by token past position 256; with more threads than groups of heads, every chunk of 256 is a task."""
+    tokens = np.random.default_rng(4).integers(3, 320, 290).tolist()
+    found = []
+    for n_threads in (1, 9):
+        with Model.load(ordinary(name, kind), n_ctx=320, n_batch=1, n_threads=n_threads) as model:
+            found.append(model.logits(tokens).tobytes())
+    same(found[1], found[0])
+
+
 @pytest.mark.parametrize(("name", "kind"), KINDS, ids=KIND_IDS)
 @pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
 def test_kernel_sets_do_not_matter(baseline, name, kind, isa):

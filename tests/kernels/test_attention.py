@@ -19,7 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ops_native import Floats, KvCache, assert_close, assert_same_bits, attend, available_isas
+from ops_native import ISAS as ISA_NUMBERS
+from ops_native import Floats, KvCache, as_float, assert_close, assert_same_bits, attend, available_isas, check
+
+from moepic_gguf._ffi import lib
 
 ISAS = available_isas()
 FAST = ISAS[-1]
@@ -183,6 +186,22 @@ def test_any_split_over_tokens_and_heads_gives_the_same_bits(isa: str, kv_type: 
                 for h0, h1 in pairwise(head_cuts):
                     case.run(isa, window=window, tokens=(t0, t1), heads=(h0, h1), out=parts)
             assert_same_bits(parts, whole, f"tokens cut at {token_cuts}, heads at {head_cuts}, window {window}")
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize(("n_pos", "n_tokens"), [(1, 1), (256, 1), (1000, 1), (1030, 21)])
+def test_chunks_computed_apart_and_joined_give_the_same_bits(isa: str, kv_type: str, n_pos: int, n_tokens: int) -> None:
+    case = Case(kv_type, n_pos, n_tokens, 6, 2, 32, 96)
+    for window in (0, 300, -100):
+        out = np.full((n_tokens, 6, 96), np.nan, dtype=np.float32)
+        sizes = (6, case.first_pos, n_tokens, case.scale, window, as_float(case.sinks))
+        check(
+            lib.moepic_test_attention_split(
+                ISA_NUMBERS[isa], case.cache.view(), as_float(case.q), as_float(out), *sizes
+            )
+        )
+        assert_same_bits(out, case.run(isa, window=window, sinks=case.sinks), f"window {window}")
 
 
 @pytest.mark.parametrize("isa", [isa for isa in ISAS if isa != "scalar"] or ["scalar"])

@@ -47,7 +47,8 @@ __global__ void norm_kernel(NormJob job) {
 
 int32_t norm(const NormJob& job, Stream stream) {
     const auto threads = static_cast<unsigned>(std::clamp<int64_t>((job.cols / 8 + 31) / 32 * 32, 32, kRowThreads));
-    return launch(norm_kernel, dim3(static_cast<unsigned>(job.n)), dim3(threads), kStagedBytes, stream, job);
+    const size_t staged = static_cast<size_t>(std::clamp<int64_t>(job.cols, 1, kStagedFloats)) * sizeof(float);
+    return launch(norm_kernel, dim3(static_cast<unsigned>(job.n)), dim3(threads), staged, stream, job);
 }
 
 }  // namespace moepic::device

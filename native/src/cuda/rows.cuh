@@ -34,8 +34,8 @@ __device__ inline float warp_row_sum(int64_t n, Step step, Element x) {
     return sum;
 }
 
-// By a block, all threads, through `staged` of kStagedBytes; every thread gets the sum. Threads fetch the row together, whole lines at a
-// time, and the first warp runs along it. May be called again at once.
+// By a block, all threads, through `staged` of kStagedFloats, or of n where that is less; every thread gets the sum. Threads fetch the row
+// together, whole lines at a time, and the first warp runs along it. May be called again at once.
 template <class Step, class Element>
 __device__ inline float block_row_sum(int64_t n, float* staged, Step step, Element x) {
     float sum = 0.0f;

@@ -20,6 +20,16 @@ constexpr int64_t kSharingHeads = 8;
 // Channels convolved by one task: some kilobytes per token.
 constexpr int64_t kConvChannels = 256;
 
+// Heads that share keys and values go together; where all of them do, some at a time, so that every thread has work.
+int64_t heads_together(const ops::KvView& kv, int64_t n_head) {
+    return kv.n_head_kv == 1 ? std::min(n_head, kSharingHeads) : n_head / kv.n_head_kv;
+}
+
+// What the chunks of one token's attention leave.
+size_t part_bytes(const ops::KvView& kv, int64_t n_head, int64_t n_chunks) {
+    return static_cast<size_t>(n_head * n_chunks * ops::attention_part_floats(kv.head_dim_v)) * sizeof(float);
+}
+
 }  // namespace
 
 Memory CpuSteps::reserve(size_t bytes, const char* what) {
@@ -114,30 +124,54 @@ void CpuSteps::kv_store(const device::KvStoreJob& job) {
     });
 }
 
+// One token has a task per group of heads, which leaves threads without work: then every chunk is a task.
+size_t CpuSteps::attention_scratch(const ops::KvView& kv, int64_t, int64_t n_head) const {
+    const int64_t group = heads_together(kv, n_head);
+    if ((n_head + group - 1) / group >= workspace_.pool().size()) return 0;
+    // Positions that are held may begin and end inside a chunk.
+    return part_bytes(kv, n_head, (kv.capacity + ops::kKvChunk - 1) / ops::kKvChunk + 1);
+}
+
 void CpuSteps::attention(const device::AttentionJob& job) {
-    // Heads that share keys and values go together; where all of them do, some at a time, so that every thread has work.
-    const int64_t group = job.kv.n_head_kv == 1 ? std::min(job.n_head, kSharingHeads) : job.n_head / job.kv.n_head_kv;
-    const int64_t groups = (job.n_head + group - 1) / group;
+    const int64_t group = heads_together(job.kv, job.n_head), groups = (job.n_head + group - 1) / group;
     const int64_t token_blocks = (job.n + kAttentionTokens - 1) / kAttentionTokens;
-    workspace_.pool().run(token_blocks * groups, [&](int64_t task, int thread) {
-        // Later tokens see more positions: start with the longest rows so that the threads end together.
-        const int64_t block = token_blocks - 1 - task / groups, first_head = task % groups * group;
-        ops::AttentionJob part;
-        part.kv = job.kv;
-        part.q = job.q;
-        part.out = job.out;
-        part.n_head = job.n_head;
-        part.first_pos = job.first_pos;
+    ops::AttentionJob whole;
+    whole.kv = job.kv;
+    whole.q = job.q;
+    whole.out = job.out;
+    whole.n_head = job.n_head;
+    whole.first_pos = job.first_pos;
+    whole.scale = job.scale;
+    whole.window = job.window;
+    whole.chunked = job.chunked;
+    whole.sinks = job.sinks;
+    const auto task_of = [&](int64_t block, int64_t which, int thread) {
+        ops::AttentionJob part = whole;
         part.token_begin = block * kAttentionTokens;
         part.token_end = std::min(part.token_begin + kAttentionTokens, job.n);
-        part.head_begin = first_head;
-        part.head_end = std::min(first_head + group, job.n_head);
-        part.scale = job.scale;
-        part.window = job.window;
-        part.chunked = job.chunked;
-        part.sinks = job.sinks;
+        part.head_begin = which * group;
+        part.head_end = std::min(part.head_begin + group, job.n_head);
         part.scratch = workspace_.scratch(thread);
-        workspace_.kernels().attention(part);
+        return part;
+    };
+
+    const ops::Kernels& kernels = workspace_.kernels();
+    whole.first_chunk = ops::first_seen(job.first_pos, job.window, job.chunked) / ops::kKvChunk;
+    whole.n_chunks = job.first_pos / ops::kKvChunk - whole.first_chunk + 1;
+    if (job.n == 1 && groups < workspace_.pool().size() && whole.n_chunks > 1 &&
+        part_bytes(job.kv, job.n_head, whole.n_chunks) <= job.scratch_bytes) {
+        whole.parts = reinterpret_cast<float*>(job.scratch);
+        workspace_.pool().run(groups * whole.n_chunks, [&](int64_t task, int thread) {
+            ops::AttentionJob part = task_of(0, task % groups, thread);
+            part.chunk = whole.first_chunk + task / groups;
+            kernels.attention(part);
+        });
+        workspace_.pool().run(groups, [&](int64_t task, int thread) { kernels.attention_join(task_of(0, task, thread)); });
+        return;
+    }
+    workspace_.pool().run(token_blocks * groups, [&](int64_t task, int thread) {
+        // Later tokens see more positions: start with the longest rows so that the threads end together.
+        kernels.attention(task_of(token_blocks - 1 - task / groups, task % groups, thread));
     });
 }
 

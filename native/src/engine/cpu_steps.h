@@ -26,7 +26,7 @@ public:
     void heads(const device::HeadsJob& job) override;
     void latent_heads(const device::LatentHeadsJob& job) override;
     void kv_store(const device::KvStoreJob& job) override;
-    size_t attention_scratch(const ops::KvView&, int64_t, int64_t) const override { return 0; }
+    size_t attention_scratch(const ops::KvView& kv, int64_t n, int64_t n_head) const override;
     void attention(const device::AttentionJob& job) override;
     void glu(const device::GluJob& job) override;
     void scale(float* y, float a, int64_t n) override;

@@ -96,7 +96,25 @@ struct AttentionJob {
     bool chunked = false;          // the window does not slide: a token sees its own chunk of `window` positions, counted from 0
     const float* sinks = nullptr;  // [n_head] logits that join the softmax without a value; null: none
     std::byte* scratch = nullptr;  // kAttentionScratchBytes, 64-byte aligned, one per thread
+
+    // Split work: `attention` does one chunk of kKvChunk positions, counted from position 0, and leaves it here; when all chunks from
+    // first_chunk to that of the last position are done, `attention_join` makes the outputs. Null: all chunks at once.
+    float* parts = nullptr;  // [tokens][n_head][n_chunks][attention_part_floats]
+    int64_t first_chunk = 0, n_chunks = 0;
+    int64_t chunk = 0;
 };
+// The first position that a token at `pos` sees; the last is its own.
+constexpr int64_t first_seen(int64_t pos, int64_t window, bool chunked) noexcept {
+    if (window <= 0) return 0;
+    if (chunked) return pos / window * window;
+    return pos >= window ? pos + 1 - window : 0;
+}
+inline constexpr int64_t kKvChunk = 256;  // positions whose softmax has a maximum of its own; part of attention's arithmetic
+static_assert(kKvRing % kKvChunk == 0, "a ring holds whole chunks, or blocks of one would not lie side by side");
+// Of one row and chunk: outputs, padded to whole vectors, 16 denominators and 16 times the maximum.
+constexpr int64_t attention_part_floats(int64_t head_dim_v) noexcept {
+    return (head_dim_v + 15) / 16 * 16 + 32;
+}
 inline constexpr size_t kAttentionScratchBytes = size_t{1} << 18;
 
 enum class RopePairing : uint8_t { norm, neox };  // (2j, 2j+1) | (j, j + n_rot/2)
@@ -167,6 +185,7 @@ struct Kernels {
     // Store one position: k is [n_head_kv * head_dim_k], v is [n_head_kv * head_dim_v].
     void (*kv_store)(const KvView& kv, int64_t pos, const float* k, const float* v);
     void (*attention)(const AttentionJob& job);
+    void (*attention_join)(const AttentionJob& job);
 
     void (*causal_conv)(const CausalConvJob& job);
     void (*delta_rule)(const DeltaRuleJob& job);

@@ -139,32 +139,50 @@ int moepic_test_kv_store(int isa, const moepic_test_kv* kv, int64_t pos, int64_t
     });
 }
 
+namespace {
+
+// Filled with NaN bytes, so that a result that depends on scratch shows.
+class Scratch {
+public:
+    std::byte* data() { return bytes_.data() + (64 - reinterpret_cast<uintptr_t>(bytes_.data()) % 64) % 64; }
+
+private:
+    std::vector<std::byte> bytes_ = std::vector<std::byte>(ops::kAttentionScratchBytes + 64, std::byte{0xff});
+};
+
+ops::AttentionJob attention_job(const moepic_test_kv& kv, const float* q, float* out, int64_t n_head, int64_t first_pos, int64_t token_end,
+                                float scale, int64_t window, const float* sinks) {
+    ops::AttentionJob job;
+    job.kv = view_of(kv);
+    if (n_head % job.kv.n_head_kv != 0 || (first_pos + token_end > job.kv.capacity && job.kv.capacity % ops::kKvRing != 0)) {
+        fail(Code::argument, "attention: ", n_head, " heads over ", job.kv.n_head_kv, ", position ", first_pos + token_end, " of ",
+             job.kv.capacity);
+    }
+    job.q = q;
+    job.out = out;
+    job.n_head = job.head_end = n_head;
+    job.first_pos = first_pos;
+    job.token_end = token_end;
+    job.scale = scale;
+    job.window = window < 0 ? -window : window;
+    job.chunked = window < 0;
+    job.sinks = sinks;
+    return job;
+}
+
+}  // namespace
+
 int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
                           int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end, float scale, int64_t window,
                           const float* sinks, int repeats, double* seconds) {
     return guard([&] {
         const ops::Kernels& kernels = kernels_of(isa);
-        // Filled with NaN bytes, so that a result that depends on scratch shows.
-        std::vector<std::byte> scratch(ops::kAttentionScratchBytes + 64, std::byte{0xff});
-        ops::AttentionJob job;
-        job.kv = view_of(*kv);
-        if (n_head % job.kv.n_head_kv != 0 || (first_pos + token_end > job.kv.capacity && job.kv.capacity % ops::kKvRing != 0)) {
-            fail(Code::argument, "attention: ", n_head, " heads over ", job.kv.n_head_kv, ", position ", first_pos + token_end, " of ",
-                 job.kv.capacity);
-        }
-        job.q = q;
-        job.out = out;
-        job.n_head = n_head;
-        job.first_pos = first_pos;
+        Scratch scratch;
+        ops::AttentionJob job = attention_job(*kv, q, out, n_head, first_pos, token_end, scale, window, sinks);
         job.token_begin = token_begin;
-        job.token_end = token_end;
         job.head_begin = head_begin;
         job.head_end = head_end;
-        job.scale = scale;
-        job.window = window < 0 ? -window : window;
-        job.chunked = window < 0;
-        job.sinks = sinks;
-        job.scratch = scratch.data() + (64 - reinterpret_cast<uintptr_t>(scratch.data()) % 64) % 64;
+        job.scratch = scratch.data();
         double best = 1e30;
         for (int i = 0; i < repeats; ++i) {
             const double begin = thread_seconds();
@@ -173,5 +191,23 @@ int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, flo
             best = took < best ? took : best;
         }
         if (seconds != nullptr) *seconds = best;
+    });
+}
+
+int moepic_test_attention_split(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
+                                int64_t n_tokens, float scale, int64_t window, const float* sinks) {
+    return guard([&] {
+        const ops::Kernels& kernels = kernels_of(isa);
+        Scratch scratch;
+        ops::AttentionJob job = attention_job(*kv, q, out, n_head, first_pos, n_tokens, scale, window, sinks);
+        job.scratch = scratch.data();
+        job.first_chunk = ops::first_seen(first_pos, job.window, job.chunked) / ops::kKvChunk;
+        const int64_t last_chunk = (first_pos + n_tokens - 1) / ops::kKvChunk;
+        job.n_chunks = last_chunk - job.first_chunk + 1;
+        std::vector<float> parts(static_cast<size_t>(n_tokens * n_head * job.n_chunks * ops::attention_part_floats(job.kv.head_dim_v)),
+                                 __builtin_nanf(""));
+        job.parts = parts.data();
+        for (job.chunk = last_chunk; job.chunk >= job.first_chunk; --job.chunk) kernels.attention(job);
+        kernels.attention_join(job);
     });
 }

@@ -49,4 +49,8 @@ MOEPIC_API int moepic_test_kv_store(int isa, const moepic_test_kv* kv, int64_t p
 MOEPIC_API int moepic_test_attention(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
                                      int64_t token_begin, int64_t token_end, int64_t head_begin, int64_t head_end, float scale,
                                      int64_t window, const float* sinks, int repeats, double* seconds);
+
+/* The same for all heads, chunk by chunk from the last to the first, and then joined. */
+MOEPIC_API int moepic_test_attention_split(int isa, const moepic_test_kv* kv, const float* q, float* out, int64_t n_head, int64_t first_pos,
+                                           int64_t n_tokens, float scale, int64_t window, const float* sinks);
 /* cdef: end */

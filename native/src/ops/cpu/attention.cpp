@@ -12,7 +12,7 @@
 //   chunks join in ascending order, from m = -inf, l = 0, o = 0:  m' = max(m, m_c), a = e^(m - m'), b = e^(m_c - m'),
 //   l = fma(l_c, b, l a), o = fma(o_c, b, o a)
 //   at the end the sink joins max and denominator, the partials are summed by a fixed tree, outputs are multiplied by 1 / sum
-// So the chunks of a long context can be computed anywhere, on a device by a block of threads each, and give the same bits.
+// So the chunks of a long context can be computed anywhere, each by a thread or a device's block of threads, and give the same bits.
 // A masked position adds a weight of exactly 0 to the denominator and no step to the outputs (0 * v would spread an infinite stale v), and
 // a chunk with no visible position does not exist, so skipping what a window hides changes nothing.
 //
@@ -122,11 +122,7 @@ struct Tile {
     int64_t head(int64_t row) const { return head_begin + (first_row + row) % heads; }
     // Positions [first, last) that a row sees.
     int64_t last(const AttentionJob& job, int64_t row) const { return job.first_pos + token(job, row) + 1; }
-    int64_t first(const AttentionJob& job, int64_t row) const {
-        if (job.window <= 0) return 0;
-        if (job.chunked) return (last(job, row) - 1) / job.window * job.window;
-        return max_of(0, last(job, row) - job.window);
-    }
+    int64_t first(const AttentionJob& job, int64_t row) const { return first_seen(last(job, row) - 1, job.window, job.chunked); }
 };
 
 inline int64_t unit_count(const KvView& kv) {
@@ -273,14 +269,20 @@ inline float weights_from_scores(float* scores, int64_t begin, int64_t end, floa
     return top;
 }
 
-// Row r of the chunk joins row `row` of the tile.
-inline void join_chunk(Tile& tile, int64_t row, int64_t r, int64_t units) {
-    const float top = tile.top[row] > tile.chunk_top[r] ? tile.top[row] : tile.chunk_top[r];
-    const F16x old_factor = f_exp(f_set(tile.top[row] - top)), factor = f_exp(f_set(tile.chunk_top[r] - top));
+// A chunk joins row `row` of the tile.
+inline void join_chunk(Tile& tile, int64_t row, float chunk_top, const float* chunk_partial, const float* chunk_out, int64_t units) {
+    const float top = tile.top[row] > chunk_top ? tile.top[row] : chunk_top;
+    const F16x old_factor = f_exp(f_set(tile.top[row] - top)), factor = f_exp(f_set(chunk_top - top));
     const auto join = [&](float* to, const float* from) { f_store(to, f_fma(f_load(from), factor, f_load(to) * old_factor)); };
-    join(tile.partial + row * kLanes, tile.chunk_partial + r * kLanes);
-    for (int64_t u = 0; u < units; ++u) join(tile.out + (row * units + u) * kKvUnit, tile.chunk_out + (r * units + u) * kKvUnit);
+    join(tile.partial + row * kLanes, chunk_partial);
+    for (int64_t u = 0; u < units; ++u) join(tile.out + (row * units + u) * kKvUnit, chunk_out + u * kKvUnit);
     tile.top[row] = top;
+}
+
+// Where split work leaves a chunk of a row: outputs, denominators, maximum (in each lane).
+inline float* part_of(const AttentionJob& job, const Tile& tile, int64_t row, int64_t chunk) {
+    const int64_t index = (tile.token(job, row) * job.n_head + tile.head(row)) * job.n_chunks + chunk - job.first_chunk;
+    return job.parts + index * attention_part_floats(job.kv.head_dim_v);
 }
 
 // Rows [row, row + R) of a tile on the chunk that starts at position `start`.
@@ -316,7 +318,16 @@ void walk_chunk(const Chunk<Blocks>& chunk, Tile& tile, int64_t row, int64_t sta
         for (int r = 0; r < R; ++r) chunk.template weigh<1>(all_end, end[r], scores + r * kChunk, out + r * width);
     }
     for (int r = 0; r < R; ++r) {
-        if (begin[r] < end[r]) join_chunk(tile, row + r, r, chunk.units);
+        if (begin[r] >= end[r]) continue;
+        const float *const partial = tile.chunk_partial + r * kLanes, *const from = out + r * width;
+        if (job.parts == nullptr) {
+            join_chunk(tile, row + r, tile.chunk_top[r], partial, from, chunk.units);
+        } else {
+            float* const part = part_of(job, tile, row + r, job.chunk);
+            std::memcpy(part, from, static_cast<size_t>(width) * sizeof(float));
+            std::memcpy(part + width, partial, kLanes * sizeof(float));
+            f_store(part + width + kLanes, f_set(tile.chunk_top[r]));
+        }
     }
 }
 
@@ -344,13 +355,19 @@ void walk_chunk(const Chunk<Blocks>& chunk, Tile& tile, int64_t row, int64_t row
     }
 }
 
-// Scaled queries, transposed so that one load per channel serves kRows rows; outputs and denominators at zero.
-void begin_tile(const AttentionJob& job, Tile& tile, int64_t units) {
+// Scaled queries, transposed so that one load per channel serves kRows rows.
+void load_queries(const AttentionJob& job, const Tile& tile) {
     const int64_t dim = job.kv.head_dim_k;
     for (int64_t row = 0; row < tile.rows; ++row) {
         const float* q = job.q + (tile.token(job, row) * job.n_head + tile.head(row)) * dim;
         float* const to = tile.q + row / kRows * kRows * dim + row % kRows;
         for (int64_t d = 0; d < dim; ++d) to[d * kRows] = q[d] * job.scale;
+    }
+}
+
+// No chunk has joined yet.
+void begin_tile(Tile& tile, int64_t units) {
+    for (int64_t row = 0; row < tile.rows; ++row) {
         for (int64_t u = 0; u < units; ++u) f_store(tile.out + (row * units + u) * kKvUnit, f_set(0.0f));
         f_store(tile.partial + row * kLanes, f_set(0.0f));
         tile.top[row] = -kInfinity;
@@ -378,45 +395,55 @@ void end_tile(const AttentionJob& job, Tile& tile, int64_t units) {
     }
 }
 
-template <class Blocks>
-void attend(const AttentionJob& job) {
-    const KvView& kv = job.kv;
-    const int64_t units = unit_count(kv);
-    const int64_t group = job.n_head / kv.n_head_kv;
-    const int64_t most_rows = rows_that_fit(kv);
-    float* const scratch = reinterpret_cast<float*>(job.scratch);
-
+// body(tile), for tiles that make up the job, with places in its scratch.
+template <class Body>
+void each_tile(const AttentionJob& job, Body body) {
+    const int64_t units = unit_count(job.kv), group = job.n_head / job.kv.n_head_kv, most_rows = rows_that_fit(job.kv);
     Tile tile;
-    tile.scores = scratch;  // first: every part stays 64-byte aligned where its rows are
+    tile.scores = reinterpret_cast<float*>(job.scratch);  // first: every part stays 64-byte aligned where its rows are
     tile.chunk_out = tile.scores + kRows * kChunk;
     tile.chunk_partial = tile.chunk_out + kRows * units * kKvUnit;
     tile.out = tile.chunk_partial + kRows * kLanes;
     tile.partial = tile.out + most_rows * units * kKvUnit;
     tile.q = tile.partial + most_rows * kLanes;
-
     for (int64_t head = job.head_begin; head < job.head_end; head = tile.head_begin + tile.heads) {
-        const int64_t kv_head = head / group;
         tile.head_begin = head;
-        tile.heads = min_of(job.head_end, (kv_head + 1) * group) - head;
+        tile.heads = min_of(job.head_end, (head / group + 1) * group) - head;
         const int64_t all_rows = tile.heads * (job.token_end - job.token_begin);
         for (tile.first_row = 0; tile.first_row < all_rows; tile.first_row += tile.rows) {
             tile.rows = min_of(most_rows, all_rows - tile.first_row);
-            begin_tile(job, tile, units);
-            const int64_t end = tile.last(job, tile.rows - 1);
-            for (int64_t start = tile.first(job, 0) / kChunk * kChunk; start < end; start += kChunk) {
-                const Chunk<Blocks> chunk{job,
-                                          kv_block(kv.keys, kv.type, kv.head_dim_k, kv.capacity, kv_head, start),
-                                          kv_block(kv.values, kv.type, kv.head_dim_v, kv.capacity, kv_head, start),
-                                          kv_block_bytes(kv.type, kv.head_dim_k),
-                                          kv_block_bytes(kv.type, kv.head_dim_v),
-                                          units};
-                for (int64_t row = 0; row < tile.rows; row += kRows) {
-                    walk_chunk(chunk, tile, row, min_of(kRows, tile.rows - row), start);
-                }
-            }
-            end_tile(job, tile, units);
+            body(tile);
         }
     }
+}
+
+template <class Blocks>
+void attend(const AttentionJob& job) {
+    const KvView& kv = job.kv;
+    const int64_t units = unit_count(kv);
+    each_tile(job, [&](Tile& tile) {
+        const int64_t kv_head = tile.head_begin / (job.n_head / kv.n_head_kv);
+        load_queries(job, tile);
+        begin_tile(tile, units);
+        // Positions that any row sees, or those of one chunk.
+        int64_t start = tile.first(job, 0) / kChunk * kChunk, end = tile.last(job, tile.rows - 1);
+        if (job.parts != nullptr) {
+            start = max_of(start, job.chunk * kChunk);
+            end = min_of(end, (job.chunk + 1) * kChunk);
+        }
+        for (; start < end; start += kChunk) {
+            const Chunk<Blocks> chunk{job,
+                                      kv_block(kv.keys, kv.type, kv.head_dim_k, kv.capacity, kv_head, start),
+                                      kv_block(kv.values, kv.type, kv.head_dim_v, kv.capacity, kv_head, start),
+                                      kv_block_bytes(kv.type, kv.head_dim_k),
+                                      kv_block_bytes(kv.type, kv.head_dim_v),
+                                      units};
+            for (int64_t row = 0; row < tile.rows; row += kRows) {
+                walk_chunk(chunk, tile, row, min_of(kRows, tile.rows - row), start);
+            }
+        }
+        if (job.parts == nullptr) end_tile(job, tile, units);
+    });
 }
 
 // 16 floats as halves.
@@ -489,6 +516,20 @@ void attention(const AttentionJob& job) {
     } else {
         attend<Q8Blocks>(job);
     }
+}
+
+void attention_join(const AttentionJob& job) {
+    const int64_t units = unit_count(job.kv), width = units * kKvUnit;
+    each_tile(job, [&](Tile& tile) {
+        begin_tile(tile, units);
+        for (int64_t row = 0; row < tile.rows; ++row) {
+            for (int64_t chunk = tile.first(job, row) / kChunk; chunk * kChunk < tile.last(job, row); ++chunk) {
+                const float* const part = part_of(job, tile, row, chunk);
+                join_chunk(tile, row, part[width + kLanes], part + width, part, units);
+            }
+        }
+        end_tile(job, tile, units);
+    });
 }
 
 }  // namespace moepic::ops::MOEPIC_ISA

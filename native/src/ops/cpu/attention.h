@@ -8,5 +8,6 @@ namespace moepic::ops::MOEPIC_ISA {
 
 void kv_store(const KvView& kv, int64_t pos, const float* k, const float* v);
 void attention(const AttentionJob& job);
+void attention_join(const AttentionJob& job);
 
 }  // namespace moepic::ops::MOEPIC_ISA

@@ -47,6 +47,7 @@ const Kernels kKernels = {
     .decode_row = decode_row,
     .kv_store = kv_store,
     .attention = attention,
+    .attention_join = attention_join,
     .causal_conv = causal_conv,
     .delta_rule = delta_rule,
 };

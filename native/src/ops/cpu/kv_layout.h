@@ -17,8 +17,6 @@
 
 namespace moepic::ops {
 
-inline constexpr int64_t kKvChunk = 256;  // positions whose softmax has a maximum of its own; part of attention's arithmetic
-static_assert(kKvRing % kKvChunk == 0, "a ring holds whole chunks, or blocks of one would not lie side by side");
 inline constexpr int64_t kKvGroup = 32;        // channels that share a q8_0 scale
 inline constexpr int64_t kKvGroupBytes = 544;  // 16 scales and 32 x 16 codes
 inline constexpr int64_t kKvUnit = 16;         // channels of a value that are one vector
