@@ -29,7 +29,9 @@ template <class Step, class Element>
 __device__ inline float warp_row_sum(int64_t n, Step step, Element x) {
     float sum = 0.0f;
     for (int64_t i = threadIdx.x % 16; i < n; i += 16) sum = step(sum, x(i));
-    return sum_lanes(sum);
+    sum = sum_lanes(sum);
+    __syncwarp();  // the row may be overwritten now: every lane has read its elements, and a shuffle alone orders no memory
+    return sum;
 }
 
 // By a block, all threads, through `staged` of kStagedFloats, or of n where that is less; every thread gets the sum. Threads fetch the row
