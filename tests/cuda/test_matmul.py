@@ -24,33 +24,29 @@ def make_x(n: int, cols: int, rng: np.random.Generator) -> Floats:
     return x
 
 
-# Tokens on both sides of every change of launch: 8 | 9 and 32 | 33.
-@pytest.mark.parametrize("name", TYPES)
-@pytest.mark.parametrize(
-    ("rows", "blocks_per_row", "n"),
-    [
-        (1, 1, 1),
-        (15, 1, 2),
-        (16, 3, 3),
-        (17, 9, 7),
-        (33, 2, 8),
-        (33, 2, 9),
-        (17, 1, 16),
-        (33, 1, 32),
-        (33, 2, 33),
-        (17, 9, 40),
-        (1, 1, 130),
-    ],
-)
-def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, blocks_per_row: int, n: int) -> None:
-    rng = np.random.default_rng([rows, blocks_per_row, n, TYPES.index(name)])
-    cols = smallest_cols(name) * blocks_per_row
+def check(device: str, name: str, rows: int, cols: int, n: int) -> None:
+    rng = np.random.default_rng([rows, cols, n, TYPES.index(name)])
     tiles, _ = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     expected, _ = cpu_matmul(FAST, tiles, acts, n)
     found = np.full((n, rows), np.nan, dtype=np.float32)
     matmul(device, [Job(tiles, acts, found)], n)
     assert_same_bits(found, expected, f"{name} {rows} x {cols}, {n} tokens")
+
+
+SIZES = [(1, 1, 1), (15, 1, 2), (16, 3, 3), (17, 9, 7), (33, 2, 8), (33, 2, 9), (17, 1, 16), (33, 1, 33), (1, 1, 130)]
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize(("rows", "blocks_per_row", "n"), SIZES)
+def test_the_device_multiplies_like_the_cpu(device: str, name: str, rows: int, blocks_per_row: int, n: int) -> None:
+    check(device, name, rows, smallest_cols(name) * blocks_per_row, n)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_a_large_batch_multiplies_like_the_cpu(device: str, name: str) -> None:
+    """Enough work for the launch of many tokens, with tails in rows and tokens, and in steps of 256 columns where a type can."""
+    check(device, name, 500, 37 if name in FLOATS else 288 if block_len(name) == 32 else 512, 505)
 
 
 @pytest.mark.parametrize("name", TYPES)
@@ -74,7 +70,7 @@ def make_job(name: str, rows: int, cols: int, n: int, rng: np.random.Generator) 
     return tiles, acts
 
 
-@pytest.mark.parametrize("n", [1, 12, 40])
+@pytest.mark.parametrize("n", [1, 12, 420])
 def test_a_list_of_matrices_of_any_types(device: str, n: int) -> None:
     rng = np.random.default_rng(n)
     jobs, expected = [], []
@@ -90,11 +86,11 @@ def test_a_list_of_matrices_of_any_types(device: str, n: int) -> None:
         assert (job.y[:, rows:] == 0.25).all()  # beyond the rows
 
 
-@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize(("n", "height"), [(1, 32), (40, 32), (350, 160)])
 @pytest.mark.parametrize("name", ["F16", "Q8_0", "Q4_K"])
-def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: int) -> None:
+def test_groups_of_rows_have_their_own_activations(device: str, name: str, n: int, height: int) -> None:
     rng = np.random.default_rng(3)
-    n_group, height, cols, y_group = 3, 32, max(64, block_len(name)), 37
+    n_group, cols, y_group = 3, max(64, block_len(name)), height + 5
     tiles, acts = make_job(name, n_group * height, cols, n_group * n, rng)
     y = np.full((n, n_group * y_group), np.nan, dtype=np.float32)
     matmul(device, [Job(tiles, acts, y, None, n_group, y_group)], n)

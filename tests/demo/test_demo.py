@@ -113,7 +113,8 @@ def test_the_demo_is_as_near_to_the_truth_as_the_dense_model(demo):
         truth = truth_model(torch.tensor([ids])).logits[0].numpy()
 
     def distance(a, b):
-        return float(np.sqrt(np.mean((a - b) ** 2)))
+        """Of a usual position: a few, where the text is a surprise, are off by many times as much in either draw."""
+        return float(np.median(np.sqrt(np.mean((a - b) ** 2, axis=1))))
 
     noise = distance(dense, truth)
     assert noise < 0.05 * truth.std()  # int8 activations cost a few percent of a logit's spread

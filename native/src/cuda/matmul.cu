@@ -13,8 +13,9 @@
 namespace moepic::device {
 namespace {
 
-// From here on the tokens go in groups of 32. Up to here each 16 tokens read the weights again; beyond, few rows occupy few warps.
-constexpr int64_t kManyTokens = 33;
+// rows_kernel from so many of its thread blocks on: with fewer (small matrices, routers) most of a device would idle, and reading weights
+// again for each 16 tokens, from L2, costs less. A guess at half a device, to be measured.
+constexpr unsigned kBusyBlocks = 64;
 constexpr int kRowGroups = 4, kRowWarps = kStageThreads / 32;
 
 struct ListJob {
@@ -67,21 +68,28 @@ __global__ void __launch_bounds__(kStageThreads, 2) rows_kernel(ListJob all) {
 }  // namespace
 
 int32_t matmul(const MatmulList& list, Stream stream) {
-    ListJob all{list, {}, {}};
-    const bool many = list.n_tokens >= kManyTokens;
-    for (int j = 0; j < list.n_jobs; ++j) {
-        const ops::TiledMatrix& w = list.jobs[j].w;
-        const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
-        all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
-        all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
-    }
-    const auto n_blocks = static_cast<unsigned>(all.first[list.n_jobs]);
     const auto token_blocks = [&](int64_t width) { return static_cast<unsigned>((list.n_tokens + width - 1) / width); };
-    if (many)
-        return launch(rows_kernel, dim3(token_blocks(8 * kRowGroups), n_blocks), dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes,
-                      stream, all);
-    if (list.n_tokens <= 8) return launch(split_kernel<1>, dim3(n_blocks), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
-    return launch(split_kernel<2>, dim3(n_blocks, token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+    const auto make = [&](bool many) {
+        ListJob all{list, {}, {}};
+        for (int j = 0; j < list.n_jobs; ++j) {
+            const ops::TiledMatrix& w = list.jobs[j].w;
+            const int64_t n_group = many ? list.jobs[j].n_group : 1, n_tiles = w.n_tiles() / n_group;
+            all.tiles[j] = many ? kRowWarps : static_cast<int32_t>(tiles_per_block(w));
+            all.first[j + 1] = all.first[j] + static_cast<int32_t>(n_group * ((n_tiles + all.tiles[j] - 1) / all.tiles[j]));
+        }
+        return all;
+    };
+    const auto n_blocks = [&](const ListJob& all) { return static_cast<unsigned>(all.first[list.n_jobs]); };
+    if (list.n_tokens > 32) {
+        const ListJob all = make(true);
+        const dim3 grid(token_blocks(8 * kRowGroups), n_blocks(all));
+        if (grid.x * grid.y >= kBusyBlocks)
+            return launch(rows_kernel, grid, dim3(kStageThreads), StagedActs<kRowGroups>::kSharedBytes, stream, all);
+    }
+    const ListJob all = make(false);
+    if (list.n_tokens <= 8)
+        return launch(split_kernel<1>, dim3(n_blocks(all), token_blocks(8)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
+    return launch(split_kernel<2>, dim3(n_blocks(all), token_blocks(16)), dim3(kSplitThreads), kSplitSharedBytes, stream, all);
 }
 
 }  // namespace moepic::device

@@ -47,7 +47,8 @@ __device__ inline float block_row_sum(int64_t n, float* staged, Step step, Eleme
         }
     }
     if (threadIdx.x < 32) {
-        sum = sum_lanes(sum);  // every lane has read its elements
+        sum = sum_lanes(sum);
+        __syncwarp();  // every lane has read its elements; a shuffle alone orders no memory
         if (threadIdx.x == 0) staged[0] = sum;
     }
     __syncthreads();

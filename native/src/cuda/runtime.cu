@@ -77,9 +77,7 @@ int32_t open(int32_t index, Info* info) {
     info->major = properties.major;
     info->minor = properties.minor;
     info->n_sm = properties.multiProcessorCount;
-#ifndef __CUDACC__
-    info->is_emulated = 1;
-#endif
+    info->is_emulated = kIsEmulated;
     return memory(&info->free_bytes, &info->total_bytes);
 }
 

@@ -3,6 +3,8 @@
 
 namespace moepic::device {
 
+inline constexpr bool kIsEmulated = false;
+
 template <class T>
 __device__ __forceinline__ T* shared_memory() {
     extern __shared__ __align__(128) unsigned char moepic_shared[];

@@ -60,7 +60,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       layers_(std::move(layers)),
       store_(make_memory_store(stored_of(layers_))),
       needs_(measure(layers_, options)),
-      books_(layers_, cache_bytes, options),
+      books_(layers_, cache_bytes, options.cache, options, has_cpu_lane()),
       demand_(library, -1),
       ahead_(library, 0),
       last_use_(library),
@@ -169,6 +169,7 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     layer_ = layer;
     n_tokens_ = batch.n_tokens;
     is_decode_ = batch.is_decode;
+    uses_cpu_lane_ = books_.uses_cpu_lane();
     is_many_ = batch.n_tokens > kFewTokens;
     compute_ = batch.compute;
     experts_ = batch.experts;
@@ -183,16 +184,14 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     demand_.wait(last_use_);
     ahead_.wait(last_use_);
 
-    // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
-    const bool bypass = options_.cache.bypass || n_tokens_ >= kManyTokens || has_cpu_lane();
-    const auto routed = books_.route(layer, ids_, is_decode_, bypass);
+    const auto routed = books_.route(layer, ids_, is_decode_, n_tokens_ >= kManyTokens);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
     found_.assign(want_of_.size(), 0);
     for (size_t w = 0; w < experts_.size(); ++w) want_of_[static_cast<size_t>(experts_[w])] = static_cast<int32_t>(w);
     order_.assign(routed.begin(), routed.end());
     if (is_many_) {
         std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
-    } else if (has_cpu_lane()) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
+    } else if (uses_cpu_lane_) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
         std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
             return books_.cache().worth(layer, a.expert) > books_.cache().worth(layer, b.expert);
         });
@@ -311,7 +310,7 @@ DeviceExperts::Range DeviceExperts::next() {
         const std::lock_guard lock(state_);
         poll_link();
         if (head_ == tail_) return {};
-        const bool shares = has_cpu_lane() && !is_many_;
+        const bool shares = uses_cpu_lane_ && !is_many_;
         const int64_t one = granule_bytes(layer_);
         if (shares) {
             if (moving_.size() >= kLinkAhead) return {};
@@ -415,18 +414,13 @@ void DeviceExperts::Pass::returned() {
 
 // ---- fetching ahead --------------------------------------------------------------------------------------------------------------------
 
-bool DeviceExperts::would_guess(int layer) const {
-    return layer < n_layer() && options_.predict.source == predict::Source::next_layer && !books_.cache().is_complete(layer);
-}
-
 bool DeviceExperts::wants_guess(int layer) {
     const std::lock_guard owner(owner_);
-    return would_guess(layer);
+    return books_.wants_guess(layer, false);
 }
 
 void DeviceExperts::Pass::prefetch(int layer, std::span<const int32_t> ids) {
-    e_.books_.predictor().foretell(layer, ids);
-    if (e_.books_.predictor().should_prefetch(layer)) e_.fetch_ahead(layer, e_.books_.predictor().guess(layer));
+    if (e_.books_.foretell(layer, ids)) e_.fetch_ahead(layer, e_.books_.guess(layer));
 }
 
 void DeviceExperts::Pass::prefetch_all(int layer) {
@@ -504,7 +498,13 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
         const std::lock_guard lock(state_);
         rate = link_rate_;
     }
-    const auto guessed = books_.account(layer_, ids_, tally_, is_decode_, window_s_, rate);
+    const auto guessed = books_.account({.layer = layer_,
+                                         .ids = ids_,
+                                         .is_decode = is_decode_,
+                                         .missing_bytes = static_cast<int64_t>(missing_.size()) * granule_bytes(layer_),
+                                         .window_s = window_s_,
+                                         .miss_bytes_s = rate},
+                                        tally_);
     return {0.0,
             static_cast<int>(tally_.n_resident),
             static_cast<int>(tally_.n_link),

@@ -109,10 +109,11 @@ public:
         void returned();
 
         // As Streamer::Pass.
-        bool wants_guess(int layer) const { return e_.would_guess(layer); }
+        bool wants_guess(int layer, bool to_record = false) const { return e_.books_.wants_guess(layer, to_record); }
+        bool uses_cpu_lane() const { return e_.uses_cpu_lane_; }
         void prefetch(int layer, std::span<const int32_t> ids);
         void prefetch_all(int layer);
-        std::span<const int32_t> guess(int layer) const { return e_.books_.predictor().guess(layer); }
+        std::span<const int32_t> guess(int layer) const { return e_.books_.guess(layer); }
         // Every kernel of the layer has been launched.
         PassReport finish();
 
@@ -168,7 +169,6 @@ private:
         int64_t submitted_ns;
     };
 
-    bool would_guess(int layer) const;
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     bool adopt(int32_t expert, int granule, std::byte* slot, int32_t want);
@@ -227,7 +227,7 @@ private:
 
     // Of the running pass; written before other threads take part.
     int layer_ = -1, n_tokens_ = 0;
-    bool is_decode_ = false, is_many_ = false;
+    bool is_decode_ = false, is_many_ = false, uses_cpu_lane_ = false;
     const device::OwnedStream* compute_ = nullptr;
     std::span<const int32_t> experts_;
     std::vector<int32_t> ids_, found_, want_of_;

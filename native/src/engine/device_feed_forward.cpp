@@ -352,7 +352,7 @@ void DeviceFeedForward::launch_few(const device::ExpertJob& job, DeviceExperts::
 
 // The pass's thread feeds the link; the others compute from the tail. Alone, it does both.
 void DeviceFeedForward::share_queue(DeviceExperts::Pass& pass, const device::ExpertJob& job, int64_t il) {
-    if (!experts_->has_cpu_lane()) {
+    if (!pass.uses_cpu_lane()) {
         while (const DeviceExperts::Range range = pass.next()) {
             launch_few(job, range);
             pass.launched(range);

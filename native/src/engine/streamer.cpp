@@ -15,15 +15,6 @@ constexpr int kMostDesks = 16;
 // Transfers given to a link at once while a CPU lane may still take the rest: enough that the link never idles.
 constexpr int kLinkAhead = 3;
 
-cache::Shape shape_of(const std::vector<StreamLayer>& layers) {
-    cache::Shape shape;
-    for (const StreamLayer& layer : layers) {
-        shape.push_back(
-            {layer.n_expert, static_cast<int>(layer.stored.layout.n_granules), static_cast<int64_t>(layer.stored.layout.granule_bytes)});
-    }
-    return shape;
-}
-
 std::unique_ptr<ExpertStore> make_store(const std::vector<StreamLayer>& layers, bool link) {
     std::vector<StoredLayer> stored;
     for (const StreamLayer& layer : layers) stored.push_back(layer.stored);
@@ -37,10 +28,10 @@ bool reads_whole_experts(const ExpertStore& store) {
     return false;
 }
 
-int most_used(const std::vector<StreamLayer>& layers) {
-    int most = 0;
-    for (const StreamLayer& layer : layers) most = std::max(most, layer.n_used);
-    return most;
+cache::CacheOptions cache_options_of(const ExpertStore& store, const StreamOptions& options) {
+    cache::CacheOptions cache = options.cache;
+    if (options.choose_eviction && reads_whole_experts(store)) cache.eviction = cache::Eviction::whole;
+    return cache;
 }
 
 StreamNeeds needs_of(const ExpertStore& store, const StreamOptions& options, int n_threads, bool smallest) {
@@ -61,13 +52,6 @@ StreamNeeds needs_of(const ExpertStore& store, const StreamOptions& options, int
 
 }  // namespace
 
-void StreamTally::add(const StreamTally& o) {
-    n_hit += o.n_hit, n_partial += o.n_partial, n_miss += o.n_miss;
-    n_resident += o.n_resident, n_link += o.n_link, n_in_place += o.n_in_place, n_prefetched += o.n_prefetched;
-    demand_bytes += o.demand_bytes, useful_bytes += o.useful_bytes, wasted_bytes += o.wasted_bytes, late_bytes += o.late_bytes;
-    stall_s += o.stall_s;
-}
-
 StreamNeeds Streamer::measure(const std::vector<StreamLayer>& layers, const StreamOptions& options, int n_threads, bool smallest) {
     return needs_of(*make_store(layers, options.link_bytes_s > 0.0), options, n_threads, smallest);
 }
@@ -77,32 +61,13 @@ Streamer::Streamer(const ops::Kernels& kernels, std::vector<StreamLayer> layers,
     : options_(options),
       layers_(std::move(layers)),
       store_(make_store(layers_, options.link_bytes_s > 0.0)),
-      needs_(needs_of(*store_, options, n_threads, smallest)) {
-    const cache::Shape shape = shape_of(layers_);
-    cache::CacheOptions cache_options = options.cache;
-    if (options.choose_eviction && reads_whole_experts(*store_)) cache_options.eviction = cache::Eviction::whole;
-    cache_.emplace(shape, cache_bytes, most_used(layers_), cache_options);
+      needs_(needs_of(*store_, options, n_threads, smallest)),
+      books_(layers_, cache_bytes, cache_options_of(*store_, options), options, has_cpu_lane()) {
     std::vector<ArenaPool> pools;
-    for (const cache::Pool& pool : cache_->pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
+    for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
     arena_ = Arena(pools);
-    if (!cache_->pools().note.empty()) {
-        if (options.strict) fail(Code::budget, cache_->pools().note);
-        log_message(LogLevel::warning, cache_->pools().note);
-    }
-    predictor_.emplace(n_layer(), options.predict);
-    if (options.choose_policy) chooser_.emplace(shape, cache_bytes, cache_options, most_used(layers_));
-    if (options.adapt && options.predict.source != predict::Source::none) prefetch_trial_.emplace();
-    if (options.adapt && has_cpu_lane()) cpu_trial_.emplace();
-
-    size_t experts = 0, granule = 0;
-    for (const StreamLayer& layer : layers_) {
-        first_expert_.push_back(experts);
-        experts += static_cast<size_t>(layer.n_expert);
-        granule = std::max(granule, layer.stored.layout.granule_bytes);
-    }
-    uses_.assign(experts, 0.0);
-    decode_.resize(layers_.size());
-    prefill_.resize(layers_.size());
+    size_t granule = 0;
+    for (const StreamLayer& layer : layers_) granule = std::max(granule, layer.stored.layout.granule_bytes);
     prefetched_at_ns_.assign(layers_.size(), 0);
 
     const int n_desks = static_cast<int>(needs_.desk_bytes / (2 * granule));
@@ -276,10 +241,10 @@ void Streamer::drop(transfer::Ticket ticket) {
 
 void Streamer::warm_up(int n_threads, const std::function<bool(uint64_t, uint64_t)>& progress) {
     if (options_.profile.empty()) return;
-    cache_->warm(options_.profile);
+    books_.cache().warm(options_.profile);
     ThreadPool pool(n_threads);
     uint64_t done = 0;
-    const uint64_t total = static_cast<uint64_t>(cache_->residency().resident_bytes());
+    const uint64_t total = static_cast<uint64_t>(books_.cache().residency().resident_bytes());
     for (int il = 0; il < n_layer(); ++il) {
         if (progress && !progress(done, total)) fail(Code::cancelled, "load: cancelled while filling the expert cache");
         done += load_residents(il, pool);
@@ -298,7 +263,7 @@ uint64_t Streamer::load_residents(int layer, ThreadPool& pool) {
     {
         const std::lock_guard lock(state_);
         for (int32_t e = 0; e < layers_[static_cast<size_t>(layer)].n_expert; ++e) {
-            const int n = cache_->residency().n_resident(layer, e);
+            const int n = books_.cache().residency().n_resident(layer, e);
             if (n == 0) continue;
             for (int g = 0; g < n;) {
                 const GranuleRun unit = store_->unit(layer, g);
@@ -306,7 +271,8 @@ uint64_t Streamer::load_residents(int layer, ThreadPool& pool) {
                 queue_.push_back({static_cast<int>(missing_.size()), count, count * granule_bytes(layer)});
                 queued_bytes_ += count * granule_bytes(layer);
                 for (int j = g; j < g + count; ++j)
-                    missing_.push_back({static_cast<int32_t>(wants.size()), j, arena_.slot(cache_->residency().find(layer, e, j).slot)});
+                    missing_.push_back(
+                        {static_cast<int32_t>(wants.size()), j, arena_.slot(books_.cache().residency().find(layer, e, j).slot)});
                 g += count;
             }
             wants.push_back({e, nullptr});
@@ -335,27 +301,12 @@ uint64_t Streamer::load_residents(int layer, ThreadPool& pool) {
 Streamer::Stats Streamer::stats() {
     const std::lock_guard owner(owner_);
     Stats stats;
-    stats.decode = decode_;
-    stats.prefill = prefill_;
-    for (int il = 0; il < n_layer(); ++il) stats.scores.push_back(predictor_->score(il));
+    books_.write(stats);
     stats.lane = lane_->stats();
     stats.lane_text = lane_->describe();
-    stats.policy = cache::name(cache_->policy().kind);
-    stats.note = cache_->pools().note;
     stats.lane_bytes_s = lane_->rate();
-    const cache::Residency& residency = cache_->residency();
-    stats.cache_bytes = residency.capacity_bytes();
-    stats.resident_bytes = residency.resident_bytes();
-    stats.loads = residency.loads();
-    stats.evictions = residency.evictions();
     stats.staging_bytes = needs_.staging_bytes;
     stats.desk_bytes = needs_.desk_bytes;
-    stats.n_policy_changes = n_policy_changes_;
-    const auto verdict = [](const std::optional<Trial>& trial, bool is_on) {
-        return trial ? Verdict{is_on, trial->cost(), trial->n_switched_off()} : Verdict{is_on};
-    };
-    stats.prefetch = verdict(prefetch_trial_, prefetches());
-    stats.cpu_lane = verdict(cpu_trial_, cpu_trial_ ? cpu_trial_->is_on() : has_cpu_lane());
     const std::lock_guard state(state_);
     stats.cpu_bytes_s = cpu_rate_;
     return stats;
@@ -363,19 +314,18 @@ Streamer::Stats Streamer::stats() {
 
 void Streamer::reset_stats() {
     const std::lock_guard owner(owner_);
-    decode_.assign(layers_.size(), {});
-    prefill_.assign(layers_.size(), {});
+    books_.reset();
     lane_->reset_stats();
 }
 
 std::vector<double> Streamer::uses() {
     const std::lock_guard owner(owner_);
-    return uses_;
+    return books_.uses();
 }
 
 void Streamer::check() {
     const std::lock_guard owner(owner_);
-    cache_->residency().check();
+    books_.cache().residency().check();
 }
 
 }  // namespace moepic

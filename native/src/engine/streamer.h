@@ -30,10 +30,9 @@
 #include "base/region.h"
 #include "base/thread_pool.h"
 #include "cache/cache.h"
-#include "engine/policy_chooser.h"
+#include "engine/stream_books.h"
 #include "engine/streaming.h"
 #include "engine/timeline.h"
-#include "engine/trial.h"
 #include "expert/arena.h"
 #include "expert/store.h"
 #include "predict/predictor.h"
@@ -125,7 +124,7 @@ public:
 
         // Whether running that layer's router early could help: not where everything is resident, nor while prefetching is off, except
         // `to_record` what would be guessed.
-        bool wants_guess(int layer, bool to_record = false) const;
+        bool wants_guess(int layer, bool to_record = false) const { return s_.books_.wants_guess(layer, to_record); }
         // Guesses for MoE layer `layer`: what is missing of them is fetched behind this layer's own.
         void prefetch(int layer, std::span<const int32_t> ids);
         // The same for a prompt, which uses nearly all.
@@ -199,8 +198,6 @@ private:
         int64_t bytes;
     };
 
-    static constexpr int64_t kNoToken = 0, kManyUnderWay = -1;  // contexts that take turns: nobody's time is a token's
-
     void open_lane(std::vector<std::string> paths);
     void on_ready(const transfer::Delivery& delivery);
     // These hold state_.
@@ -220,12 +217,8 @@ private:
 
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
-    void account();
-    void end_token();
-    bool prefetches() const { return prefetch_trial_ ? prefetch_trial_->is_on() : options_.predict.source != predict::Source::none; }
     void prefetch(int layer, std::span<const int32_t> ids);
     void drop_guesses(int layer);
-    void score_guess();
     Item take_missing(int thread);
     static Fetched fetched(const Fetch& fetch);
     const Fetch& fetch_of(transfer::Ticket ticket);
@@ -244,23 +237,12 @@ private:
     Arena arena_;
     Region desk_memory_;
     std::vector<Desk> desks_;
-    std::vector<size_t> first_expert_;  // [layer] index of its expert 0 among all
 
     std::mutex owner_;
     // Under owner_.
-    std::optional<cache::ExpertCache> cache_;
-    std::optional<predict::Predictor> predictor_;
-    std::optional<PolicyChooser> chooser_;
-    int n_policy_changes_ = 0;
-    std::optional<Trial> prefetch_trial_, cpu_trial_;
-    int64_t token_from_ns_ = kNoToken;           // when the token that is decoded began
-    double token_missing_bytes_ = 0.0;           // of it, whoever brings or computes them
-    int64_t clock_ = -1;                         // number of the last token, for the policy
-    std::map<Key, transfer::Ticket> guesses_;    // fetched ahead, for later layers
-    std::vector<int64_t> prefetched_at_ns_;      // [layer]
-    std::vector<int32_t> guessed_ids_;           // of the last pass
-    std::vector<StreamTally> decode_, prefill_;  // [layer]
-    std::vector<double> uses_;                   // [all experts]
+    StreamBooks books_;
+    std::map<Key, transfer::Ticket> guesses_;  // fetched ahead, for later layers
+    std::vector<int64_t> prefetched_at_ns_;    // [layer]
 
     mutable std::mutex state_;
     std::condition_variable changed_;   // compute threads and the owner wait here

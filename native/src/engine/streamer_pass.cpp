@@ -8,19 +8,7 @@ namespace moepic {
 
 void Streamer::begin_tokens(int64_t n) {
     const std::lock_guard lock(owner_);
-    clock_ += n;
-    token_from_ns_ = n != 1 ? kNoToken : token_from_ns_ == kNoToken ? now_ns() : kManyUnderWay;
-    token_missing_bytes_ = 0.0;
-    if (!chooser_) return;
-    if (const auto better = chooser_->poll(cache_->policy(), lane_->rate())) {
-        cache_->change_policy(*better, chooser_->recent(), clock_);
-        ++n_policy_changes_;
-    }
-}
-
-bool Streamer::Pass::wants_guess(int layer, bool to_record) const {
-    return layer < s_.n_layer() && s_.options_.predict.source == predict::Source::next_layer && (s_.prefetches() || to_record) &&
-           !s_.cache_->is_complete(layer);
+    books_.begin_tokens(n, lane_->rate());
 }
 
 Streamer::Pass::Pass(Streamer& streamer, const Batch& batch) : s_(streamer), owner_(streamer.owner_) {
@@ -36,11 +24,11 @@ void Streamer::begin_pass(const Batch& batch) {
     const std::span<const int32_t> ids = batch.ids;
     const std::span<const Want> wants = batch.wants;
     const int64_t start_ns = now_ns();
-    const int n_used = layers_[static_cast<size_t>(layer)].n_used, n_granules = static_cast<int>(store_->layout(layer).n_granules);
+    const int n_granules = static_cast<int>(store_->layout(layer).n_granules);
     layer_ = layer;
     n_tokens_ = n_tokens;
     is_decode_ = batch.is_decode;
-    uses_cpu_lane_ = cpu_trial_ ? cpu_trial_->is_on() : has_cpu_lane();
+    uses_cpu_lane_ = books_.uses_cpu_lane();
     wants_ = wants;
     ids_.assign(ids.begin(), ids.end());
     ready_.clear();
@@ -49,12 +37,7 @@ void Streamer::begin_pass(const Batch& batch) {
     first_wave_done_ = false;
     next_ready_.store(0, std::memory_order_relaxed);
     n_busy_.store(0, std::memory_order_relaxed);
-    if (is_decode_ && chooser_) chooser_->remember(layer, ids);
-    for (const int32_t id : ids) uses_[first_expert_[static_cast<size_t>(layer)] + static_cast<size_t>(id)] += 1.0;
-
-    // A prompt, and a machine whose CPU computes what is not worth keeping, admit by worth.
-    const bool bypass = options_.cache.bypass || n_tokens >= kManyTokens || uses_cpu_lane_;
-    const auto routed = cache_->route(clock_, layer, ids, n_used, bypass);
+    const auto routed = books_.route(layer, ids, is_decode_, n_tokens >= kManyTokens);
     n_resident_.assign(wants.size(), 0);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
     found_.assign(want_of_.size(), 0);
@@ -64,13 +47,13 @@ void Streamer::begin_pass(const Batch& batch) {
     order_.assign(routed.begin(), routed.end());
     if (uses_cpu_lane_) {
         std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
-            return cache_->worth(layer, a.expert) > cache_->worth(layer, b.expert);
+            return books_.cache().worth(layer, a.expert) > books_.cache().worth(layer, b.expert);
         });
     } else if (n_tokens >= kManyTokens) {  // groups are computed in ascending order
         std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
     }
 
-    const cache::Residency& residency = cache_->residency();
+    const cache::Residency& residency = books_.cache().residency();
     const auto slot_of = [&](int expert, int granule) { return arena_.slot(residency.find(layer, expert, granule).slot); };
     {
         const std::lock_guard lock(state_);
@@ -149,12 +132,11 @@ void Streamer::drop_guesses(int layer) {
 }
 
 void Streamer::Pass::prefetch(int layer, std::span<const int32_t> ids) {
-    s_.predictor_->foretell(layer, ids);
-    if (s_.prefetches() && s_.predictor_->should_prefetch(layer)) s_.prefetch(layer, s_.predictor_->guess(layer));
+    if (s_.books_.foretell(layer, ids)) s_.prefetch(layer, s_.books_.guess(layer));
 }
 
 std::span<const int32_t> Streamer::Pass::guess(int layer) const {
-    return s_.predictor_->guess(layer);
+    return s_.books_.guess(layer);
 }
 
 void Streamer::prefetch(int layer, std::span<const int32_t> ids) {
@@ -163,7 +145,7 @@ void Streamer::prefetch(int layer, std::span<const int32_t> ids) {
     const std::lock_guard lock(state_);
     prefetched_at_ns_[static_cast<size_t>(layer)] = now_ns();
     for (const int32_t expert : ids) {
-        for (int64_t g = cache_->residency().n_resident(layer, expert); g < n_granules;) {
+        for (int64_t g = books_.cache().residency().n_resident(layer, expert); g < n_granules;) {
             if (n_prefetches_ >= most) return;
             const GranuleRun unit = store_->unit(layer, g), run{g, unit.first + unit.count - g};
             const Key key{layer, expert, g};
@@ -210,58 +192,31 @@ PassReport Streamer::end_pass(bool is_abandoned) {
     for (size_t i = 0; i < missing_.size(); ++i) {
         const Missing& missing = missing_[i];
         const int32_t expert = wants_[static_cast<size_t>(missing.want)].expert;
-        if (missing.slot && !missing.has_landed && cache_->residency().n_resident(layer_, expert) > missing.granule)
-            cache_->discard(layer_, expert, missing.granule);
+        if (missing.slot && !missing.has_landed && books_.cache().residency().n_resident(layer_, expert) > missing.granule)
+            books_.cache().discard(layer_, expert, missing.granule);
     }
-    cache_->release();
+    books_.cache().release();
     tally_.n_link = static_cast<int64_t>(missing_.size()) - tally_.n_in_place - tally_.n_prefetched;
     if (error) throw Error(*error);
     if (is_abandoned) return {};
 
-    account();
+    std::span<const int32_t> guess;
+    if (n_tokens_ > 0) {  // not while the cache is warmed up
+        guess = books_.account({.layer = layer_,
+                                .ids = ids_,
+                                .is_decode = is_decode_,
+                                .missing_bytes = static_cast<int64_t>(missing_.size()) * granule_bytes(layer_),
+                                .window_s = window_s_,
+                                .miss_bytes_s = lane_->rate()},
+                               tally_);
+    }
     return {tally_.stall_s,
             static_cast<int>(tally_.n_resident),
             static_cast<int>(tally_.n_link),
             static_cast<int>(tally_.n_in_place),
             static_cast<int>(tally_.n_prefetched),
-            guessed_ids_,
+            guess,
             found_};
-}
-
-void Streamer::account() {
-    const auto guess = predictor_->guess(layer_);
-    guessed_ids_.assign(guess.begin(), guess.end());
-    if (is_decode_) {
-        decode_[static_cast<size_t>(layer_)].add(tally_);
-        score_guess();
-        token_missing_bytes_ += static_cast<double>(static_cast<int64_t>(missing_.size()) * granule_bytes(layer_));
-        if (layer_ + 1 == n_layer()) end_token();
-    } else if (n_tokens_ > 0) {
-        prefill_[static_cast<size_t>(layer_)].add(tally_);
-    }
-}
-
-// What is left of a token behind the last experts, the output and whatever the caller does between tokens, is the same for all.
-void Streamer::end_token() {
-    const int64_t from_ns = std::exchange(token_from_ns_, kNoToken);
-    if (from_ns <= 0 || token_missing_bytes_ == 0.0) return;  // one that missed nothing says nothing
-    const double seconds = 1e-9 * static_cast<double>(now_ns() - from_ns);
-    // Two things tried at once would blur each other.
-    const bool is_cpu_tried = cpu_trial_ && cpu_trial_->is_trying();
-    if (cpu_trial_) cpu_trial_->observe(seconds, token_missing_bytes_);
-    if (prefetch_trial_ && !is_cpu_tried) prefetch_trial_->observe(seconds, token_missing_bytes_);
-}
-
-// Prefetching gains what arrived inside the window, in which the lane had nothing else to do, and costs what ran over it in vain.
-void Streamer::score_guess() {
-    const double rate = lane_->rate();
-    predict::Outcome outcome{.useful_bytes = tally_.useful_bytes, .wasted_bytes = tally_.wasted_bytes, .late_bytes = tally_.late_bytes};
-    if (rate > 0.0) {
-        const double useful_s = static_cast<double>(tally_.useful_bytes) / rate, wasted_s = static_cast<double>(tally_.wasted_bytes) / rate;
-        outcome.saved_s = std::min(useful_s, window_s_);
-        outcome.lost_s = std::min(wasted_s, std::max(0.0, useful_s + wasted_s - window_s_));
-    }
-    predictor_->observe(layer_, ids_, outcome);
 }
 
 void Streamer::forget_transfers() {

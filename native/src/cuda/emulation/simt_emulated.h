@@ -7,6 +7,8 @@
 
 namespace moepic::device {
 
+inline constexpr bool kIsEmulated = true;
+
 template <class T>
 T* shared_memory() {
     return reinterpret_cast<T*>(simt::shared_data());
