@@ -13,12 +13,22 @@
 
 namespace moepic::device {
 
+// The operand A of a run.
+template <class T>
+__device__ __forceinline__ void codes_of(const typename T::Raw& raw, int run, Lane lane, uint32_t (&a)[4]) {
+    if constexpr (requires { T::codes(raw, run, lane, a); }) {
+        T::codes(raw, run, lane, a);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[i] = T::code(raw, run, i, lane);
+    }
+}
+
 // fold(term, n, i, a, b) for the terms of block `at`, in order.
 template <class T, class X, class Fold>
 __device__ __forceinline__ void multiply_32(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     uint32_t a[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[i] = T::code(raw, 0, i, lane);
+    codes_of<T>(raw, 0, lane, a);
 #pragma unroll
     for (int n = 0; n < X::kGroups; ++n) {
         uint32_t b[2];
@@ -63,8 +73,7 @@ __device__ __forceinline__ void multiply_256(const typename T::Raw& raw, const X
     for (int run = 0; run < 8; ++run) {
         if constexpr (X::kGroups > 1) __syncwarp();  // keeps the loads of all runs from being moved here: registers would run out
         uint32_t a[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) a[i] = T::code(raw, run, i, lane);
+        codes_of<T>(raw, run, lane, a);
 #pragma unroll
         for (int n = 0; n < X::kGroups; ++n) {
             uint32_t b[2];
@@ -101,7 +110,7 @@ __device__ __forceinline__ void multiply(const typename T::Raw& raw, const X& x,
 
 // Blocks of a tile that a warp has in registers or on their way: 2 to 6 KB with few tokens, half of it with many.
 template <class T, int groups>
-inline constexpr int kAhead = groups == 1 || T::kFewAhead == 1 ? T::kFewAhead : T::kFewAhead / 2;
+inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
 
 // acc = a whole tile of n_blocks blocks times the tokens.
 template <class T, class X>

@@ -8,10 +8,9 @@
 // Codes leave here signed, so nothing has to be corrected after the product. A type T has
 //
 //   kLen, kBody, kEnds, kTerms   weights and bytes of a block of 16 rows; float terms that a block adds (product.cuh)
-//   kFewAhead                    blocks that a warp has on their way with few tokens
 //   Raw                          what a lane loads of a block, as it lies in memory
 //   load(body, ends, lane)       body, ends: the block in its tile
-//   code(raw, run, i, lane)      a[i] of run `run`
+//   code(raw, run, i, lane)      a[i] of run `run`; instead codes(raw, run, lane, a), all of a, where they share work
 //   d(raw, i)                    scale of row 2g + i; min(raw, i): dmin or m, where T::kMin
 // and where kLen is 256
 //   kSubs                        8 or 16 sub-blocks under integer scales
@@ -83,7 +82,7 @@ __device__ inline uint32_t look_up_mxfp4(uint32_t dword, int part) {
 // Where there is a fifth bit, its column stands before the nibbles. Q8_0 has bytes instead. halves: 16-bit ends.
 template <ops::TileShape shape, bool has_fifth, bool bytes, int halves>
 struct Block32 {
-    static constexpr int kLen = 32, kBody = shape.body, kEnds = shape.ends, kTerms = halves == 2 ? 2 : 1, kFewAhead = 8;
+    static constexpr int kLen = 32, kBody = shape.body, kEnds = shape.ends, kTerms = halves == 2 ? 2 : 1;
     static constexpr bool kMin = halves == 2;
     struct Raw {
         uint32_t fifth[2], q[bytes ? 4 : 2], d, m;
@@ -153,7 +152,7 @@ struct MXFP4 : Block32<ops::kTileMXFP4, false, false, 0> {
 // heads columns of scales, then fields of 8 columns (one byte per weight of 32), of which a lane takes two.
 template <ops::TileShape shape, int heads, int fields, int subs, bool has_min, bool has_high>
 struct Block256 {
-    static constexpr int kLen = 256, kBody = shape.body, kEnds = shape.ends, kTerms = has_min ? 2 : 1, kSubs = subs, kFewAhead = 2;
+    static constexpr int kLen = 256, kBody = shape.body, kEnds = shape.ends, kTerms = has_min ? 2 : 1, kSubs = subs;
     static constexpr bool kMin = has_min;
     static_assert(kBody == (heads + 8 * fields) * ops::kColumn);
     struct Raw {
