@@ -49,7 +49,7 @@ AMOUNTS = ("demand_bytes", "useful_bytes", "wasted_bytes", "late_bytes", "stall_
 
 @dataclass(frozen=True)
 class Tier:
-    """Where missing experts come from; scale: by how much the link is slowed down, 1 for the file."""
+    """Where missing experts come from: 'file', GB/s of an emulated link, or 'device' for a real one. scale: by how much a link is slowed down."""
 
     name: str
     machine: Machine
@@ -58,7 +58,7 @@ class Tier:
 
     @property
     def is_link(self) -> bool:
-        return self.name != "file"
+        return self.name not in ("file", "device")
 
     def options(self) -> StreamingOptions:
         return StreamingOptions(always=True, link_bytes_s=self.machine.link_bytes_s if self.is_link else 0.0)
@@ -116,7 +116,8 @@ def modes_of(subject: Subject, seen: Trace, budget: int, tier: Tier, recall: flo
 def measure(subject: Subject, trace: Trace, options: StreamingOptions, n_warm: int, n_threads: int) -> dict[str, Any]:
     """One load, the whole trace, and what its counted tokens cost."""
     n_tokens = trace.n_token - n_warm
-    with Model.load(subject.path, n_ctx=trace.n_token, n_batch=1, n_threads=n_threads, streaming=options) as model:
+    sizes = {"n_ctx": trace.n_token, "n_batch": 1, "n_threads": n_threads}
+    with Model.load(subject.path, device="cpu", **sizes, streaming=options) as model:
         follow(model, trace)
         ids = token_ids(trace.n_token, subject.info.n_vocab)
         decode(model, ids[:n_warm])

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from traces import Target
@@ -30,6 +30,8 @@ from moepic_gguf.metadata import checked
 from moepic_gguf.model import ModelInfo
 from moepic_gguf.streaming import StreamingOptions
 from moepic_gguf.trace import Trace
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,11 @@ class Subject:
         return self.target.n_expert * self.target.n_granule * sum(self.target.granule_bytes)
 
     @property
+    def n_experts(self) -> int:
+        """Of all layers together."""
+        return self.target.n_expert * self.target.n_layer
+
+    @property
     def dense_bytes_per_token(self) -> int:
         """Weights a token reads whatever is routed."""
         return self.info.active_bytes - self.target.n_used * self.target.n_granule * sum(self.target.granule_bytes)
@@ -53,7 +60,7 @@ class Subject:
 
 def subject_of(path: Path) -> Subject:
     """Loads all but the experts, and looks."""
-    with Model.load(path, n_ctx=16, n_batch=1, streaming=StreamingOptions(always=True, cache=0)) as model:
+    with Model.load(path, device="cpu", n_ctx=16, n_batch=1, streaming=StreamingOptions(always=True, cache=0)) as model:
         info = model.info
     layers = [layer for layer in info.layers if layer.n_expert]
     shapes = {(layer.n_expert, layer.n_expert_used, layer.n_granules) for layer in layers}
@@ -112,7 +119,7 @@ def evict(path: Path) -> None:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def alternating(names: Sequence[str], repeat: int) -> list[str]:
+def alternating(names: Sequence[T], repeat: int) -> list[T]:
     """The order of a repeat: every second one backwards, so that what drifts does not favour a place in the row."""
     return list(names) if repeat % 2 == 0 else list(reversed(names))
 

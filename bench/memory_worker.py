@@ -60,9 +60,8 @@ Stats = Callable[[], dict[str, Any]]
 def open_moepic(job: dict[str, Any]) -> tuple[Step, Stats]:
     from moepic_gguf import Model
 
-    model = Model.load(
-        job["path"], ram=job["ram_bytes"], n_ctx=job["n_ctx"], n_batch=job["prefill"], n_threads=job["threads"]
-    )
+    sizes = {"n_ctx": job["n_ctx"], "n_batch": job["prefill"], "n_threads": job["threads"]}
+    model = Model.load(job["path"], device="cpu", ram=job["ram_bytes"], **sizes)
 
     def stats() -> dict[str, Any]:
         found = model.stream_stats

@@ -86,7 +86,7 @@ def measure(subject: Subject, trace: Trace, n_warm: int, budget: int, cache: Cac
     predictor = "none" if trace.predicted is None else "next_layer"
     # Without trials, which would take prefetch away from a prediction that has it.
     options = StreamingOptions(always=True, cache=budget, predictor=predictor, adapt=False).with_cache(cache)
-    with Model.load(subject.path, n_ctx=trace.n_token, n_batch=1, streaming=options) as model:
+    with Model.load(subject.path, device="cpu", n_ctx=trace.n_token, n_batch=1, streaming=options) as model:
         follow(model, trace)
         ids = token_ids(trace.n_token, subject.info.n_vocab)
         decode(model, ids[:n_warm])

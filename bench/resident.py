@@ -50,7 +50,10 @@ def measure(path: Path, n_pairs: int, n_tokens: int, order: list[str]) -> list[d
     """One process: rows of a turn each."""
     trace = every_expert(path)
     options = {"plain": StreamingOptions(), "streamed": StreamingOptions(always=True)}
-    models = {name: Model.load(path, n_ctx=max(n_tokens, trace.n_token), streaming=options[name]) for name in order}
+    models = {
+        name: Model.load(path, device="cpu", n_ctx=max(n_tokens, trace.n_token), streaming=options[name])
+        for name in order
+    }
     digests = {}
     for name, model in models.items():
         follow(model, trace)

@@ -99,8 +99,8 @@ class Trace:
         """The same routing, nothing predicted."""
         return replace(self, predicted=None)
 
-    def tokens(self, which: slice) -> Trace:
-        """The same model with some of the tokens."""
+    def tokens(self, which: slice | NDArray[np.integer[Any]]) -> Trace:
+        """The same model with some of the tokens, or with tokens in another order."""
         names = ("ids", "weights", "sequence", "phase", "predicted", "outcome", "found")
         parts: dict[str, Any] = {name: getattr(self, name) for name in names}
         cut: dict[str, Any] = {name: part if part is None else part[which] for name, part in parts.items()}

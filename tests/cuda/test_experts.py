@@ -49,7 +49,7 @@ def make(case: Case, many: bool, skip: int = 0) -> tuple[Granules, Entries, Floa
     def tiles(name: str, rows: int, cols: int) -> list:
         # A small scale: an intermediate is a product of two sums and must stay finite.
         blocks = [random_blocks(name, rows, cols, rng) for _ in tasks]
-        return [make_tiles(FAST, name, one, cols)[0] for one in blocks]
+        return [make_tiles(FAST, name, one, cols) for one in blocks]
 
     shape = case.n_embd, case.granule
     bias = rng.standard_normal((2, len(tasks), case.granule)).astype(np.float32)

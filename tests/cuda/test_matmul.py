@@ -26,7 +26,7 @@ def make_x(n: int, cols: int, rng: np.random.Generator) -> Floats:
 
 def check(device: str, name: str, rows: int, cols: int, n: int) -> None:
     rng = np.random.default_rng([rows, cols, n, TYPES.index(name)])
-    tiles, _ = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
+    tiles = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     expected, _ = cpu_matmul(FAST, tiles, acts, n)
     found = np.full((n, rows), np.nan, dtype=np.float32)
@@ -55,7 +55,7 @@ def test_every_bit_pattern_of_a_block_means_what_it_means_on_the_cpu(device: str
     rng = np.random.default_rng(TYPES.index(name))
     rows, cols, n = 200, smallest_cols(name), 3
     blocks = rng.integers(0, 256, (rows, row_bytes(name, cols)), dtype=np.uint8)
-    tiles, _ = make_tiles(FAST, name, blocks, cols)
+    tiles = make_tiles(FAST, name, blocks, cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     expected, _ = cpu_matmul(FAST, tiles, acts, n)
     assert np.isfinite(expected).any()
@@ -65,7 +65,7 @@ def test_every_bit_pattern_of_a_block_means_what_it_means_on_the_cpu(device: str
 
 
 def make_job(name: str, rows: int, cols: int, n: int, rng: np.random.Generator) -> tuple[Tiles, Floats]:
-    tiles, _ = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
+    tiles = make_tiles(FAST, name, random_blocks(name, rows, cols, rng), cols)
     acts, _ = cpu_quantize(FAST, name, make_x(n, cols, rng))
     return tiles, acts
 

@@ -12,7 +12,7 @@
 #include <cstddef>
 #include <type_traits>
 
-#include "cuda/weights.cuh"
+#include "cuda/types.cuh"
 #include "ops/cpu/activations.h"
 
 namespace moepic::device {

@@ -253,7 +253,9 @@ __device__ void weigh_values(const Args& args, const Shared<R>& shared, const st
 
 // Rows of one thread's outputs: few enough that every thread has work, and that nothing leaves the registers.
 template <int R>
-inline constexpr int kRowsTogether = R < 4 ? 1 : R < 16 ? 2 : 4;
+inline constexpr int kRowsTogether = R < 4    ? 1
+                                     : R < 16 ? 2
+                                              : 4;
 
 // Each chunk of the rows of one token. Grid: (tokens times tiles of R heads, KV heads, chunks).
 template <class Blocks, int R>

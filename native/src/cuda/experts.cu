@@ -41,8 +41,8 @@ struct IntermediateJob {
 
 // sum = a tile of gate or up, + bias, times the entries' weights.
 template <int groups>
-__device__ inline void project(const ExpertJob& job, const ExpertTask& task, bool is_up, int tile, int first, Lane lane, uint32_t* shared,
-                               float (&sum)[groups][4]) {
+__device__ __forceinline__ void project(const ExpertJob& job, const ExpertTask& task, bool is_up, int tile, int first, Lane lane,
+                                        uint32_t* shared, float (&sum)[groups][4]) {
     const GranuleShape& shape = job.shape;
     const Type type = is_up ? shape.up_type : shape.gate_type;
     const size_t bias_offset = is_up ? shape.up_bias_offset : shape.gate_bias_offset;

@@ -56,7 +56,7 @@ inline constexpr size_t kSplitSharedBytes = kSplitTermBytes + 16 * ops::kTileRow
 
 // Tiles [first_tile, first_tile + n_tiles) for tokens [first_token, first_token + n), n <= 8 * groups. A unit is a block of a tile.
 template <class T, int groups>
-__device__ inline void split_quantized(const MatmulJob& job, int first_tile, int n_tiles, int first_token, int n, int n_tokens) {
+__device__ __forceinline__ void split_quantized(const MatmulJob& job, int first_tile, int n_tiles, int first_token, int n, int n_tokens) {
     constexpr int units = kUnits<T, groups>, ahead = kUnitsAhead<T, groups>;
     static_assert(units * T::kTerms * 8 * groups * ops::kTileRows * sizeof(float2) <= kSplitTermBytes);
     auto* terms = shared_memory<float2>();  // [unit][term][token][row]
@@ -110,7 +110,7 @@ __device__ inline void split_quantized(const MatmulJob& job, int first_tile, int
 // Floats: the chain over k cannot be shared out, so one tile's bytes come through shared memory with all threads' loads in flight, two
 // chunks deep, while a thread per (row, token) follows the chain: the latency of fma, 4 cycles a column, is the bound of a small matrix.
 template <class T>
-__device__ inline void split_floats(const MatmulJob& job, int tile, int first_token, int n, int n_tokens) {
+__device__ __forceinline__ void split_floats(const MatmulJob& job, int tile, int first_token, int n, int n_tokens) {
     constexpr int kVectors = 2;  // of 16 bytes, per thread and chunk
     constexpr int kChunkBytes = kVectors * 16 * kSplitThreads, chunk_cols = kChunkBytes / T::kBytes;
     static_assert(2 * kChunkBytes <= kSplitTermBytes);
@@ -157,7 +157,7 @@ __device__ inline void split_floats(const MatmulJob& job, int tile, int first_to
 // Tiles [first, first + n_tiles) of a job for up to 8 * groups tokens from first_token on, by a whole thread block with kSplitSharedBytes.
 // n_tiles as tiles_per_block has it: one, unless their blocks fit one chunk.
 template <int groups>
-__device__ inline void split_block(const MatmulJob& job, int first, int n_tiles, int first_token, int n_tokens) {
+__device__ __forceinline__ void split_block(const MatmulJob& job, int first, int n_tiles, int first_token, int n_tokens) {
     const int n = n_tokens - first_token < 8 * groups ? n_tokens - first_token : 8 * groups;
     with_type(job.w.type, [&](auto t) {
         using T = decltype(t);

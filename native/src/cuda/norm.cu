@@ -4,8 +4,7 @@
 //
 // One block per row, of at most 8 elements a thread for the rows of heads, so that decode's single row is fetched by 256 threads and the
 // thousand short rows of a delta net take a warp each. Moves 8 bytes an element and what the activations take; a model's width is
-// kilobytes, so it is bound by latency: the chain of cols / 16 multiply-adds of each of 16 partials (about a microsecond for 4096, not
-// measured), which the contract fixes.
+// kilobytes, so it is bound by latency: for each of the 16 partials, cols / 16 multiply-adds one after the other. Not measured.
 #include <algorithm>
 
 #include "cuda/norm.h"

@@ -15,7 +15,7 @@ namespace moepic::device {
 
 // fold(term, n, i, a, b) for the terms of block `at`, in order.
 template <class T, class X, class Fold>
-__device__ inline void multiply_32(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
+__device__ __forceinline__ void multiply_32(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     uint32_t a[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) a[i] = T::code(raw, 0, i, lane);
@@ -35,7 +35,7 @@ __device__ inline void multiply_32(const typename T::Raw& raw, const X& x, int a
 
 // sum over sub-blocks of minimum * sum of activations: a product as well, with sums of up to 13 bits in two halves of 7 and 6.
 template <class T, class X, class Fold>
-__device__ inline void multiply_mins(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
+__device__ __forceinline__ void multiply_mins(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     const uint32_t a[2] = {T::mins(raw, 0, lane), T::mins(raw, 1, lane)};
 #pragma unroll
     for (int n = 0; n < X::kGroups; ++n) {
@@ -52,7 +52,7 @@ __device__ inline void multiply_mins(const typename T::Raw& raw, const X& x, int
 }
 
 template <class T, class X, class Fold>
-__device__ inline void multiply_256(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
+__device__ __forceinline__ void multiply_256(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     if constexpr (T::kMin) multiply_mins<T>(raw, x, at, lane, fold);
     constexpr int parts = T::kSubs / 8;  // of a run
     uint32_t scales[2][T::kSubs / 4];
@@ -92,20 +92,20 @@ __device__ inline void multiply_256(const typename T::Raw& raw, const X& x, int 
 }
 
 template <class T, class X, class Fold>
-__device__ inline void multiply(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
+__device__ __forceinline__ void multiply(const typename T::Raw& raw, const X& x, int at, Lane lane, Fold fold) {
     if constexpr (T::kLen == 32)
         multiply_32<T>(raw, x, at, lane, fold);
     else
         multiply_256<T>(raw, x, at, lane, fold);
 }
 
-// Blocks of a tile that a warp has in registers or on their way: 3 to 6 KB with few tokens, half of it with many.
+// Blocks of a tile that a warp has in registers or on their way: 2 to 6 KB with few tokens, half of it with many.
 template <class T, int groups>
-inline constexpr int kAhead = (T::kLen == 256 ? 2 : 8) / (groups == 1 ? 1 : 2);
+inline constexpr int kAhead = groups == 1 || T::kFewAhead == 1 ? T::kFewAhead : T::kFewAhead / 2;
 
 // acc = a whole tile of n_blocks blocks times the tokens.
 template <class T, class X>
-__device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane lane, float (&acc)[X::kGroups][4]) {
+__device__ __forceinline__ void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane lane, float (&acc)[X::kGroups][4]) {
     constexpr int ahead = kAhead<T, X::kGroups>;
     const std::byte* ends = tile + n_blocks * T::kBody;
     const auto load = [&](int b) {
@@ -133,7 +133,8 @@ __device__ inline void sum_tile(const std::byte* tile, int n_blocks, X& x, Lane 
 inline constexpr int kFloatAhead = 8;
 
 template <class T, int groups>
-__device__ inline void sum_float_tile(const std::byte* tile, int cols, const DirectActs<groups>& x, Lane lane, float (&acc)[groups][4]) {
+__device__ __forceinline__ void sum_float_tile(const std::byte* tile, int cols, const DirectActs<groups>& x, Lane lane,
+                                               float (&acc)[groups][4]) {
     typename T::Pair next[kFloatAhead];
     const auto load = [&](int k) { return T::load(tile, k < cols ? k : cols - 1, lane); };
 #pragma unroll
@@ -167,8 +168,8 @@ __device__ inline void sum_float_tile(const std::byte* tile, int cols, const Dir
 
 // acc = tile `tile` of weights [.., cols] times the tokens first .. of rows, by a warp alone.
 template <int groups>
-__device__ inline void sum_any_tile(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows, int first,
-                                    Lane lane, float (&acc)[groups][4]) {
+__device__ __forceinline__ void sum_any_tile(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows, int first,
+                                             Lane lane, float (&acc)[groups][4]) {
     DirectActs<groups> x(rows, first, lane);
     with_type(type, [&](auto t) {
         using T = decltype(t);
@@ -182,8 +183,8 @@ __device__ inline void sum_any_tile(Type type, const std::byte* weights, int col
 // The same by all warps of a block at once, each with a tile of its own, over activations staged in shared memory. Floats are not: their
 // bound is the chain of fma.
 template <int groups>
-__device__ inline void sum_any_tile_staged(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows, int first,
-                                           Lane lane, uint32_t* shared, float (&acc)[groups][4]) {
+__device__ __forceinline__ void sum_any_tile_staged(Type type, const std::byte* weights, int cols, int64_t tile, const TokenRows& rows,
+                                                    int first, Lane lane, uint32_t* shared, float (&acc)[groups][4]) {
     with_type(type, [&](auto t) {
         using T = decltype(t);
         if constexpr (T::kLen == 1) {

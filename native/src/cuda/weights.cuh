@@ -8,6 +8,7 @@
 // Codes leave here signed, so nothing has to be corrected after the product. A type T has
 //
 //   kLen, kBody, kEnds, kTerms   weights and bytes of a block of 16 rows; float terms that a block adds (product.cuh)
+//   kFewAhead                    blocks that a warp has on their way with few tokens
 //   Raw                          what a lane loads of a block, as it lies in memory
 //   load(body, ends, lane)       body, ends: the block in its tile
 //   code(raw, run, i, lane)      a[i] of run `run`
@@ -82,7 +83,7 @@ __device__ inline uint32_t look_up_mxfp4(uint32_t dword, int part) {
 // Where there is a fifth bit, its column stands before the nibbles. Q8_0 has bytes instead. halves: 16-bit ends.
 template <ops::TileShape shape, bool has_fifth, bool bytes, int halves>
 struct Block32 {
-    static constexpr int kLen = 32, kBody = shape.body, kEnds = shape.ends, kTerms = halves == 2 ? 2 : 1;
+    static constexpr int kLen = 32, kBody = shape.body, kEnds = shape.ends, kTerms = halves == 2 ? 2 : 1, kFewAhead = 8;
     static constexpr bool kMin = halves == 2;
     struct Raw {
         uint32_t fifth[2], q[bytes ? 4 : 2], d, m;
@@ -152,7 +153,7 @@ struct MXFP4 : Block32<ops::kTileMXFP4, false, false, 0> {
 // heads columns of scales, then fields of 8 columns (one byte per weight of 32), of which a lane takes two.
 template <ops::TileShape shape, int heads, int fields, int subs, bool has_min, bool has_high>
 struct Block256 {
-    static constexpr int kLen = 256, kBody = shape.body, kEnds = shape.ends, kTerms = has_min ? 2 : 1, kSubs = subs;
+    static constexpr int kLen = 256, kBody = shape.body, kEnds = shape.ends, kTerms = has_min ? 2 : 1, kSubs = subs, kFewAhead = 2;
     static constexpr bool kMin = has_min;
     static_assert(kBody == (heads + 8 * fields) * ops::kColumn);
     struct Raw {
@@ -277,53 +278,5 @@ struct F16 : Floats<uint16_t> {
 struct BF16 : Floats<uint16_t> {
     __device__ static float value(uint16_t bits) { return f_bits(static_cast<uint32_t>(bits) << 16); }
 };
-
-// visit(T{}). The branch is the same for a whole warp, so one kernel serves every mix of types.
-template <class Visit>
-__device__ inline void with_type(Type type, Visit visit) {
-    switch (type) {
-        case Type::f32:
-            return visit(F32{});
-        case Type::f16:
-            return visit(F16{});
-        case Type::bf16:
-            return visit(BF16{});
-        case Type::q4_0:
-            return visit(Q4_0{});
-        case Type::q4_1:
-            return visit(Q4_1{});
-        case Type::q5_0:
-            return visit(Q5_0{});
-        case Type::q5_1:
-            return visit(Q5_1{});
-        case Type::q8_0:
-            return visit(Q8_0{});
-        case Type::q2_k:
-            return visit(Q2_K{});
-        case Type::q3_k:
-            return visit(Q3_K{});
-        case Type::q4_k:
-            return visit(Q4_K{});
-        case Type::q5_k:
-            return visit(Q5_K{});
-        case Type::q6_k:
-            return visit(Q6_K{});
-        case Type::iq4_nl:
-            return visit(IQ4_NL{});
-        case Type::iq4_xs:
-            return visit(IQ4_XS{});
-        case Type::mxfp4:
-            return visit(MXFP4{});
-        default:  // types with a codebook: not yet
-            return;
-    }
-}
-
-// Which form of activations (ops::ActKind, an index of Acts) a type meets.
-__device__ inline int act_kind_of(Type type) {
-    int kind = 0;
-    with_type(type, [&](auto t) { kind = decltype(t)::kLen == 1 ? 0 : decltype(t)::kLen == 32 ? 1 : 2; });
-    return kind;
-}
 
 }  // namespace moepic::device

@@ -1,6 +1,6 @@
 // The arena: one allocation of fast memory, cut into equal slots per pool. Slot numbers run through the pools in order, as the cache's
-// residency numbers them. Knows sizes and addresses; who is in a slot is the cache's business. Fast memory is RAM of its own, or a device's,
-// of which only addresses are made here.
+// residency numbers them. Knows sizes and addresses; who is in a slot is the cache's business. Fast memory is RAM of its own, or a
+// device's, of which only addresses are made here.
 #pragma once
 
 #include <cstddef>

@@ -15,8 +15,8 @@ struct GranuleInput {
     // Quantized activations of the batch by ops::ActKind; row r at data + r * stride. Kinds that gate and up don't want may be null.
     const std::byte* acts[3] = {};
     size_t act_stride[3] = {};
-    const int32_t* rows = nullptr;           // [n] rows of acts
-    const float* entry_weight = nullptr;     // [n] multiplies gate x and up x; null: nothing does
+    const int32_t* rows = nullptr;        // [n] rows of acts
+    const float* entry_weight = nullptr;  // [n] multiplies gate x and up x; null: nothing does
     int64_t n = 0;
     ops::GluKind glu{};
 };
