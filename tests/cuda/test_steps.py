@@ -15,14 +15,13 @@ import pytest
 from moepic_gguf import Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.errors import DeviceError, OutOfMemory
-from tests.gates.test_exactness import KINDS
-from tests.making import gguf_file
+from tests.gates.test_exactness import KIND_IDS, KINDS
+from tests.making import ordinary
 
 from .devices import EMULATED, call, counters, open_device, set_options
 
 TOKENS = np.random.default_rng(5).integers(3, 320, 40).tolist()
 N_CTX = 64
-DEVICE_KINDS = [(name, kind) for name, kind in KINDS if not kind.startswith("iq")]  # codebooks: not on devices yet
 KV_TYPES = {"f16": 1, "q8_0": 8}
 
 
@@ -32,10 +31,6 @@ def clean_emulation():
     set_options()
     yield
     set_options()
-
-
-def made(name: str, kind: str) -> Path:
-    return gguf_file(name, "--outtype", kind, "--no-split")
 
 
 def cpu_logits(path: Path, kv_type: str = "f16") -> tuple[np.ndarray, int]:
@@ -73,9 +68,9 @@ def evaluate(context: Any, tokens: list[int], *, all_logits: bool = True) -> np.
     return np.frombuffer(ffi.buffer(out[0], rows[0] * width[0] * 4), np.float32).reshape(rows[0], width[0]).copy()
 
 
-@pytest.mark.parametrize(("name", "kind"), DEVICE_KINDS, ids=[f"{name}-{kind}" for name, kind in DEVICE_KINDS])
+@pytest.mark.parametrize(("name", "kind"), KINDS, ids=KIND_IDS)
 def test_a_pass_on_a_device_gives_the_bytes_of_the_cpu(name, kind):
-    path = made(name, kind)
+    path = ordinary(name, kind)
     expected, n_layer = cpu_logits(path)
     with on_device(path, 17) as context:
         before = counters()["n_launches"]
@@ -88,7 +83,7 @@ def test_a_pass_on_a_device_gives_the_bytes_of_the_cpu(name, kind):
 
 @pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss", "gemma3", "qwen3_next"])
 def test_quantized_keys_and_values_give_the_bytes_of_the_cpu(name):
-    path = made(name, "q8_0")
+    path = ordinary(name, "q8_0")
     with on_device(path, 17, "q8_0") as context:
         np.testing.assert_array_equal(evaluate(context, TOKENS), cpu_logits(path, "q8_0")[0])
 
@@ -98,7 +93,7 @@ def test_quantized_keys_and_values_give_the_bytes_of_the_cpu(name):
 @pytest.mark.parametrize("seed", range(2))
 def test_late_copies_and_kernels_change_nothing(name, seed):
     """What the host stages for one batch must not be overwritten by the next, for whose end nobody has waited."""
-    path = made(name, "f32")
+    path = ordinary(name, "f32")
     expected = cpu_logits(path)[0][-1:]
     with on_device(path, 4) as context:
         set_options(most_delay_us=300, seed=seed)
@@ -108,7 +103,7 @@ def test_late_copies_and_kernels_change_nothing(name, seed):
 @pytest.mark.parametrize("n", [1, 2, 4, 8])
 @pytest.mark.parametrize("option", ["failing_allocation", "failing_copy", "failing_launch"])
 def test_a_failure_of_the_device_is_said_and_leaves_nothing_behind(option, n):
-    path = made("qwen3_5", "f32")
+    path = ordinary("qwen3_5", "f32")
 
     def run() -> None:
         # Loading allocates; what is copied and launched is to fail in the pass.

@@ -1,5 +1,8 @@
 #include "access.h"
 
+#include <atomic>
+#include <iterator>
+
 #include "base/error.h"
 #include "block.h"
 #include "device.h"
@@ -12,17 +15,24 @@ namespace moepic::simt {
 namespace {
 
 thread_local Reach* t_reach = nullptr;
+std::atomic<uint64_t> g_generation{1};
 
 bool may_touch(Reach& reach, uintptr_t at, size_t bytes, bool writes) {
-    const Device& device = Device::get();
-    if (reach.last.holds(at, bytes) && reach.generation == device.generation()) return true;
     if (reach.stack.holds(at, bytes) || reach.shared.holds(at, bytes)) return true;
+    if (const uint64_t now = g_generation.load(std::memory_order_relaxed); reach.generation != now) {
+        for (Range& range : reach.recent) range = {};
+        reach.generation = now;
+    }
+    for (const Range& range : reach.recent)
+        if (range.holds(at, bytes)) return true;
     const uintptr_t image = reinterpret_cast<uintptr_t>(&__ehdr_start);
     const Range constants{image, reinterpret_cast<uintptr_t>(&_end) - image};
     if (!writes && (reach.params.holds(at, bytes) || constants.holds(at, bytes))) return true;
-    reach.generation = device.generation();
-    reach.last = device.find(at);
-    return reach.last.holds(at, bytes);
+    const Range found = Device::get().find(at);
+    if (!found.holds(at, bytes)) return false;
+    reach.recent[reach.oldest] = found;
+    reach.oldest = (reach.oldest + 1) % static_cast<int>(std::size(reach.recent));
+    return true;
 }
 
 void check(uintptr_t at, size_t bytes, bool writes, const void* where) {
@@ -41,6 +51,10 @@ void check(uintptr_t at, size_t bytes, bool writes, const void* where) {
 
 void set_reach(Reach* reach) {
     t_reach = reach;
+}
+
+void forget_allocations() {
+    g_generation.fetch_add(1, std::memory_order_relaxed);
 }
 
 }  // namespace moepic::simt

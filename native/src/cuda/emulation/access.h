@@ -12,7 +12,7 @@ struct Range {
     uintptr_t begin = 0;
     size_t bytes = 0;
 
-    bool holds(uintptr_t at, size_t n) const { return at >= begin && at - begin <= bytes && n <= bytes - (at - begin); }
+    bool holds(uintptr_t at, size_t n) const { return at - begin < bytes && n <= bytes - (at - begin); }
 };
 
 // Of the CUDA thread that runs on this thread of the system.
@@ -20,9 +20,12 @@ struct Reach {
     Range stack;   // its own local variables
     Range shared;  // the block's
     Range params;  // of the launch; read only, as are the library's constants
-    Range last;    // the allocation that was touched last, while `generation` is the table's
+    // Allocations that were touched lately, while `generation` is the table's. A kernel reads a few at a time, in turn.
+    Range recent[4];
+    int oldest = 0;
     uint64_t generation = 0;
 };
 void set_reach(Reach* reach);  // null: a host thread again
+void forget_allocations();     // one is gone: its address may mean something else soon
 
 }  // namespace moepic::simt

@@ -81,7 +81,7 @@ size_t Device::remove(void* data, Memory kind) {
     const size_t bytes = found->second.bytes;
     (kind == Memory::device ? counters_.device_bytes : counters_.pinned_bytes) -= bytes;
     allocations_.erase(found);
-    generation_.fetch_add(1, std::memory_order_relaxed);
+    forget_allocations();
     return bytes;
 }
 

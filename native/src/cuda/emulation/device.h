@@ -35,8 +35,7 @@ public:
     bool overlaps(const void* data, size_t bytes) const;
     size_t remove(void* data, Memory kind);  // its size; no such allocation: SIZE_MAX
     bool fits(size_t bytes) const;
-    Range find(uintptr_t at) const;                                                      // the allocation that holds the byte; empty: none
-    uint64_t generation() const { return generation_.load(std::memory_order_relaxed); }  // changes when one is gone
+    Range find(uintptr_t at) const;  // the allocation that holds the byte; empty: none
     // Empty if [data, data + bytes) lies inside one allocation, else why not.
     std::string why_outside(const void* data, size_t bytes) const;
 
@@ -56,7 +55,6 @@ private:
     SimtOptions options_;
     SimtCounters counters_{};
     std::map<uintptr_t, Allocation> allocations_;
-    std::atomic<uint64_t> generation_{1};
     std::string failure_;
     std::atomic<bool> has_failed_{false};
 };
