@@ -138,7 +138,7 @@ typedef struct moepic_stream_options {
     double link_bytes_s;    /* > 0: an emulated link: experts lie in RAM, the cache plays a device's memory. 0: they lie in the file */
     double link_latency_s;  /* per transfer of the emulated link */
     double cpu_bytes_s;     /* > 0: beside the emulated link, a CPU lane that computes granules where they lie, no faster than this. On a
-                               device: the rate of its CPU lane until that is measured */
+                               device: what its CPU lane is believed to do at most; 0: what is measured */
     int32_t adapt;          /* non-zero (default): try out, by wall time, whether prefetching and a CPU lane pay; leave off what does not */
     int32_t n_moe_layer;    /* of the two arrays */
     const int32_t* top;     /* [n_moe_layer] granules of an expert that may be cached; NULL: all */

@@ -52,10 +52,11 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
 }
 
 DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
-                             std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options)
+                             std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s)
     : library_(library),
       device_name_(std::move(device_name)),
       pinned_(pinned),
+      most_cpu_rate_(most_cpu_bytes_s),
       options_(options),
       layers_(std::move(layers)),
       store_(make_memory_store(stored_of(layers_))),
@@ -104,9 +105,18 @@ void DeviceExperts::measure_link() {
 }
 
 void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream) {
-    const size_t bytes = store_->layout(layer).granule_bytes;
-    const std::byte* from = store_->in_place(layer, expert, granule);
-    if (from >= pinned_.data() && from + bytes <= pinned_.data() + pinned_.size()) {
+    copy(to, store_->in_place(layer, expert, granule), store_->layout(layer).granule_bytes, stream);
+}
+
+// Whether the link can read these bytes as they lie: one copy never spans two pinned pieces.
+bool DeviceExperts::is_pinned(const std::byte* from, size_t bytes) const {
+    if (from < pinned_.data() || from + bytes > pinned_.data() + pinned_.size()) return false;
+    const auto at = static_cast<size_t>(from - pinned_.data());
+    return at / kPinnedPiece == (at + bytes - 1) / kPinnedPiece;
+}
+
+void DeviceExperts::copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream) {
+    if (is_pinned(from, bytes)) {
         stream.copy(to, from, bytes);
     } else {
         const size_t at = next_bounce_++ % kBounceFrames;
@@ -331,13 +341,24 @@ DeviceExperts::Range DeviceExperts::next() {
         queued_bytes_ -= bytes;
     }
     const int first = range.first - first_missing_;
-    for (int i = first; i < first + range.count; ++i) {
-        Missing& missing = missing_[static_cast<size_t>(i)];
+    const size_t one = store_->layout(layer_).granule_bytes;
+    for (int i = first; i < first + range.count;) {
+        const Missing& missing = missing_[static_cast<size_t>(i)];
         // The second time round, kernels have read the half.
         if (missing.frame >= needs_.n_queue && missing.frame % (needs_.n_queue / 2) == 0)
             demand_.wait(half_done_[static_cast<size_t>(half_of(missing.frame))]);
-        copy(missing.to, layer_, missing.expert, placed_[static_cast<size_t>(first_missing_ + i)].granule, demand_);
-        missing.is_loaded = true;
+        // Granules that lie side by side on both ends are one copy.
+        const std::byte* from = host_data(i);
+        int count = 1;
+        for (int next = i + 1; next < first + range.count; ++next, ++count) {
+            const auto held = one * static_cast<size_t>(count);
+            const Missing& other = missing_[static_cast<size_t>(next)];
+            if (other.to != missing.to + held || (other.frame < 0) != (missing.frame < 0)) break;
+            if (host_data(next) != from + held || !is_pinned(from, held + one)) break;
+        }
+        copy(missing.to, from, one * static_cast<size_t>(count), demand_);
+        for (int j = i; j < i + count; ++j) missing_[static_cast<size_t>(j)].is_loaded = true;
+        i += count;
     }
     const int event = n_chunks_++ % kChunkEvents;
     demand_.record(chunk_[static_cast<size_t>(event)]);
@@ -399,12 +420,12 @@ int DeviceExperts::take_in_place() {
 void DeviceExperts::Pass::done_in_place(double seconds) {
     const std::lock_guard lock(e_.state_);
     const double rate = static_cast<double>(e_.granule_bytes(e_.layer_)) / std::max(seconds, 1e-9);
-    e_.cpu_rate_ = kRateMemory * e_.cpu_rate_ + (1.0 - kRateMemory) * rate;
+    e_.cpu_rate_ = std::min(e_.most_cpu_rate_, kRateMemory * e_.cpu_rate_ + (1.0 - kRateMemory) * rate);
 }
 
-const std::byte* DeviceExperts::Pass::host_data(int placed) const {
-    const Placed& at = e_.placed_[static_cast<size_t>(placed)];
-    return e_.store_->in_place(e_.layer_, e_.experts_[static_cast<size_t>(at.want)], at.granule);
+const std::byte* DeviceExperts::host_data(int missing) const {
+    const Placed& at = placed_[static_cast<size_t>(first_missing_ + missing)];
+    return store_->in_place(layer_, experts_[static_cast<size_t>(at.want)], at.granule);
 }
 
 void DeviceExperts::Pass::returned() {

@@ -48,12 +48,16 @@ public:
     // As Streamer has them.
     static constexpr int kFewTokens = 8, kManyTokens = 32;
 
+    // Host memory is pinned in pieces of this size, so that a limit of the system leaves most of what it grants.
+    static constexpr size_t kPinnedPiece = size_t{256} << 20;
+
     static DeviceFrames measure(const std::vector<StreamLayer>& layers, const StreamOptions& options);
 
-    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. cpu_bytes_s in `options` above 0: the
-    // CPU takes part, and this is its rate until it has been measured. Throws no_memory (names the arena), device.
+    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. options.cpu_bytes_s above 0: the CPU
+    // takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
+    // no_memory (names the arena), device.
     DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
-                  std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
+                  std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
     ~DeviceExperts() override;
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
@@ -104,7 +108,7 @@ public:
         // done_in_place.
         int take_in_place();
         void done_in_place(double seconds);
-        const std::byte* host_data(int placed) const;
+        const std::byte* host_data(int placed) const { return e_.host_data(placed - e_.first_missing_); }
         // Partials of what the CPU computed are on their way in front of this point of the compute stream.
         void returned();
 
@@ -178,6 +182,9 @@ private:
     int take_in_place();
     void poll_link();
     void copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream);
+    void copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream);
+    bool is_pinned(const std::byte* from, size_t bytes) const;
+    const std::byte* host_data(int missing) const;
     void fetch_ahead(int layer, std::span<const int32_t> ids);
     void measure_link();
     std::byte* frame(int number) const { return frames_.data() + needs_.frame_bytes * static_cast<uint64_t>(number); }
@@ -192,6 +199,7 @@ private:
     const device::Library& library_;
     const std::string device_name_;
     const std::span<const std::byte> pinned_;
+    const double most_cpu_rate_;  // bytes per second
     const StreamOptions options_;
     const std::vector<StreamLayer> layers_;
     const std::unique_ptr<ExpertStore> store_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -10,8 +11,6 @@ namespace moepic {
 namespace {
 
 constexpr size_t kStageBytes = size_t{16} << 20;
-// Pinned at once: so that a limit of the system leaves most of what it grants.
-constexpr size_t kPinBytes = size_t{256} << 20;
 // The CPU lane's rate per thread until it has been measured.
 constexpr double kCpuBytesS = 8e9;
 
@@ -100,17 +99,19 @@ void DeviceModel::upload(const Region& host, const std::function<bool(uint64_t, 
     if (progress) progress(host.size(), host.size());
 }
 
-void DeviceModel::pin(const Region& strips, uint64_t limit, bool strict) {
+void DeviceModel::pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t, uint64_t)>& progress) {
+    constexpr size_t kPiece = DeviceExperts::kPinnedPiece;
     strips_ = strips.data();
     const size_t most = limit ? std::min<size_t>(limit, strips.size()) : strips.size();
     try {
-        for (size_t at = 0; at < most; at += kPinBytes) {
-            const size_t bytes = std::min(kPinBytes, most - at);
+        for (size_t at = 0; at < most; at += kPiece) {
+            if (progress && !progress(at, most)) fail(Code::cancelled, "load: cancelled while experts were pinned");
+            const size_t bytes = std::min(kPiece, most - at);
             pinned_.push_back(device::pin(library_, {strips.data() + at, bytes}, "pinning experts"));
             pinned_bytes_ = at + bytes;
         }
     } catch (const Error& error) {
-        if (strict) throw;
+        if (strict || error.code() == Code::cancelled) throw;
         log_message(LogLevel::warning, cat("device: ", human_bytes(pinned_bytes_), " of ", human_bytes(strips.size()),
                                            " of experts are pinned, the rest takes one more copy: ", error.text()));
     }
@@ -120,7 +121,8 @@ void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, co
     StreamOptions device_options = options;
     device_options.cpu_bytes_s = !cpu_lane_ ? 0.0 : options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : kCpuBytesS;
     experts_ = std::make_unique<DeviceExperts>(library_, info_.name, std::span(strips_, pinned_bytes_), std::move(layers), cache_bytes,
-                                               device_options);
+                                               device_options,
+                                               options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : std::numeric_limits<double>::infinity());
 }
 
 }  // namespace moepic

@@ -27,7 +27,7 @@ public:
     void upload(const Region& host, const std::function<bool(uint64_t done, uint64_t total)>& progress);
     // Pins the experts' strips, so that the link can read them: as far as the system grants it, at most `limit` bytes (0: no limit). The
     // rest goes through pinned frames, one more copy by the CPU, which is said; with strict that is an error.
-    void pin(const Region& strips, uint64_t limit, bool strict);
+    void pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t done, uint64_t total)>& progress);
     // Throws no_memory where the arena does not fit.
     void start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
 

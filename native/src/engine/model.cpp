@@ -210,7 +210,7 @@ private:
         model_.device_->upload(model_.weights_, options_.progress);
         model_.weights_ = Region();
         if (!streams_) return;
-        model_.device_->pin(model_.strips_, options_.device.pin_bytes, options_.strict);
+        model_.device_->pin(model_.strips_, options_.device.pin_bytes, options_.strict, options_.progress);
         for (;;) {
             try {
                 model_.device_->start(stream_layers(), static_cast<int64_t>(model_.cache_bytes_), options_.streaming);
