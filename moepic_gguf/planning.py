@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .config import ContextOptions, LoadOptions
+from .config import ContextOptions, LoadOptions, choose_device
 from .errors import ArgumentError
 from .footprint import embedding_of, engine_footprint, footprint, granules_of
 from .forecast import Forecast, Subject, costs_of, forecast
@@ -42,6 +42,8 @@ def plan_load(
             "plan: give machine=FILE as well (moepic-bench machine --out FILE measures one): a plan is made from rates"
         )
     machine = machine if isinstance(machine, Machine) else Machine.read(machine)
+    if choose_device(load).device != "cpu":
+        raise ArgumentError("plan: a plan for a device's cache is not made yet; leave plan out, or use device='cpu'")
     needs = memory_needs(path, load, context, streaming)
     if not needs.streams:
         return None

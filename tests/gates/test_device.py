@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from moepic_gguf import Model
-from moepic_gguf.errors import BudgetError, CancelledError, DeviceError, OutOfMemory
+from moepic_gguf.errors import ArgumentError, BudgetError, CancelledError, DeviceError, OutOfMemory
+from moepic_gguf.planner import Machine
 from moepic_gguf.streaming import StreamingOptions
 from tests.cuda.devices import counters, set_options
 from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, run, same, split
@@ -268,3 +269,9 @@ def test_a_model_whose_experts_all_fit_starts_with_all_of_them(baseline):
     )
     assert stats.total("n_miss") == stats.total("n_partial") == 0
     assert stats.total("demand_bytes", prefill=True) == 0
+
+
+def test_a_plan_for_a_device_is_refused_by_name():
+    machine = Machine(link_bytes_s=1e10, device_bytes_s=1e11)
+    with pytest.raises(ArgumentError, match="plan for a device"):
+        Model.load(split("qwen3_moe_256", "q4_k"), device="emulated", plan="auto", machine=machine, n_ctx=64)
