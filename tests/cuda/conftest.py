@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moepic_gguf._ffi import ffi, lib
+from tests.cuda.devices import CUDA, EMULATED, need
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 
@@ -16,6 +16,5 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "kernels"))
 def device(request: pytest.FixtureRequest) -> str:
     """A name from matrix_native.DEVICES; skips where this machine has no such device."""
     name = str(request.param)
-    if name == "cuda" and lib.moepic_test_device_quantize(1, 0, ffi.NULL, 0, 0, 0, ffi.NULL, ffi.NULL, ffi.NULL) != 0:
-        pytest.skip(ffi.string(lib.moepic_last_error()).decode())
+    need(CUDA if name == "cuda" else EMULATED)
     return name

@@ -246,7 +246,6 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     head_ = 0;
     tail_ = static_cast<int>(missing_.size());
     queued_bytes_ = tail_ * granule_bytes(layer);
-    queue_from_ns_ = now_ns();
 }
 
 // Takes over a granule that was fetched ahead, or is being; one that still waits for its turn is demand now.

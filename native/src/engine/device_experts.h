@@ -45,9 +45,6 @@ struct DeviceFrames {
 
 class DeviceExperts final : public ExpertService {
 public:
-    // As Streamer has them.
-    static constexpr int kFewTokens = 8, kManyTokens = 32;
-
     // Host memory is pinned in pieces of this size, so that a limit of the system leaves most of what it grants.
     static constexpr size_t kPinnedPiece = size_t{256} << 20;
 
@@ -246,7 +243,6 @@ private:
     int n_resident_ = 0, first_missing_ = 0;
     StreamTally tally_;
     double window_s_ = 0.0;
-    int64_t queue_from_ns_ = 0;
     int n_chunks_ = 0;
 
     mutable std::mutex state_;

@@ -36,7 +36,6 @@ public:
     bool has_cpu_lane() const noexcept { return cpu_lane_; }
     WeightsView weights() const noexcept { return {layers_, output_norm_, output_norm_bias_, output_}; }
     const LayerWeights& layer(int64_t il) const noexcept { return layers_[static_cast<size_t>(il)]; }
-    uint64_t weight_bytes() const noexcept { return memory_.size(); }
 
     // Null where the model has no routed experts.
     DeviceExperts* experts() const noexcept { return experts_.get(); }

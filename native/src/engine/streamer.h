@@ -54,11 +54,6 @@ struct StreamNeeds {
 
 class Streamer final : public ExpertService {
 public:
-    // From this many tokens on a prompt touches nearly every expert: the next layer's are fetched without a guess, and only what is worth
-    // more than what decode left in the cache stays.
-    static constexpr int kManyTokens = 32;
-    // Up to this many, granules are computed one by one as they become ready, and a CPU lane takes part.
-    static constexpr int kFewTokens = 8;
     // A routed expert of the pass, and where its granules lie once they are ready.
     struct Want {
         int32_t expert = 0;

@@ -85,6 +85,12 @@ struct StreamStats {
 
 class ExpertService {
 public:
+    // From this many tokens on a prompt touches nearly every expert: the next layer's are fetched without a guess, and only what is worth
+    // more than what decode left in the cache stays.
+    static constexpr int kManyTokens = 32;
+    // Up to this many, granules are computed one by one as they become ready, and a CPU lane takes part.
+    static constexpr int kFewTokens = 8;
+
     virtual ~ExpertService() = default;
     ExpertService() = default;
     ExpertService(const ExpertService&) = delete;
