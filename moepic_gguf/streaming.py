@@ -205,7 +205,8 @@ class StreamStats:
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
     lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
     what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device: n_round_trips
-    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch.
+    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch; given_back_bytes
+    are what its cache gave up since load for contexts that found no other memory.
     """
 
     cache_bytes: int
@@ -234,6 +235,7 @@ class StreamStats:
     lane: str
     policy: str
     note: str
+    given_back_bytes: int
     decode: tuple[LayerStreamStats, ...]
     prefill: tuple[LayerStreamStats, ...]
 
@@ -268,7 +270,8 @@ class StreamStats:
         return (
             f"expert cache  {show_bytes(self.resident_bytes)} of {show_bytes(self.cache_bytes)} in use, policy "
             f"{self.policy}"
-            f"{f' (changed {self.n_policy_changes} times)' if self.n_policy_changes else ''}\n"
+            f"{f' (changed {self.n_policy_changes} times)' if self.n_policy_changes else ''}"
+            f"{f', {show_bytes(self.given_back_bytes)} given back' if self.given_back_bytes else ''}\n"
             f"decode        waited {self.total('stall_s'):.2f} s for {show_bytes(int(self.total('demand_bytes')))}; "
             f"experts found: "
             f"{hit / routed:.0%} whole, {partial / routed:.0%} in part, {miss / routed:.0%} not at all"

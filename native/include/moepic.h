@@ -285,6 +285,8 @@ typedef struct moepic_stream_stats {
     double prefetch_cost, cpu_lane_cost;
     int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
     moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
+    uint64_t given_back_bytes; /* of a device's expert cache since load, for contexts that found no other memory: no longer in cache_bytes
+                                */
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {

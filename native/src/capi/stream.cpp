@@ -123,6 +123,7 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);
+        stats.given_back_bytes = s.given_back_bytes;
         write_info(out, stats, "moepic_stream_stats");
     });
 }

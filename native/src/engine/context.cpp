@@ -27,8 +27,7 @@ int64_t choose_n_batch(int64_t asked, int64_t n_ctx) {
 }
 
 std::unique_ptr<Steps> make_steps(const Model& model, Workspace& workspace) {
-    if (const DeviceModel* device = model.device())
-        return std::make_unique<DeviceSteps>(device->library(), device->info().index, device->weights());
+    if (const DeviceModel* device = model.device()) return std::make_unique<DeviceSteps>(*device);
     return std::make_unique<CpuSteps>(model, workspace);
 }
 

@@ -70,8 +70,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       cpu_rate_(options.cpu_bytes_s) {
     std::vector<ArenaPool> pools;
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
-    arena_memory_ = device::allocate(library, arena_bytes(pools), "the expert arena");
-    arena_ = Arena(pools, arena_memory_.data());
+    arena_.emplace(library, std::move(pools));
     frames_ = device::allocate(library, needs_.bytes(), "frames for experts");
     bounce_ = device::allocate_host(library, kBounceFrames * needs_.frame_bytes, "frames for experts that are not pinned");
     for (size_t i = 0; i < kBounceFrames; ++i) bounced_.emplace_back(library);
@@ -153,6 +152,47 @@ void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progr
     if (progress) progress(total, total);
 }
 
+// ---- giving memory back ----------------------------------------------------------------------------------------------------------------
+
+uint64_t DeviceExperts::arena_bytes() {
+    const std::lock_guard owner(owner_);
+    return arena_->bytes();
+}
+
+uint64_t DeviceExperts::give_back(uint64_t bytes) {
+    const std::lock_guard owner(owner_);
+    const size_t n_pieces = arena_->pieces_with(bytes);
+    if (n_pieces == 0) return 0;
+    // Slots are read by kernels of passes, which last_use_ ends, and written there and by demand_.
+    demand_.synchronize();
+    last_use_.wait_host();
+    const auto moves = books_.shrink(arena_->slots_without(n_pieces));
+    const auto given = arena_->take_last(n_pieces);
+    move(moves);
+    uint64_t freed = 0;
+    for (const device::DeviceMemory& piece : given) freed += piece.size();
+    given_back_bytes_ += freed;
+    return freed;
+}
+
+// Granules worth keeping leave pieces that are given back.
+void DeviceExperts::move(std::span<const cache::Residency::Move> moves) {
+    try {
+        for (const auto [from, to] : moves) {
+            const auto bytes = static_cast<size_t>(granule_bytes(books_.cache().residency().slot(to).layer));
+            demand_.copy(arena_->slot(to), arena_->slot(from), bytes);
+        }
+        demand_.synchronize();
+    } catch (...) {  // nobody knows what arrived
+        (void)library_->synchronize(demand_.get());
+        for (const auto [from, to] : moves) {
+            const cache::Slot moved = books_.cache().residency().slot(to);
+            if (moved.layer >= 0) books_.cache().discard(moved.layer, moved.expert, moved.granule);
+        }
+        throw;
+    }
+}
+
 void DeviceExperts::begin_tokens(int64_t n) {
     const std::lock_guard owner(owner_);
     double rate;
@@ -193,6 +233,7 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     retired_ahead_.clear();
     demand_.wait(last_use_);
     ahead_.wait(last_use_);
+    compute_->wait(last_use_);
 
     const auto routed = books_.route(layer, ids_, is_decode_, n_tokens_ >= kManyTokens);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);
@@ -543,6 +584,7 @@ StreamStats DeviceExperts::stats() {
     stats.round_trips = round_trips_;
     books_.write(stats);
     stats.staging_bytes = frames_.size();
+    stats.given_back_bytes = given_back_bytes_;
     stats.lane.bytes = moved_bytes_ - dropped_bytes_;
     stats.lane.raw_bytes = moved_bytes_;
     stats.lane.dropped_bytes = dropped_bytes_;

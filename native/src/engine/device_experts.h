@@ -9,7 +9,8 @@
 // Nothing here waits for the device: order is kept by events alone.
 //
 //   copies of a pass       wait for the kernels of the pass before it (last_use_): a slot or frame may be overwritten then
-//   kernels of a pass      wait for the copies they read (next, await_ahead)
+//   kernels of a pass      wait for the pass before it (last_use_), which may be another context's and have brought what they read, and for
+//                          the copies of their own (next, await_ahead)
 //   frames of a queue      two halves: copies into one wait for the kernels that last read it (half_done_)
 //   fetching ahead         one granule after the other, few under way at once, fed by pump() while the host waits for the device: so demand
 //                          never waits behind more than those few
@@ -29,8 +30,8 @@
 
 #include "device/buffer.h"
 #include "device/library.h"
+#include "engine/device_arena.h"
 #include "engine/stream_books.h"
-#include "expert/arena.h"
 #include "expert/store.h"
 
 namespace moepic {
@@ -59,6 +60,11 @@ public:
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
     void warm_up(const std::function<bool(uint64_t done, uint64_t total)>& progress);
+
+    // Between passes, for memory that the device needs elsewhere: gives up the cache's coldest granules and frees pieces of the arena that
+    // have `bytes` together, or all that are left. Returns what was freed, 0 where there is nothing. Any thread that has opened the device.
+    uint64_t give_back(uint64_t bytes);
+    uint64_t arena_bytes();
 
     struct Batch {
         int layer = 0;
@@ -184,9 +190,10 @@ private:
     const std::byte* host_data(int missing) const;
     void fetch_ahead(int layer, std::span<const int32_t> ids);
     void measure_link();
+    void move(std::span<const cache::Residency::Move> moves);
     std::byte* frame(int number) const { return frames_.data() + needs_.frame_bytes * static_cast<uint64_t>(number); }
     std::byte* slot(int layer, int32_t expert, int granule) const {
-        return arena_.slot(books_.cache().residency().find(layer, expert, granule).slot);
+        return arena_->slot(books_.cache().residency().find(layer, expert, granule).slot);
     }
     int64_t granule_bytes(int layer) const { return static_cast<int64_t>(store_->layout(layer).granule_bytes); }
     int half_of(int number) const { return number / (needs_.n_queue / 2) % 2; }
@@ -205,8 +212,9 @@ private:
     std::mutex owner_;
     // Under owner_.
     StreamBooks books_;
-    device::DeviceMemory arena_memory_, frames_;
-    Arena arena_;
+    std::optional<DeviceArena> arena_;
+    uint64_t given_back_bytes_ = 0;
+    device::DeviceMemory frames_;
     device::OwnedStream demand_, ahead_;
     // What is not pinned goes through these, in turn: the CPU copies in, the link out.
     device::HostMemory bounce_;

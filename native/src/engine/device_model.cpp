@@ -117,7 +117,27 @@ void DeviceModel::pin(const Region& strips, uint64_t limit, bool strict, const s
     }
 }
 
+device::DeviceMemory DeviceModel::allocate(size_t bytes, const char* what) const {
+    for (;;) {
+        try {
+            return device::allocate(library_, bytes, what);
+        } catch (const Error& error) {
+            if (error.code() != Code::no_memory || !experts_) throw;
+            uint64_t free = 0, total = 0;
+            library_.check(library_->memory(&free, &total), "asking for free memory");
+            const uint64_t cache = experts_->arena_bytes();
+            if (cache == 0 || free + cache < bytes) throw;  // nothing is given up in vain
+            if (strict_) fail(Code::no_memory, error.text(), "; the expert cache has ", human_bytes(cache), ", and strict keeps it");
+            // A device that still refuses, for the sizes of its pages or another program, is given one more piece each time.
+            const uint64_t given = experts_->give_back(bytes > free ? bytes - free : 1);
+            log_message(LogLevel::warning, cat("device: the expert cache gives back ", human_bytes(given), " of ", human_bytes(cache),
+                                               ", for there is not enough memory left: ", error.text()));
+        }
+    }
+}
+
 void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options) {
+    strict_ = options.strict;
     StreamOptions device_options = options;
     device_options.cpu_bytes_s = !cpu_lane_ ? 0.0 : options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : kCpuBytesS;
     experts_ = std::make_unique<DeviceExperts>(library_, info_.name, std::span(strips_, pinned_bytes_), std::move(layers), cache_bytes,

@@ -31,6 +31,10 @@ public:
     // Throws no_memory where the arena does not fit.
     void start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
 
+    // Memory that comes after the load: a context's. Where the device has none left the expert cache shrinks for it, which is said; with
+    // strict that is an error. Throws no_memory. Any thread that has opened the device.
+    device::DeviceMemory allocate(size_t bytes, const char* what) const;
+
     const device::Library& library() const noexcept { return library_; }
     const device::Info& info() const noexcept { return info_; }
     bool has_cpu_lane() const noexcept { return cpu_lane_; }
@@ -44,6 +48,7 @@ private:
     const device::Library& library_;
     const device::Info info_;
     const bool cpu_lane_;
+    bool strict_ = false;
     device::DeviceMemory memory_;
     std::vector<LayerWeights> layers_;
     const float *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
