@@ -6,6 +6,7 @@ The emulated device's limit is set to what is in use, so whatever is reserved fr
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -210,3 +211,65 @@ def test_a_copy_that_fails_while_the_cache_shrinks_loses_residents_and_no_bit(ex
         check(model)
         assert list(answer(model.context)) == expected
         check(model)
+
+
+def finish_pinning(model):
+    while model.stream_stats.to_pin_bytes:
+        time.sleep(0.001)
+
+
+@pytest.mark.threads
+@pytest.mark.parametrize("cpu_lane", [False, True])
+def test_a_model_serves_before_pinning_has_ended(expected, caplog, cpu_lane):
+    caplog.set_level("INFO")
+    before = counters()["pinned_bytes"]
+    set_options(most_delay_us=60_000)  # on average half of it, 16 times
+    with load(cache=2**20, predictor="none", cpu_lane=cpu_lane) as model:
+        set_options(most_delay_us=2_000)
+        at_first = model.stream_stats
+        assert at_first.to_pin_bytes > 0
+        assert "so far; the rest takes one more copy" in str(at_first)
+        assert list(answer(model.context)) == expected
+        assert model.stream_stats.pinned_bytes > at_first.pinned_bytes
+        finish_pinning(model)
+        stats = model.stream_stats
+        assert stats.pinned_bytes == model.info.expert_bytes
+        assert "of experts are pinned" in caplog.text
+        assert "pinning" not in str(stats)
+        assert list(answer(model.context)) == expected
+        check(model)
+    assert counters()["pinned_bytes"] == before
+
+
+@pytest.mark.threads
+def test_a_model_that_is_closed_while_it_pins_leaves_nothing_pinned(expected):
+    before = counters()
+    for _ in range(3):
+        set_options(most_delay_us=20_000)
+        with load() as model:
+            assert model.stream_stats.to_pin_bytes > 0
+    assert counters()["pinned_bytes"] == before["pinned_bytes"]
+    assert counters()["device_bytes"] == before["device_bytes"]
+    set_options()
+    with load(cache=2**20) as model:
+        assert list(answer(model.context)) == expected
+
+
+def test_what_the_system_does_not_grant_is_said_and_goes_through_frames(expected, caplog):
+    set_options(most_delay_us=30_000)
+    with load(cache=2**20) as model:
+        set_options(failing_allocation=2)
+        finish_pinning(model)
+        stats = model.stream_stats
+        assert 0 < stats.pinned_bytes < model.info.expert_bytes
+        assert caplog.text.count("the rest takes one more copy") == 1
+        assert list(answer(model.context)) == expected
+
+
+def test_strict_pins_before_the_load_returns(expected):
+    set_options(most_delay_us=10_000)
+    with load(strict=True) as model:
+        set_options()
+        assert model.stream_stats.to_pin_bytes == 0
+        assert model.stream_stats.pinned_bytes == model.info.expert_bytes
+        assert list(answer(model.context)) == expected

@@ -51,7 +51,7 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
     return needs;
 }
 
-DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
+DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned,
                              std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s)
     : library_(library),
       device_name_(std::move(device_name)),
@@ -107,15 +107,8 @@ void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, 
     copy(to, store_->in_place(layer, expert, granule), store_->layout(layer).granule_bytes, stream);
 }
 
-// Whether the link can read these bytes as they lie: one copy never spans two pinned pieces.
-bool DeviceExperts::is_pinned(const std::byte* from, size_t bytes) const {
-    if (from < pinned_.data() || from + bytes > pinned_.data() + pinned_.size()) return false;
-    const auto at = static_cast<size_t>(from - pinned_.data());
-    return at / kPinnedPiece == (at + bytes - 1) / kPinnedPiece;
-}
-
 void DeviceExperts::copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream) {
-    if (is_pinned(from, bytes)) {
+    if (pinned_.holds(from, bytes)) {
         stream.copy(to, from, bytes);
     } else {
         const size_t at = next_bounce_++ % kBounceFrames;
@@ -394,7 +387,7 @@ DeviceExperts::Range DeviceExperts::next() {
             const auto held = one * static_cast<size_t>(count);
             const Missing& other = missing_[static_cast<size_t>(next)];
             if (other.to != missing.to + held || (other.frame < 0) != (missing.frame < 0)) break;
-            if (host_data(next) != from + held || !is_pinned(from, held + one)) break;
+            if (host_data(next) != from + held || !pinned_.holds(from, held + one)) break;
         }
         copy(missing.to, from, one * static_cast<size_t>(count), demand_);
         for (int j = i; j < i + count; ++j) missing_[static_cast<size_t>(j)].is_loaded = true;
@@ -585,6 +578,8 @@ StreamStats DeviceExperts::stats() {
     books_.write(stats);
     stats.staging_bytes = frames_.size();
     stats.given_back_bytes = given_back_bytes_;
+    stats.pinned_bytes = pinned_.pinned_bytes();
+    stats.to_pin_bytes = pinned_.left_bytes();
     stats.lane.bytes = moved_bytes_ - dropped_bytes_;
     stats.lane.raw_bytes = moved_bytes_;
     stats.lane.dropped_bytes = dropped_bytes_;

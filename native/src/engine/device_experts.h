@@ -31,6 +31,7 @@
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/device_arena.h"
+#include "engine/pinned_strips.h"
 #include "engine/stream_books.h"
 #include "expert/store.h"
 
@@ -46,16 +47,13 @@ struct DeviceFrames {
 
 class DeviceExperts final : public ExpertService {
 public:
-    // Host memory is pinned in pieces of this size, so that a limit of the system leaves most of what it grants.
-    static constexpr size_t kPinnedPiece = size_t{256} << 20;
-
     static DeviceFrames measure(const std::vector<StreamLayer>& layers, const StreamOptions& options);
 
-    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. options.cpu_bytes_s above 0: the CPU
-    // takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
+    // layers[i].stored.strips: in host memory, of which `pinned` says what can be read by the link as it lies. options.cpu_bytes_s above 0:
+    // the CPU takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
     // no_memory (names the arena), device.
-    DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
-                  std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
+    DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned, std::vector<StreamLayer> layers,
+                  int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
     ~DeviceExperts() override;
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
@@ -186,7 +184,6 @@ private:
     void poll_link();
     void copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream);
     void copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream);
-    bool is_pinned(const std::byte* from, size_t bytes) const;
     const std::byte* host_data(int missing) const;
     void fetch_ahead(int layer, std::span<const int32_t> ids);
     void measure_link();
@@ -202,7 +199,7 @@ private:
 
     const device::Library& library_;
     const std::string device_name_;
-    const std::span<const std::byte> pinned_;
+    const PinnedStrips& pinned_;
     const double most_cpu_rate_;  // bytes per second
     const StreamOptions options_;
     const std::vector<StreamLayer> layers_;

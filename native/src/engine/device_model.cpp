@@ -99,22 +99,8 @@ void DeviceModel::upload(const Region& host, const std::function<bool(uint64_t, 
     if (progress) progress(host.size(), host.size());
 }
 
-void DeviceModel::pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t, uint64_t)>& progress) {
-    constexpr size_t kPiece = DeviceExperts::kPinnedPiece;
-    strips_ = strips.data();
-    const size_t most = limit ? std::min<size_t>(limit, strips.size()) : strips.size();
-    try {
-        for (size_t at = 0; at < most; at += kPiece) {
-            if (progress && !progress(at, most)) fail(Code::cancelled, "load: cancelled while experts were pinned");
-            const size_t bytes = std::min(kPiece, most - at);
-            pinned_.push_back(device::pin(library_, {strips.data() + at, bytes}, "pinning experts"));
-            pinned_bytes_ = at + bytes;
-        }
-    } catch (const Error& error) {
-        if (strict || error.code() == Code::cancelled) throw;
-        log_message(LogLevel::warning, cat("device: ", human_bytes(pinned_bytes_), " of ", human_bytes(strips.size()),
-                                           " of experts are pinned, the rest takes one more copy: ", error.text()));
-    }
+PinnedStrips& DeviceModel::hold(const Region& strips, uint64_t limit) {
+    return strips_.emplace(library_, info_.index, std::span(strips.data(), strips.size()), limit);
 }
 
 device::DeviceMemory DeviceModel::allocate(size_t bytes, const char* what) const {
@@ -140,8 +126,7 @@ void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, co
     strict_ = options.strict;
     StreamOptions device_options = options;
     device_options.cpu_bytes_s = !cpu_lane_ ? 0.0 : options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : kCpuBytesS;
-    experts_ = std::make_unique<DeviceExperts>(library_, info_.name, std::span(strips_, pinned_bytes_), std::move(layers), cache_bytes,
-                                               device_options,
+    experts_ = std::make_unique<DeviceExperts>(library_, info_.name, *strips_, std::move(layers), cache_bytes, device_options,
                                                options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : std::numeric_limits<double>::infinity());
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "base/region.h"
@@ -12,6 +13,7 @@
 #include "device/library.h"
 #include "engine/device_experts.h"
 #include "engine/model.h"
+#include "engine/pinned_strips.h"
 
 namespace moepic {
 
@@ -25,9 +27,8 @@ public:
 
     // Copies the weights, through pinned memory. false from progress cancels.
     void upload(const Region& host, const std::function<bool(uint64_t done, uint64_t total)>& progress);
-    // Pins the experts' strips, so that the link can read them: as far as the system grants it, at most `limit` bytes (0: no limit). The
-    // rest goes through pinned frames, one more copy by the CPU, which is said; with strict that is an error.
-    void pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t done, uint64_t total)>& progress);
+    // Before start(): the experts' strips, of which at most `limit` bytes (0: no limit) are to be pinned, which is the caller's to begin.
+    PinnedStrips& hold(const Region& strips, uint64_t limit);
     // Throws no_memory where the arena does not fit.
     void start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
 
@@ -53,9 +54,7 @@ private:
     std::vector<LayerWeights> layers_;
     const float *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
     Linear output_;
-    std::vector<device::PinnedRange> pinned_;
-    uint64_t pinned_bytes_ = 0;  // of the strips, from their beginning
-    const std::byte* strips_ = nullptr;
+    std::optional<PinnedStrips> strips_;
     std::unique_ptr<DeviceExperts> experts_;  // last: its copies end before what they read is unpinned
 };
 

@@ -31,6 +31,9 @@ public:
     bool fails_copy();
     bool fails_launch();
 
+    // Late by a random time, if a test wants that; `number` chooses it.
+    void loiter(uint64_t number) const;
+
     void add(void* data, size_t bytes, Memory kind);
     bool overlaps(const void* data, size_t bytes) const;
     size_t remove(void* data, Memory kind);  // its size; no such allocation: SIZE_MAX

@@ -87,13 +87,7 @@ struct CUstream_st {
         std::unique_lock lock(mutex);
         changed.wait(lock, [&] { return queue.empty() && !is_busy; });
     }
-    // On the worker: late, if a test wants that.
-    void loiter() {
-        const SimtOptions options = Device::get().options();
-        if (options.most_delay_us <= 0) return;
-        const uint64_t random = random_of(options.seed + ++n_waits + reinterpret_cast<uintptr_t>(this));
-        std::this_thread::sleep_for(std::chrono::microseconds(random % (static_cast<uint64_t>(options.most_delay_us) + 1)));
-    }
+    void loiter() { Device::get().loiter(++n_waits + reinterpret_cast<uintptr_t>(this)); }  // on the worker
     void run(Grid& grid);
 
     std::mutex mutex;
