@@ -5,6 +5,7 @@ The emulated device's limit is set to what is in use, so whatever is reserved fr
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 
@@ -29,11 +30,16 @@ def as_it_was():
     set_options()
 
 
-@pytest.fixture(scope="module")
-def expected():
-    """Logits of a prompt and of each token decoded after it, on the CPU."""
-    with Model.load(split(NAME, KIND), device="cpu", n_ctx=64) as model:
+@functools.cache
+def on_the_cpu(name, kind):
+    """Logits of a prompt and of each token decoded after it."""
+    with Model.load(split(name, kind), device="cpu", n_ctx=64) as model:
         return list(answer(model.context))
+
+
+@pytest.fixture
+def expected():
+    return on_the_cpu(NAME, KIND)
 
 
 def answer(context):
@@ -47,9 +53,9 @@ def answer(context):
         yield bytes(ffi.buffer(out[0], rows[0] * n_vocab[0] * 4))
 
 
-def load(*, strict=False, cpu_lane=False, **options):
+def load(name=NAME, kind=KIND, *, strict=False, cpu_lane=False, **options):
     how = {"device": "emulated", "strict": strict, "cpu_lane": cpu_lane, "n_ctx": 64, "n_batch": 64, "n_threads": 2}
-    return Model.load(split(NAME, KIND), streaming=StreamingOptions(staging=2**16, **options), **how)
+    return Model.load(split(name, kind), streaming=StreamingOptions(staging=2**16, **options), **how)
 
 
 def limit_to_use(**options):
@@ -211,6 +217,31 @@ def test_a_copy_that_fails_while_the_cache_shrinks_loses_residents_and_no_bit(ex
         check(model)
         assert list(answer(model.context)) == expected
         check(model)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [(NAME, KIND), ("qwen3_next", "q8_0"), ("gpt_oss", "mxfp4")], ids=["plain", "states", "windows"]
+)
+def test_a_driver_without_memory_for_a_launch_is_given_a_piece_and_the_pass_begins_anew(name, kind, caplog):
+    with load(name, kind, policy="lru") as model:
+        given_back = 0
+        for nth in (1, 7, 33, 200):
+            set_options(starving_launch=nth)
+            assert list(answer(model.context)) == on_the_cpu(name, kind)
+            assert model.stream_stats.given_back_bytes > given_back
+            given_back = model.stream_stats.given_back_bytes
+            check(model)
+        assert caplog.text.count("the expert cache gives back") == 4
+
+
+@pytest.mark.parametrize("how", ["strict", "nothing is cached"])
+def test_a_driver_without_memory_and_nothing_to_give_ends_the_answer(expected, how):
+    with load(strict=how == "strict", cache=0 if how != "strict" else None) as model:
+        set_options(starving_launch=30)
+        with pytest.raises(OutOfMemory, match="strict keeps it" if how == "strict" else "asked for by a test"):
+            list(answer(model.context))
+        check(model)
+        assert list(answer(model.context)) == expected
 
 
 def finish_pinning(model):

@@ -12,6 +12,7 @@ struct SimtOptions {
     int32_t most_delay_us = 0;                  // copies, launches and pinning begin up to this late, each by its own random time
     // The n-th call from now on fails, once: 1 is the next. 0: none does.
     int32_t failing_allocation = 0, failing_copy = 0, failing_launch = 0;
+    int32_t starving_launch = 0;  // as a driver that has no memory left for a kernel's code or stacks
 };
 
 struct SimtCounters {

@@ -111,15 +111,21 @@ device::DeviceMemory DeviceModel::allocate(size_t bytes, const char* what) const
             if (error.code() != Code::no_memory || !experts_) throw;
             uint64_t free = 0, total = 0;
             library_.check(library_->memory(&free, &total), "asking for free memory");
-            const uint64_t cache = experts_->arena_bytes();
-            if (cache == 0 || free + cache < bytes) throw;  // nothing is given up in vain
-            if (strict_) fail(Code::no_memory, error.text(), "; the expert cache has ", human_bytes(cache), ", and strict keeps it");
+            if (free + experts_->arena_bytes() < bytes) throw;  // nothing is given up in vain
             // A device that still refuses, for the sizes of its pages or another program, is given one more piece each time.
-            const uint64_t given = experts_->give_back(bytes > free ? bytes - free : 1);
-            log_message(LogLevel::warning, cat("device: the expert cache gives back ", human_bytes(given), " of ", human_bytes(cache),
-                                               ", for there is not enough memory left: ", error.text()));
+            if (!make_room(bytes > free ? bytes - free : 1, error)) throw;
         }
     }
+}
+
+bool DeviceModel::make_room(uint64_t bytes, const Error& why) const {
+    const uint64_t cache = experts_ ? experts_->arena_bytes() : 0;
+    if (cache == 0) return false;
+    if (strict_) fail(why.code(), why.text(), "; the expert cache has ", human_bytes(cache), ", and strict keeps it");
+    const uint64_t given = experts_->give_back(bytes);
+    log_message(LogLevel::warning, cat("device: the expert cache gives back ", human_bytes(given), " of ", human_bytes(cache),
+                                       ", for there is not enough memory left: ", why.text()));
+    return given > 0;
 }
 
 void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options) {

@@ -8,6 +8,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/error.h"
 #include "base/region.h"
 #include "device/buffer.h"
 #include "device/library.h"
@@ -32,9 +33,12 @@ public:
     // Throws no_memory where the arena does not fit.
     void start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
 
-    // Memory that comes after the load: a context's. Where the device has none left the expert cache shrinks for it, which is said; with
-    // strict that is an error. Throws no_memory. Any thread that has opened the device.
+    // After start(), from any thread that has opened the device: memory for a context. Where the device has none left the expert cache
+    // shrinks for it. Throws no_memory.
     device::DeviceMemory allocate(size_t bytes, const char* what) const;
+    // The expert cache gives back at least `bytes`, if it has so much, because of `why`, and that is said. False where it has nothing; with
+    // strict that it would is an error. Between passes of the calling thread.
+    bool make_room(uint64_t bytes, const Error& why) const;
 
     const device::Library& library() const noexcept { return library_; }
     const device::Info& info() const noexcept { return info_; }

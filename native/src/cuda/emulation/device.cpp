@@ -42,6 +42,11 @@ SimtCounters Device::counters() const {
     return counters_;
 }
 
+bool Device::starves_launch() {
+    const std::lock_guard lock(mutex_);
+    return counts_down(&SimtOptions::starving_launch);
+}
+
 void Device::loiter(uint64_t number) const {
     const SimtOptions now = options();
     if (now.most_delay_us <= 0) return;

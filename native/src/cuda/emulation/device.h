@@ -30,6 +30,7 @@ public:
     bool fails_allocation();
     bool fails_copy();
     bool fails_launch();
+    bool starves_launch();
 
     // Late by a random time, if a test wants that; `number` chooses it.
     void loiter(uint64_t number) const;

@@ -172,6 +172,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* pa
     if (config.dynamicSmemBytes > size_t{64} << 10)
         return fail_call(cudaErrorInvalidConfiguration, cat(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
     if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
+    if (Device::get().starves_launch()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
     cudaStream_t stream = config.stream;
     const auto* bytes = static_cast<const std::byte*>(params);
     Grid work{grid, block, config.dynamicSmemBytes, 0, call, {bytes, bytes + n_bytes}};
