@@ -408,12 +408,30 @@ private:
         ThreadPool pool(options_.n_threads);
         uint64_t done = 0;
         report(0);
-        for (const Batch& batch : batches_) {
+        if (!batches_.empty()) read_ahead(batches_.front());
+        for (size_t i = 0; i < batches_.size(); ++i) {
+            const Batch& batch = batches_[i];
+            if (i + 1 < batches_.size()) read_ahead(batches_[i + 1]);
             fill_batch(batch, pool);
             done += batch_bytes(batch);
             report(std::min<uint64_t>(done, weight_bytes()));
         }
         report(weight_bytes());
+    }
+
+    // The disk fetches one batch while the one before it is put in place.
+    void read_ahead(const Batch& batch) const {
+        for (const Copy& copy : batch.copies) model_.file_.will_need(*copy.tensor);
+        for (const Tile& tile : batch.tiles) model_.file_.will_need(*tile.tensor);
+        for (const LatentParts& p : batch.latent_parts) model_.file_.will_need(*p.joined);
+        for (const Strips& s : batch.strips) each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.will_need(t); });
+    }
+
+    template <class Visit>
+    static void each_tensor(const ExpertBinding& binding, const Visit& visit) {
+        for (const RowSegment& r : binding.gate) visit(*r.tensor);
+        for (const RowSegment& r : binding.up) visit(*r.tensor);
+        for (const ColumnSegment& c : binding.down) visit(*c.tensor);
     }
 
     static uint64_t batch_bytes(const Batch& batch) {
@@ -465,9 +483,7 @@ private:
                 fillers[static_cast<size_t>(thread)].fill(*s.binding, *s.layout, MappedSource(), task / n_granules, task % n_granules,
                                                           s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
             });
-            for (const RowSegment& r : s.binding->gate) model_.file_.dont_need(*r.tensor);
-            for (const RowSegment& r : s.binding->up) model_.file_.dont_need(*r.tensor);
-            for (const ColumnSegment& c : s.binding->down) model_.file_.dont_need(*c.tensor);
+            each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.dont_need(t); });
         }
     }
 
