@@ -18,8 +18,8 @@ inline void relax() {
 #endif
 }
 
-// About 20 to 60 microseconds of pauses: longer than the gap between two jobs of a decode step, far shorter than a scheduler tick. None where
-// threads outnumber the cores: who spins there keeps somebody from the work that is waited for.
+// About 20 to 60 microseconds of pauses: longer than the gap between two jobs of a decode step, far shorter than a scheduler tick. None
+// where threads outnumber the cores: who spins there keeps somebody from the work that is waited for.
 constexpr int kSpins = 1500;
 // An index no job has.
 constexpr uint64_t kClosed = 0xffffffffu;

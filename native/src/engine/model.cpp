@@ -50,15 +50,7 @@ public:
     Builder(Model& model, const LoadOptions& options) : model_(model), options_(options) {}
 
     void build() {
-        place();
-        decide();
-        place();
-        model_.weights_ = Region(carver_.used(), "weights");
-        model_.host_weights_ = Region(host_carver_.used(), "weights");
-        model_.strips_ = Region(strips_carver_.used(), "experts");
-        model_.dense_bytes_ = carver_.used() + host_carver_.used();
-        place();
-        if (is_on_device()) reserve_on_device();
+        reserve();
         fill();
         if (is_on_device()) {
             move_to_device();
@@ -68,6 +60,7 @@ public:
     }
 
     MemoryNeeds measure() {
+        if (is_on_device()) return measure_on_device();
         place();
         MemoryNeeds needs;
         const uint64_t total = weight_bytes();
@@ -119,6 +112,35 @@ private:
         std::vector<Strips> strips;
         std::vector<LatentParts> latent_parts;
     };
+
+    // Address space here, memory on a device.
+    void reserve() {
+        place();
+        decide();
+        place();
+        model_.weights_ = Region(carver_.used(), "weights");
+        model_.host_weights_ = Region(host_carver_.used(), "weights");
+        model_.strips_ = Region(strips_carver_.used(), "experts");
+        model_.dense_bytes_ = carver_.used() + host_carver_.used();
+        place();
+        if (is_on_device()) reserve_on_device();
+    }
+
+    MemoryNeeds measure_on_device() {
+        reserve();
+        const Context context(model_, options_.context);
+        MemoryNeeds needs;
+        needs.streams = streams_;
+        needs.weights = model_.weights_.size();
+        needs.experts = model_.expert_bytes();
+        needs.kv = context.kv_bytes();
+        needs.state = context.state_bytes();
+        needs.scratch = context.device_bytes() - needs.kv - needs.state;
+        needs.staging = model_.staging_bytes_;
+        needs.cache = model_.cache_bytes_;
+        needs.least = needs.weights + context.device_bytes() + needs.staging;
+        return needs;
+    }
 
     // Whether experts are resident or streamed, and what the budget leaves for which part. Everything is known before a weight is read.
     void decide() {
