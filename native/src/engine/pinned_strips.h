@@ -1,5 +1,6 @@
 // Pins the experts' strips for the link, piece by piece, on the caller's thread or on one of its own: pinning writes to every page's entry,
-// which may take tens of seconds for tens of gigabytes, and what is not pinned yet can be served all the same, by one more copy of the CPU's.
+// which may take tens of seconds for tens of gigabytes, and what is not pinned yet can be served all the same, by one more copy of the
+// CPU's.
 //
 // Threads: pinned_bytes_ is written by whoever pins, and released when a piece is pinned; who acquires it may give copies from below it to
 // a stream. pieces_ belongs to whoever pins, and after the thread has ended to the destructor.
