@@ -193,6 +193,7 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     retired_ahead_.clear();
     demand_.wait(last_use_);
     ahead_.wait(last_use_);
+    compute_->wait(last_use_);
 
     const auto routed = books_.route(layer, ids_, is_decode_, n_tokens_ >= kManyTokens);
     want_of_.assign(static_cast<size_t>(layers_[static_cast<size_t>(layer)].n_expert), -1);

@@ -8,7 +8,9 @@
 //   bytes in host memory. Each end takes only what it would finish before the other could, so both end together.
 // Nothing here waits for the device: order is kept by events alone.
 //
-//   copies of a pass       wait for the kernels of the pass before it (last_use_): a slot or frame may be overwritten then
+//   passes                 the kernels of one, whatever its context, wait for those of the one before (last_use_), and so for what it
+//                          brought into slots
+//   copies of a pass       wait for the kernels of the passes before it: a slot or frame may be overwritten then
 //   kernels of a pass      wait for the copies they read (next, await_ahead)
 //   frames of a queue      two halves: copies into one wait for the kernels that last read it (half_done_)
 //   fetching ahead         one granule after the other, few under way at once, fed by pump() while the host waits for the device: so demand
