@@ -63,6 +63,8 @@ public:
     int64_t loads() const { return loads_; }
     int64_t evictions() const { return evictions_; }
     int64_t residents() const { return loads_ - evictions_; }
+    // Differs whenever find() could answer differently.
+    int64_t version() const { return loads_ + evictions_; }
     int64_t resident_bytes() const { return resident_bytes_; }  // of slots in use
     int64_t capacity_bytes() const;
 

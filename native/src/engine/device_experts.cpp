@@ -48,6 +48,7 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
     const uint64_t half = std::min(bytes * 3 / 7 / needs.frame_bytes, most);
     needs.n_queue = 2 * static_cast<int>(std::max<uint64_t>(half, kLeastHalf));
     needs.n_ahead = std::clamp(needs.n_queue / 6, 1, most_used);
+    needs.table_bytes = DeviceResident::device_bytes(layers);
     return needs;
 }
 
@@ -62,6 +63,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       store_(make_memory_store(stored_of(layers_))),
       needs_(measure(layers_, options)),
       books_(layers_, cache_bytes, options.cache, options, has_cpu_lane()),
+      resident_(library, layers_),
       demand_(library, -1),
       ahead_(library, 0),
       last_use_(library),
@@ -72,7 +74,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
     arena_memory_ = device::allocate(library, arena_bytes(pools), "the expert arena");
     arena_ = Arena(pools, arena_memory_.data());
-    frames_ = device::allocate(library, needs_.bytes(), "frames for experts");
+    frames_ = device::allocate(library, needs_.frames_bytes(), "frames for experts");
     bounce_ = device::allocate_host(library, kBounceFrames * needs_.frame_bytes, "frames for experts that are not pinned");
     for (size_t i = 0; i < kBounceFrames; ++i) bounced_.emplace_back(library);
     for (int i = 0; i < 2; ++i) half_done_.emplace_back(library);
@@ -155,6 +157,7 @@ void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progr
 
 void DeviceExperts::begin_tokens(int64_t n) {
     const std::lock_guard owner(owner_);
+    account_letters();
     double rate;
     {
         const std::lock_guard state(state_);
@@ -540,6 +543,7 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
 StreamStats DeviceExperts::stats() {
     const std::lock_guard owner(owner_);
     take_stall();
+    await_letters();
     StreamStats stats;
     stats.round_trips = round_trips_;
     books_.write(stats);
@@ -559,6 +563,7 @@ StreamStats DeviceExperts::stats() {
 void DeviceExperts::reset_stats() {
     const std::lock_guard owner(owner_);
     take_stall();
+    await_letters();
     books_.reset();
     moved_bytes_ = dropped_bytes_ = 0;
     n_transfers_ = n_dropped_ = 0;
@@ -574,6 +579,7 @@ void DeviceExperts::note_round_trip(double waited_s, double planned_s) {
 
 std::vector<double> DeviceExperts::uses() {
     const std::lock_guard owner(owner_);
+    await_letters();
     return books_.uses();
 }
 

@@ -11,6 +11,7 @@
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/device_experts.h"
+#include "engine/device_tables.h"
 #include "engine/model.h"
 
 namespace moepic {
@@ -23,7 +24,8 @@ public:
     // no_memory.
     DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view, bool cpu_lane);
 
-    // Copies the weights, through pinned memory. false from progress cancels.
+    // Copies the weights, through pinned memory, and those floats of routers that `view` has on the host alone. false from progress
+    // cancels.
     void upload(const Region& host, const std::function<bool(uint64_t done, uint64_t total)>& progress);
     // Pins the experts' strips, so that the link can read them: as far as the system grants it, at most `limit` bytes (0: no limit). The
     // rest goes through pinned frames, one more copy by the CPU, which is said; with strict that is an error.
@@ -41,10 +43,13 @@ public:
     DeviceExperts* experts() const noexcept { return experts_.get(); }
 
 private:
+    void upload_router_floats(const device::OwnedStream& stream);
+
     const device::Library& library_;
     const device::Info info_;
     const bool cpu_lane_;
     device::DeviceMemory memory_;
+    Tables router_floats_;  // biases and scales of routers, which the host reads too
     std::vector<LayerWeights> layers_;
     const float *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
     Linear output_;
