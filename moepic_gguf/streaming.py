@@ -206,7 +206,8 @@ class StreamStats:
     lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
     what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device:
     n_device_routed layers, all of whose experts were resident, it routed itself; in n_round_trips layers of decode the host waited waited_s for the
-    router and took planned_s from there to the first launch.
+    router and took planned_s from there to the first launch; given_back_bytes are what its cache gave up since load for contexts that found no
+    other memory, and of the experts in RAM pinned_bytes are pinned for the link and to_pin_bytes still to be.
     """
 
     cache_bytes: int
@@ -236,6 +237,9 @@ class StreamStats:
     lane: str
     policy: str
     note: str
+    given_back_bytes: int
+    pinned_bytes: int
+    to_pin_bytes: int
     decode: tuple[LayerStreamStats, ...]
     prefill: tuple[LayerStreamStats, ...]
 
@@ -270,7 +274,8 @@ class StreamStats:
         return (
             f"expert cache  {show_bytes(self.resident_bytes)} of {show_bytes(self.cache_bytes)} in use, policy "
             f"{self.policy}"
-            f"{f' (changed {self.n_policy_changes} times)' if self.n_policy_changes else ''}\n"
+            f"{f' (changed {self.n_policy_changes} times)' if self.n_policy_changes else ''}"
+            f"{f', {show_bytes(self.given_back_bytes)} given back' if self.given_back_bytes else ''}\n"
             f"decode        waited {self.total('stall_s'):.2f} s for {show_bytes(int(self.total('demand_bytes')))}; "
             f"experts found: "
             f"{hit / routed:.0%} whole, {partial / routed:.0%} in part, {miss / routed:.0%} not at all"
@@ -279,9 +284,14 @@ class StreamStats:
             f"{show_bytes(int(self.total('wasted_bytes')))} wasted, "
             f"{show_bytes(int(self.total('late_bytes')))} late{switched}\n{tried}"
             f"lane          {self.lane}: {show_bytes(self.lane_bytes)} in {self.lane_busy_s:.2f} s, "
-            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late{self._round_trips()}"
+            f"{self.lane_bytes_s / 1e9:.2f} GB/s of late{self._pinning()}{self._round_trips()}"
             + (f"\nnote          {self.note}" if self.note else "")
         )
+
+    def _pinning(self) -> str:
+        if not self.to_pin_bytes:
+            return ""
+        return f"\npinning       {show_bytes(self.pinned_bytes)} of {show_bytes(self.pinned_bytes + self.to_pin_bytes)} so far; the rest takes one more copy"
 
     def _round_trips(self) -> str:
         n, said = self.n_round_trips, []

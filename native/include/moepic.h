@@ -287,6 +287,9 @@ typedef struct moepic_stream_stats {
     double prefetch_cost, cpu_lane_cost;
     int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
     moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
+    /* Of a device: what its expert cache gave up since load for contexts that found no other memory, no longer in cache_bytes; and of the
+     * experts in RAM what is pinned for the link, and what is still to come (0: pinning has ended). */
+    uint64_t given_back_bytes, pinned_bytes, to_pin_bytes;
 } moepic_stream_stats;
 /* One MoE layer, decode or prefill. A hit: all granules of a routed expert were resident; a partial hit: some; a miss: none. */
 typedef struct moepic_stream_layer {

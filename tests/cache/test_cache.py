@@ -45,6 +45,12 @@ class Cache:
     def release(self) -> None:
         checked(lib.moepic_test_cache_release(self.handle))
 
+    def shrink(self, percent: int) -> int:
+        """Every pool to `percent` of its slots; how many granules changed their slot."""
+        moved = ffi.new("int32_t *")
+        checked(lib.moepic_test_cache_shrink(self.handle, percent, moved))
+        return moved[0]
+
     def state(self) -> tuple[list[np.ndarray], list[int]]:
         """Resident granules per layer and expert; loads, evictions, resident bytes, capacity bytes. Recounts inside."""
         resident, counters = ffi.new("int32_t[]", int(self.trace.n_expert.sum())), ffi.new("int64_t[4]")
@@ -97,6 +103,50 @@ def test_residency_never_exceeds_the_budget_and_pinned_experts_stay(data: Any) -
                     assert resident[layer][expert] == found + kept, "a routed expert is pinned: nothing of it may leave"
                 cache.release()
                 before = resident
+
+
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_a_cache_that_shrinks_between_layers_keeps_its_books(data: Any) -> None:
+    trace = data.draw(traces(unequal=True))
+    options = some_options(data.draw, trace)
+    with open_cache(trace, data.draw(st.integers(0, trace.total_bytes)), options) as cache:
+        for now in range(trace.n_token):
+            for layer in range(trace.n_layer):
+                before = cache.state()
+                routed = cache.route(now, layer)
+                assert all(found == before[0][layer][expert] for expert, found, _ in routed)
+                cache.release()
+                if not data.draw(st.booleans()):
+                    continue
+                resident, (loads, evictions, resident_bytes, capacity) = cache.state()
+                moved = cache.shrink(data.draw(st.integers(0, 100)))
+                left, (loads_after, evictions_after, bytes_after, capacity_after) = cache.state()
+                n_left, n_resident = (sum(int(row.sum()) for row in rows) for rows in (left, resident))
+                assert loads_after == loads
+                assert evictions_after - evictions == n_resident - n_left
+                assert bytes_after <= capacity_after <= capacity
+                if options.eviction == "granules":
+                    assert resident_bytes - bytes_after <= capacity - capacity_after, "no more leaves than has to"
+                assert moved <= n_left
+                assert all((a <= b).all() for a, b in zip(left, resident, strict=True))
+
+
+def test_what_is_worth_least_leaves_a_cache_that_shrinks_wherever_it_lies() -> None:
+    # All 8 experts fit, and are used in this order; then the first three again. Slots are taken in the order of first use.
+    ids = np.array([[[e]] for e in (0, 1, 2, 3, 4, 5, 6, 7, 5, 6, 7)])
+    trace = make_trace(ids, 8, n_granule=2)
+    with open_cache(trace, trace.total_bytes, CacheOptions(policy="lfu")) as cache:
+        for now in range(trace.n_token):
+            cache.route(now, 0)
+            cache.release()
+        assert cache.shrink(100) == 0
+        assert cache.state()[0][0].tolist() == [2] * 8
+        # Of those used once five bottoms leave, then the tops of those used longest ago. Of what stays only the top of expert 3 lay in the half that is kept.
+        assert cache.shrink(50) == 7
+        assert cache.state()[0][0].tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+        assert cache.shrink(0) == 0
+        assert cache.state()[1][2:] == [0, 0]
 
 
 @given(st.data())

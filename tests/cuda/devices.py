@@ -41,11 +41,19 @@ def set_options(
     failing_allocation: int = 0,
     failing_copy: int = 0,
     failing_launch: int = 0,
+    starving_launch: int = 0,
 ) -> None:
     """What the emulated device has and what goes wrong on it (native/src/device/simt_options.h)."""
     call(
         lib.moepic_test_simt_options(
-            memory_bytes, seed, n_threads, most_delay_us, failing_allocation, failing_copy, failing_launch
+            memory_bytes,
+            seed,
+            n_threads,
+            most_delay_us,
+            failing_allocation,
+            failing_copy,
+            failing_launch,
+            starving_launch,
         )
     )
 

@@ -15,7 +15,7 @@ from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.errors import DeviceError
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamingOptions, StreamStats
-from tests.cuda.devices import set_options
+from tests.cuda.devices import counters, set_options
 from tests.gates.running import IDS, KINDS, STEPS, TOKENS, logits_of, run, same, split
 from tests.making import ordinary
 
@@ -148,6 +148,22 @@ def test_a_layer_is_routed_by_the_device_once_all_its_experts_have_come():
         stats = stats_of(model)
         assert 0 < stats.n_device_routed <= FEW
         assert stats.evictions > 0
+
+
+def test_a_layer_that_gave_memory_back_needs_the_host_again():
+    path = split("qwen2_moe_1408", "q8_0")
+    expected = run(path, device="cpu").logits
+    options = StreamingOptions(predictor="none", staging=2**16)
+    with Model.load(path, device="emulated", cpu_lane=False, n_ctx=64, streaming=options) as model:
+        assert logits_of(model) == expected
+        n_routed = stats_of(model).n_device_routed
+        assert n_routed == FEW * model.info.n_moe_layer
+        set_options(memory_bytes=counters()["device_bytes"])
+        model.new_context()
+        assert stats_of(model).given_back_bytes > 0
+        assert logits_of(model) == expected
+        assert stats_of(model).n_device_routed == n_routed
+        assert stats_of(model).n_round_trips == (FEW - 1) * model.info.n_moe_layer
 
 
 def test_auto_keeps_out_of_the_way_where_everything_fits():

@@ -31,16 +31,25 @@ ExpertCache::ExpertCache(const Shape& shape, int64_t budget_bytes, int n_used, c
       policy_(shape, options.policy),
       leaving_(pools_.pools.size()) {
     size_t experts = 0;
-    int64_t bytes = 0;
     for (const LayerShape& layer : shape_) {
         first_.push_back(experts);
         experts += layer.n_expert;
-        bytes += layer.bytes();
     }
     listed_.resize(experts);
-    std::vector<int64_t> most(pools_.pools.size(), 0);
-    for (size_t il = 0; il < shape_.size(); ++il) most[pools_.pool_of[il]] += int64_t{shape_[il].n_expert} * top_[il];
-    for (size_t pool = 0; pool < most.size(); ++pool) is_roomy_.push_back(pools_.pools[pool].n_slot >= most[pool]);
+    measure_pools();
+}
+
+// What follows from the sizes of the pools.
+void ExpertCache::measure_pools() {
+    const std::vector<Pool>& pools = residency_.pools();
+    std::vector<int64_t> most(pools.size(), 0);
+    int64_t bytes = 0;
+    for (size_t il = 0; il < shape_.size(); ++il) {
+        most[pools_.pool_of[il]] += int64_t{shape_[il].n_expert} * top_[il];
+        bytes += shape_[il].bytes();
+    }
+    is_roomy_.clear();
+    for (size_t pool = 0; pool < most.size(); ++pool) is_roomy_.push_back(pools[pool].n_slot >= most[pool]);
     omega_ = options_.granule_omega >= 0.0 ? options_.granule_omega
                                            : 4.0 * static_cast<double>(residency_.capacity_bytes()) / static_cast<double>(bytes);
 }
@@ -82,14 +91,17 @@ bool ExpertCache::make_room(int layer, int expert, int need, const Rank& worth, 
         found += options_.eviction == Eviction::whole ? residency_.n_resident(il, ie) : 1;
     }
     if (found < need) return false;
-    for (const auto& [il, ie] : victims) {
-        unlist(il, ie);
-        const int n = residency_.n_resident(il, ie);
-        const int stay = options_.eviction == Eviction::whole ? 0 : n - 1;
-        for (int j = n - 1; j >= stay; --j) residency_.evict(il, ie, j);
-        list(il, ie);
-    }
+    for (const auto& [il, ie] : victims) drop_part(il, ie);
     return true;
+}
+
+// What of a resident expert leaves first: its last granule, or all of it.
+void ExpertCache::drop_part(int layer, int expert) {
+    unlist(layer, expert);
+    const int n = residency_.n_resident(layer, expert);
+    const int stay = options_.eviction == Eviction::whole ? 0 : n - 1;
+    for (int j = n - 1; j >= stay; --j) residency_.evict(layer, expert, j);
+    list(layer, expert);
 }
 
 // Gives slots to granules [n_resident, top) of an expert as far as they are worth it; returns how many.
@@ -226,10 +238,42 @@ void ExpertCache::change_policy(const PolicyOptions& options, const Routing& rec
     }
     policy_ = std::move(policy);
     options_.policy = options;
+    list_all();
+}
+
+void ExpertCache::list_all() {
     for (auto& order : leaving_) order.clear();
     for (int il = 0; il < static_cast<int>(shape_.size()); ++il) {
         for (int ie = 0; ie < shape_[il].n_expert; ++ie) list(il, ie);
     }
+}
+
+std::vector<Residency::Move> ExpertCache::shrink(std::span<const int> n_slot) {
+    const std::vector<Pool>& pools = residency_.pools();
+    if (n_slot.size() != pools.size()) fail(Code::argument, "cache: sizes for ", n_slot.size(), " pools, there are ", pools.size());
+    for (size_t pool = 0; pool < pools.size(); ++pool) {
+        if (n_slot[pool] < 0 || n_slot[pool] > pools[pool].n_slot)
+            fail(Code::argument, "cache: pool ", pool, " of ", pools[pool].n_slot, " slots can't shrink to ", n_slot[pool]);
+    }
+    release();
+    std::vector<Residency::Move> moves;
+    for (int pool = 0; pool < static_cast<int>(pools.size()); ++pool) {
+        const int lost = pools[pool].n_slot - n_slot[pool];
+        if (lost == 0) continue;
+        if (is_roomy_[pool]) {  // nothing was to leave it: it has no order yet
+            is_roomy_[pool] = 0;
+            list_all();
+        }
+        while (residency_.n_free(pool) < lost) {
+            const auto [rank, layer, expert] = *leaving_[pool].begin();
+            drop_part(layer, expert);
+        }
+        const auto moved = residency_.shrink(pool, n_slot[pool]);
+        moves.insert(moves.end(), moved.begin(), moved.end());
+    }
+    measure_pools();
+    list_all();  // the cut weighs less in a smaller cache
+    return moves;
 }
 
 }  // namespace moepic::cache

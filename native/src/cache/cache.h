@@ -75,13 +75,15 @@ public:
     // Another policy from here on. It learns from `recent`, whose last token is `now`; residents stay.
     void change_policy(const PolicyOptions& options, const Routing& recent, int64_t now);
     const PolicyOptions& policy() const { return options_.policy; }
+    // Between layers: pool p keeps n_slot[p] slots, at most what it has. What is worth least leaves; returns what else moves.
+    std::vector<Residency::Move> shrink(std::span<const int> n_slot);
     // Whether everything of the layer that may be cached is resident.
     bool is_complete(int layer) const;
     // What the expert is worth now, to order transfers by.
     Rank worth(int layer, int expert) const { return policy_.rank(layer, expert); }
 
     const Residency& residency() const { return residency_; }
-    const Pools& pools() const { return pools_; }
+    const Pools& pools() const { return pools_; }  // as they were made; residency().pools() as they are
     const Shape& shape() const { return shape_; }
     double granule_omega() const { return omega_; }
 
@@ -93,7 +95,10 @@ private:
     // Nothing ever leaves a pool that holds all it may be asked to: no order of leaving, no pins.
     bool is_roomy(int layer) const { return is_roomy_[residency_.pool_of(layer)]; }
     Rank rank_of(int layer, int expert, int granule) const;
+    void measure_pools();
     void list(int layer, int expert);
+    void list_all();
+    void drop_part(int layer, int expert);
     void unlist(int layer, int expert);
     void tell_policy(int64_t now, int layer, std::span<const int32_t> experts, int n_used);
     int keep(int layer, int expert, int n_resident, bool bypass);

@@ -25,6 +25,7 @@ Residency::Residency(const Shape& shape, std::vector<Pool> pools, std::vector<in
     count_.assign(experts, 0);
     pinned_.assign(experts, 0);
     for (size_t pool = 0; pool < pools_.size(); ++pool) {
+        first_slot_.push_back(static_cast<int>(slots_.size()));
         for (int i = 0; i < pools_[pool].n_slot; ++i) {
             free_[pool].push_back(static_cast<int>(slots_.size()));
             slots_.emplace_back().pool = static_cast<int>(pool);
@@ -85,6 +86,31 @@ void Residency::evict(int layer, int expert, int granule) {
     resident_bytes_ -= pools_[slot.pool].slot_bytes;
 }
 
+std::vector<Residency::Move> Residency::shrink(int pool, int n_slot) {
+    const int end = first_slot_[pool] + n_slot, old_end = first_slot_[pool] + pools_[pool].n_slot;
+    auto& free = free_[pool];
+    std::erase_if(free, [&](int slot) { return slot >= end; });
+    std::vector<Move> moves;
+    for (int from = end; from < old_end; ++from) {
+        Slot& left = slots_[from];
+        if (left.layer < 0) continue;
+        if (left.pins > 0 || free.empty())
+            fail(Code::internal, "residency: slot ", from, " can't leave pool ", pool, left.pins > 0 ? ": it is pinned" : ": no free slot");
+        const int to = free.back();
+        free.pop_back();
+        Slot& taken = slots_[to];
+        taken.layer = left.layer, taken.expert = left.expert, taken.granule = left.granule;
+        ++taken.generation;
+        left.layer = -1;
+        ++left.generation;
+        slot_of_[granule_index(taken.layer, taken.expert, taken.granule)] = to;
+        moves.push_back({from, to});
+        ++n_moved_;
+    }
+    pools_[pool].n_slot = n_slot;
+    return moves;
+}
+
 void Residency::pin(SlotRef ref) {
     if (!is_current(ref)) fail(Code::internal, "residency: slot ", ref.slot, " changed since it was looked up");
     Slot& slot = slots_[ref.slot];
@@ -112,6 +138,8 @@ void Residency::check() const {
     for (size_t i = 0; i < slots_.size(); ++i) {
         const Slot& slot = slots_[i];
         if (slot.layer < 0) continue;
+        if (static_cast<int>(i) >= first_slot_[slot.pool] + pools_[slot.pool].n_slot)
+            fail(Code::internal, "residency: slot ", i, " is in use, and pool ", slot.pool, " has lost it");
         ++used[slot.pool], ++resident;
         bytes += pools_[slot.pool].slot_bytes;
         ++count[expert_index(slot.layer, slot.expert)];

@@ -49,6 +49,12 @@ public:
     SlotRef place(int layer, int expert, int granule);
     // Frees the granule's slot, which must not be pinned.
     void evict(int layer, int expert, int granule);
+    // The pool keeps its first n_slot slots. What lies in the others, unpinned, moves to free ones of those, of which there must be enough;
+    // the caller moves the bytes.
+    struct Move {
+        int from, to;
+    };
+    std::vector<Move> shrink(int pool, int n_slot);
     // A pinned slot keeps its content. Pins count; refusing a stale reference is what generations are for.
     void pin(SlotRef ref);
     void unpin(SlotRef ref);
@@ -64,7 +70,7 @@ public:
     int64_t evictions() const { return evictions_; }
     int64_t residents() const { return loads_ - evictions_; }
     // Differs whenever find() could answer differently.
-    int64_t version() const { return loads_ + evictions_; }
+    int64_t version() const { return loads_ + evictions_ + n_moved_; }
     int64_t resident_bytes() const { return resident_bytes_; }  // of slots in use
     int64_t capacity_bytes() const;
 
@@ -80,13 +86,14 @@ private:
     Shape shape_;
     std::vector<Pool> pools_;
     std::vector<int> pool_of_;
-    std::vector<Slot> slots_;
+    std::vector<Slot> slots_;             // those that a pool has lost stay free for ever, so that numbers hold
+    std::vector<int> first_slot_;         // [pool]
     std::vector<std::vector<int>> free_;  // [pool] stack of free slots
     std::vector<size_t> first_expert_, first_granule_;
     std::vector<int> slot_of_;  // [granule_index] -> slot or -1
     std::vector<int> count_;    // [expert_index] resident granules
     std::vector<int> pinned_;   // [expert_index] pins on its slots
-    int64_t loads_ = 0, evictions_ = 0, resident_bytes_ = 0;
+    int64_t loads_ = 0, evictions_ = 0, n_moved_ = 0, resident_bytes_ = 0;
 };
 
 }  // namespace moepic::cache

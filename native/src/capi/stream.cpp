@@ -124,6 +124,9 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane = text_of(lane);
         stats.policy = text_of(policy);
         stats.note = text_of(note);
+        stats.given_back_bytes = s.given_back_bytes;
+        stats.pinned_bytes = s.pinned_bytes;
+        stats.to_pin_bytes = s.to_pin_bytes;
         write_info(out, stats, "moepic_stream_stats");
     });
 }

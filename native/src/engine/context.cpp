@@ -27,8 +27,7 @@ int64_t choose_n_batch(int64_t asked, int64_t n_ctx) {
 }
 
 std::unique_ptr<Steps> make_steps(const Model& model, Workspace& workspace) {
-    if (const DeviceModel* device = model.device())
-        return std::make_unique<DeviceSteps>(device->library(), device->info().index, device->weights());
+    if (const DeviceModel* device = model.device()) return std::make_unique<DeviceSteps>(*device);
     return std::make_unique<CpuSteps>(model, workspace);
 }
 
@@ -96,10 +95,19 @@ void Context::eval(std::span<const int32_t> tokens, bool all_logits) {
 void Context::compute(std::span<const int32_t> tokens, int64_t keep_at, int64_t n_logits, float* logits, const Probe& seen_by) {
     assert(state_.is_empty() || state_.position() == kv_.held());
     const int64_t n = static_cast<int64_t>(tokens.size());
-    kv_.begin(n);
-    state_.begin(n, keep_at);
-    decoder_.forward(kv_, state_, tokens.data(), n, kv_.held(), n_logits, logits, seen_by,
-                     [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
+    for (bool is_done = false; !is_done;) {
+        kv_.begin(n);
+        state_.begin(n, keep_at);
+        try {
+            decoder_.forward(kv_, state_, tokens.data(), n, kv_.held(), n_logits, logits, seen_by,
+                             [this](int64_t) { return cancelled_.exchange(false, std::memory_order_relaxed); });
+            is_done = true;
+        } catch (const Error& error) {
+            // Nothing of ours is reserved here: a device's driver wants memory for the code or the stacks of a kernel. A pass that stops
+            // has added nothing, so it can begin anew.
+            if (error.code() != Code::no_memory || !model_.device() || !model_.device()->make_room(1, error)) throw;
+        }
+    }
     kv_.finish(n);
     state_.finish();
 }

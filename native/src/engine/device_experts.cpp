@@ -52,7 +52,7 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
     return needs;
 }
 
-DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
+DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned,
                              std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s)
     : library_(library),
       device_name_(std::move(device_name)),
@@ -72,8 +72,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       cpu_rate_(options.cpu_bytes_s) {
     std::vector<ArenaPool> pools;
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
-    arena_memory_ = device::allocate(library, arena_bytes(pools), "the expert arena");
-    arena_ = Arena(pools, arena_memory_.data());
+    arena_.emplace(library, std::move(pools));
     frames_ = device::allocate(library, needs_.frames_bytes(), "frames for experts");
     bounce_ = device::allocate_host(library, kBounceFrames * needs_.frame_bytes, "frames for experts that are not pinned");
     for (size_t i = 0; i < kBounceFrames; ++i) bounced_.emplace_back(library);
@@ -110,15 +109,8 @@ void DeviceExperts::copy(std::byte* to, int layer, int32_t expert, int granule, 
     copy(to, store_->in_place(layer, expert, granule), store_->layout(layer).granule_bytes, stream);
 }
 
-// Whether the link can read these bytes as they lie: one copy never spans two pinned pieces.
-bool DeviceExperts::is_pinned(const std::byte* from, size_t bytes) const {
-    if (from < pinned_.data() || from + bytes > pinned_.data() + pinned_.size()) return false;
-    const auto at = static_cast<size_t>(from - pinned_.data());
-    return at / kPinnedPiece == (at + bytes - 1) / kPinnedPiece;
-}
-
 void DeviceExperts::copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream) {
-    if (is_pinned(from, bytes)) {
+    if (pinned_.holds(from, bytes)) {
         stream.copy(to, from, bytes);
     } else {
         const size_t at = next_bounce_++ % kBounceFrames;
@@ -153,6 +145,47 @@ void DeviceExperts::warm_up(const std::function<bool(uint64_t, uint64_t)>& progr
         demand_.synchronize();
     }
     if (progress) progress(total, total);
+}
+
+// ---- giving memory back ----------------------------------------------------------------------------------------------------------------
+
+uint64_t DeviceExperts::arena_bytes() {
+    const std::lock_guard owner(owner_);
+    return arena_->bytes();
+}
+
+uint64_t DeviceExperts::give_back(uint64_t bytes) {
+    const std::lock_guard owner(owner_);
+    const size_t n_pieces = arena_->pieces_with(bytes);
+    if (n_pieces == 0) return 0;
+    // Slots are read by kernels of passes, which last_use_ ends, and written there and by demand_.
+    demand_.synchronize();
+    last_use_.wait_host();
+    const auto moves = books_.shrink(arena_->slots_without(n_pieces));
+    const auto given = arena_->take_last(n_pieces);
+    move(moves);
+    uint64_t freed = 0;
+    for (const device::DeviceMemory& piece : given) freed += piece.size();
+    given_back_bytes_ += freed;
+    return freed;
+}
+
+// Granules worth keeping leave pieces that are given back.
+void DeviceExperts::move(std::span<const cache::Residency::Move> moves) {
+    try {
+        for (const auto [from, to] : moves) {
+            const auto bytes = static_cast<size_t>(granule_bytes(books_.cache().residency().slot(to).layer));
+            demand_.copy(arena_->slot(to), arena_->slot(from), bytes);
+        }
+        demand_.synchronize();
+    } catch (...) {  // nobody knows what arrived
+        (void)library_->synchronize(demand_.get());
+        for (const auto [from, to] : moves) {
+            const cache::Slot moved = books_.cache().residency().slot(to);
+            if (moved.layer >= 0) books_.cache().discard(moved.layer, moved.expert, moved.granule);
+        }
+        throw;
+    }
 }
 
 void DeviceExperts::begin_tokens(int64_t n) {
@@ -357,7 +390,7 @@ DeviceExperts::Range DeviceExperts::next() {
             const auto held = one * static_cast<size_t>(count);
             const Missing& other = missing_[static_cast<size_t>(next)];
             if (other.to != missing.to + held || (other.frame < 0) != (missing.frame < 0)) break;
-            if (host_data(next) != from + held || !is_pinned(from, held + one)) break;
+            if (host_data(next) != from + held || !pinned_.holds(from, held + one)) break;
         }
         copy(missing.to, from, one * static_cast<size_t>(count), demand_);
         for (int j = i; j < i + count; ++j) missing_[static_cast<size_t>(j)].is_loaded = true;
@@ -548,6 +581,9 @@ StreamStats DeviceExperts::stats() {
     stats.round_trips = round_trips_;
     books_.write(stats);
     stats.staging_bytes = frames_.size();
+    stats.given_back_bytes = given_back_bytes_;
+    stats.pinned_bytes = pinned_.pinned_bytes();
+    stats.to_pin_bytes = pinned_.left_bytes();
     stats.lane.bytes = moved_bytes_ - dropped_bytes_;
     stats.lane.raw_bytes = moved_bytes_;
     stats.lane.dropped_bytes = dropped_bytes_;

@@ -31,9 +31,10 @@
 
 #include "device/buffer.h"
 #include "device/library.h"
+#include "engine/device_arena.h"
 #include "engine/device_resident.h"
+#include "engine/pinned_strips.h"
 #include "engine/stream_books.h"
-#include "expert/arena.h"
 #include "expert/store.h"
 
 namespace moepic {
@@ -50,20 +51,22 @@ struct DeviceFrames {
 
 class DeviceExperts final : public ExpertService {
 public:
-    // Host memory is pinned in pieces of this size, so that a limit of the system leaves most of what it grants.
-    static constexpr size_t kPinnedPiece = size_t{256} << 20;
-
     static DeviceFrames measure(const std::vector<StreamLayer>& layers, const StreamOptions& options);
 
-    // layers[i].stored.strips: in host memory, of which `pinned` can be read by the link as it lies. options.cpu_bytes_s above 0: the CPU
-    // takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
+    // layers[i].stored.strips: in host memory, of which `pinned` says what can be read by the link as it lies. options.cpu_bytes_s above 0:
+    // the CPU takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
     // no_memory (names the arena), device.
-    DeviceExperts(const device::Library& library, std::string device_name, std::span<const std::byte> pinned,
-                  std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
+    DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned, std::vector<StreamLayer> layers,
+                  int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
     ~DeviceExperts() override;
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
     void warm_up(const std::function<bool(uint64_t done, uint64_t total)>& progress);
+
+    // Between passes, for memory that the device needs elsewhere: gives up the cache's coldest granules and frees pieces of the arena that
+    // have `bytes` together, or all that are left. Returns what was freed, 0 where there is nothing. Any thread that has opened the device.
+    uint64_t give_back(uint64_t bytes);
+    uint64_t arena_bytes();
 
     struct Batch {
         int layer = 0;
@@ -215,13 +218,13 @@ private:
     void poll_link();
     void copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream);
     void copy(std::byte* to, const std::byte* from, size_t bytes, const device::OwnedStream& stream);
-    bool is_pinned(const std::byte* from, size_t bytes) const;
     const std::byte* host_data(int missing) const;
     void fetch_ahead(int layer, std::span<const int32_t> ids);
     void measure_link();
+    void move(std::span<const cache::Residency::Move> moves);
     std::byte* frame(int number) const { return frames_.data() + needs_.frame_bytes * static_cast<uint64_t>(number); }
     std::byte* slot(int layer, int32_t expert, int granule) const {
-        return arena_.slot(books_.cache().residency().find(layer, expert, granule).slot);
+        return arena_->slot(books_.cache().residency().find(layer, expert, granule).slot);
     }
     int64_t granule_bytes(int layer) const { return static_cast<int64_t>(store_->layout(layer).granule_bytes); }
     int half_of(int number) const { return number / (needs_.n_queue / 2) % 2; }
@@ -230,7 +233,7 @@ private:
 
     const device::Library& library_;
     const std::string device_name_;
-    const std::span<const std::byte> pinned_;
+    const PinnedStrips& pinned_;
     const double most_cpu_rate_;  // bytes per second
     const StreamOptions options_;
     const std::vector<StreamLayer> layers_;
@@ -241,8 +244,9 @@ private:
     // Under owner_.
     StreamBooks books_;
     DeviceResident resident_;
-    device::DeviceMemory arena_memory_, frames_;
-    Arena arena_;
+    std::optional<DeviceArena> arena_;
+    uint64_t given_back_bytes_ = 0;
+    device::DeviceMemory frames_;
     device::OwnedStream demand_, ahead_;
     // What is not pinned goes through these, in turn: the CPU copies in, the link out.
     device::HostMemory bounce_;

@@ -36,7 +36,7 @@ DeviceFeedForward::DeviceFeedForward(const Model& model, Workspace& workspace, c
     threads_.resize(static_cast<size_t>(pool_.size()));
     Carver device_size, letters_size, host_size;
     place(device_size, letters_size, host_size);
-    memory_ = device::allocate(library_, device_size.used(), "the feed-forward's scratch");
+    memory_ = device_.allocate(device_size.used(), "the feed-forward's scratch");
     letters_ = device::allocate_host(library_, letters_size.used(), "the mailbox");
     host_memory_ = Region(host_size.used(), "feed-forward scratch");
     Carver on_device(memory_.data()), letters(letters_.data()), host(host_memory_.data());
@@ -49,7 +49,7 @@ DeviceFeedForward::DeviceFeedForward(const Model& model, Workspace& workspace, c
         shared += Tables::bytes_of<device::ExpertTask>(static_cast<size_t>(layer.shared->layout.n_granules)) +
                   Tables::bytes_of<device::ExpertRun>(1);
     }
-    shared_tables_ = Tables(library_, shared);
+    shared_tables_ = Tables(library_, device_.allocate(shared, "tables of a layer"));
     list_shared(n_batch_);
 }
 
@@ -123,9 +123,10 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
     if (!letters_.data()) return;
     const size_t entries = std::max(rows_few, entries_many);
     // Runs of a prompt are written part by part, each part on a line of its own.
-    tables_ = Tables(library_, 2 * Tables::bytes_of<int32_t>(entries) + Tables::bytes_of<float>(entries) +
-                                   3 * Tables::bytes_of<int32_t>(n * (k + 1)) + Tables::bytes_of<device::ExpertTask>(tables) +
-                                   tables * Tables::bytes_of<device::ExpertRun>(1));
+    const size_t table_bytes = 2 * Tables::bytes_of<int32_t>(entries) + Tables::bytes_of<float>(entries) +
+                               3 * Tables::bytes_of<int32_t>(n * (k + 1)) + Tables::bytes_of<device::ExpertTask>(tables) +
+                               tables * Tables::bytes_of<device::ExpertRun>(1);
+    tables_ = Tables(library_, device_.allocate(table_bytes, "tables of a layer"));
 }
 
 device::ExpertJob DeviceFeedForward::job_of(const ExpertSet& set, const ActSet& acts) const {

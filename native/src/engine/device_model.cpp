@@ -111,7 +111,7 @@ void DeviceModel::upload_router_floats(const device::OwnedStream& stream) {
     };
     size_t bytes = 0;
     each([&](const float*&, size_t n) { bytes += Tables::bytes_of<float>(n); });
-    router_floats_ = Tables(library_, bytes);
+    router_floats_ = Tables(library_, device::allocate(library_, bytes, "biases and scales of routers"));
     each([&](const float*& floats, size_t n) {
         auto* to = router_floats_.take<float>(n);
         std::copy_n(floats, n, to);
@@ -120,29 +120,40 @@ void DeviceModel::upload_router_floats(const device::OwnedStream& stream) {
     router_floats_.upload(stream);
 }
 
-void DeviceModel::pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t, uint64_t)>& progress) {
-    constexpr size_t kPiece = DeviceExperts::kPinnedPiece;
-    strips_ = strips.data();
-    const size_t most = limit ? std::min<size_t>(limit, strips.size()) : strips.size();
-    try {
-        for (size_t at = 0; at < most; at += kPiece) {
-            if (progress && !progress(at, most)) fail(Code::cancelled, "load: cancelled while experts were pinned");
-            const size_t bytes = std::min(kPiece, most - at);
-            pinned_.push_back(device::pin(library_, {strips.data() + at, bytes}, "pinning experts"));
-            pinned_bytes_ = at + bytes;
+PinnedStrips& DeviceModel::hold(const Region& strips, uint64_t limit) {
+    return strips_.emplace(library_, info_.index, std::span(strips.data(), strips.size()), limit);
+}
+
+device::DeviceMemory DeviceModel::allocate(size_t bytes, const char* what) const {
+    for (;;) {
+        try {
+            return device::allocate(library_, bytes, what);
+        } catch (const Error& error) {
+            if (error.code() != Code::no_memory || !experts_) throw;
+            uint64_t free = 0, total = 0;
+            library_.check(library_->memory(&free, &total), "asking for free memory");
+            if (free + experts_->arena_bytes() < bytes) throw;  // nothing is given up in vain
+            // A device that still refuses, for the sizes of its pages or another program, is given one more piece each time.
+            if (!make_room(bytes > free ? bytes - free : 1, error)) throw;
         }
-    } catch (const Error& error) {
-        if (strict || error.code() == Code::cancelled) throw;
-        log_message(LogLevel::warning, cat("device: ", human_bytes(pinned_bytes_), " of ", human_bytes(strips.size()),
-                                           " of experts are pinned, the rest takes one more copy: ", error.text()));
     }
 }
 
+bool DeviceModel::make_room(uint64_t bytes, const Error& why) const {
+    const uint64_t cache = experts_ ? experts_->arena_bytes() : 0;
+    if (cache == 0) return false;
+    if (strict_) fail(why.code(), why.text(), "; the expert cache has ", human_bytes(cache), ", and strict keeps it");
+    const uint64_t given = experts_->give_back(bytes);
+    log_message(LogLevel::warning, cat("device: the expert cache gives back ", human_bytes(given), " of ", human_bytes(cache),
+                                       ", for there is not enough memory left: ", why.text()));
+    return given > 0;
+}
+
 void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options) {
+    strict_ = options.strict;
     StreamOptions device_options = options;
     device_options.cpu_bytes_s = !cpu_lane_ ? 0.0 : options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : kCpuBytesS;
-    experts_ = std::make_unique<DeviceExperts>(library_, info_.name, std::span(strips_, pinned_bytes_), std::move(layers), cache_bytes,
-                                               device_options,
+    experts_ = std::make_unique<DeviceExperts>(library_, info_.name, *strips_, std::move(layers), cache_bytes, device_options,
                                                options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : std::numeric_limits<double>::infinity());
 }
 

@@ -5,14 +5,17 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
+#include "base/error.h"
 #include "base/region.h"
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/device_experts.h"
 #include "engine/device_tables.h"
 #include "engine/model.h"
+#include "engine/pinned_strips.h"
 
 namespace moepic {
 
@@ -27,11 +30,17 @@ public:
     // Copies the weights, through pinned memory, and those floats of routers that `view` has on the host alone. false from progress
     // cancels.
     void upload(const Region& host, const std::function<bool(uint64_t done, uint64_t total)>& progress);
-    // Pins the experts' strips, so that the link can read them: as far as the system grants it, at most `limit` bytes (0: no limit). The
-    // rest goes through pinned frames, one more copy by the CPU, which is said; with strict that is an error.
-    void pin(const Region& strips, uint64_t limit, bool strict, const std::function<bool(uint64_t done, uint64_t total)>& progress);
+    // Before start(): the experts' strips, of which at most `limit` bytes (0: no limit) are to be pinned, which is the caller's to begin.
+    PinnedStrips& hold(const Region& strips, uint64_t limit);
     // Throws no_memory where the arena does not fit.
     void start(std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options);
+
+    // After start(), from any thread that has opened the device: memory for a context. Where the device has none left the expert cache
+    // shrinks for it. Throws no_memory.
+    device::DeviceMemory allocate(size_t bytes, const char* what) const;
+    // The expert cache gives back at least `bytes`, if it has so much, because of `why`, and that is said. False where it has nothing; with
+    // strict that it would is an error. Between passes of the calling thread.
+    bool make_room(uint64_t bytes, const Error& why) const;
 
     const device::Library& library() const noexcept { return library_; }
     const device::Info& info() const noexcept { return info_; }
@@ -48,14 +57,13 @@ private:
     const device::Library& library_;
     const device::Info info_;
     const bool cpu_lane_;
+    bool strict_ = false;
     device::DeviceMemory memory_;
     Tables router_floats_;  // biases and scales of routers, which the host reads too
     std::vector<LayerWeights> layers_;
     const float *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
     Linear output_;
-    std::vector<device::PinnedRange> pinned_;
-    uint64_t pinned_bytes_ = 0;  // of the strips, from their beginning
-    const std::byte* strips_ = nullptr;
+    std::optional<PinnedStrips> strips_;
     std::unique_ptr<DeviceExperts> experts_;  // last: its copies end before what they read is unpinned
 };
 

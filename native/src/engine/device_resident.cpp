@@ -45,7 +45,7 @@ bool DeviceResident::is_whole(int layer, const cache::Residency& residency) {
     return l.is_whole;
 }
 
-const std::byte* const* DeviceResident::table(int layer, const cache::Residency& residency, const Arena& arena,
+const std::byte* const* DeviceResident::table(int layer, const cache::Residency& residency, const DeviceArena& arena,
                                               const device::OwnedStream& stream) {
     Layer& l = layers_[static_cast<size_t>(layer)];
     const std::byte** const listed = listed_.as<const std::byte*>() + l.first;

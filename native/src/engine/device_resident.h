@@ -17,8 +17,8 @@
 #include "cache/residency.h"
 #include "device/buffer.h"
 #include "device/library.h"
+#include "engine/device_arena.h"
 #include "engine/streaming.h"
-#include "expert/arena.h"
 
 namespace moepic {
 
@@ -34,7 +34,8 @@ public:
     bool is_whole(int layer, const cache::Residency& residency);
     // The layer's table on the device, right for what runs behind this point of the stream, which comes behind all earlier passes. The
     // layer is whole.
-    const std::byte* const* table(int layer, const cache::Residency& residency, const Arena& arena, const device::OwnedStream& stream);
+    const std::byte* const* table(int layer, const cache::Residency& residency, const DeviceArena& arena,
+                                  const device::OwnedStream& stream);
 
     struct Letter {
         int32_t* ids;

@@ -28,7 +28,7 @@ DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int layer, int
     }
     if (e_.resident_.is_full()) e_.await_letters();
     compute_.wait(e_.last_use_);
-    table_ = e_.resident_.table(layer, e_.books_.cache().residency(), e_.arena_, compute_);
+    table_ = e_.resident_.table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
     letter_ = e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
 }
 

@@ -4,15 +4,14 @@
 
 namespace moepic {
 
-DeviceSteps::DeviceSteps(const device::Library& library, int32_t index, const WeightsView& weights)
-    : Steps(weights), library_(library), index_(index) {
-    library.open(index);
-    stream_ = device::OwnedStream(library);
-    sent_ = device::OwnedEvent(library);
+DeviceSteps::DeviceSteps(const DeviceModel& device) : Steps(device.weights()), device_(device), library_(device.library()) {
+    library_.open(device_.info().index);
+    stream_ = device::OwnedStream(library_);
+    sent_ = device::OwnedEvent(library_);
 }
 
 Memory DeviceSteps::reserve(size_t bytes, const char* what) {
-    auto memory = std::make_shared<device::DeviceMemory>(device::allocate(library_, bytes, what));
+    auto memory = std::make_shared<device::DeviceMemory>(device_.allocate(bytes, what));
     std::byte* data = memory->data();
     if (bytes) stream_.clear(data, bytes);
     return {std::move(memory), data, bytes};
@@ -24,8 +23,8 @@ void DeviceSteps::reserve_transfers(int64_t staged, int64_t read) {
 }
 
 void DeviceSteps::begin() {
-    library_.use(index_);  // the caller's thread may be a new one each time
-    transfers_.clear();    // of a pass that ended between stage() and send()
+    library_.use(device_.info().index);  // the caller's thread may be a new one each time
+    transfers_.clear();                  // of a pass that ended between stage() and send()
     n_staged_ = 0;
 }
 

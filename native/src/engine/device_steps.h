@@ -6,14 +6,15 @@
 #include <vector>
 
 #include "device/buffer.h"
+#include "engine/device_model.h"
 #include "engine/steps.h"
 
 namespace moepic {
 
 class DeviceSteps final : public Steps {
 public:
-    // weights: with pointers that device `index` reads. Throws Error(device). Outlives the memory it reserves.
-    DeviceSteps(const device::Library& library, int32_t index, const WeightsView& weights);
+    // Throws Error(device). Outlives the memory it reserves.
+    explicit DeviceSteps(const DeviceModel& device);
 
     // Where the steps run: what another stream brings for them is waited for here, and what they leave for it is recorded here.
     const device::OwnedStream& stream() const noexcept { return stream_; }
@@ -52,8 +53,8 @@ private:
         int64_t n;
     };
 
+    const DeviceModel& device_;
     const device::Library& library_;
-    const int32_t index_;
     device::OwnedStream stream_;
     device::OwnedEvent sent_;  // the copies of the last send() have run
     device::HostMemory staged_, read_;

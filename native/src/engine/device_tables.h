@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <utility>
 
 #include "device/buffer.h"
 #include "device/library.h"
@@ -11,9 +12,9 @@ namespace moepic {
 class Tables {
 public:
     Tables() = default;
-    Tables(const device::Library& library, size_t bytes)
-        : host_(device::allocate_host(library, bytes, "tables of a layer")),
-          device_(device::allocate(library, bytes, "tables of a layer")) {}
+    // As large as `memory`, the device's half.
+    Tables(const device::Library& library, device::DeviceMemory memory)
+        : host_(device::allocate_host(library, memory.size(), "tables of a layer")), device_(std::move(memory)) {}
 
     // Forgets what was written. Not before the last upload has ended.
     void clear() noexcept { used_ = uploaded_ = 0; }

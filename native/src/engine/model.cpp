@@ -232,7 +232,8 @@ private:
         model_.device_->upload(model_.weights_, options_.progress);
         model_.weights_ = Region();
         if (!streams_) return;
-        model_.device_->pin(model_.strips_, options_.device.pin_bytes, options_.strict, options_.progress);
+        PinnedStrips& strips = model_.device_->hold(model_.strips_, options_.device.pin_bytes);
+        if (options_.strict) strips.pin(options_.progress);  // or a system that grants too little would be no error
         for (;;) {
             try {
                 model_.device_->start(stream_layers(), static_cast<int64_t>(model_.cache_bytes_), options_.streaming);
@@ -245,6 +246,7 @@ private:
             }
         }
         model_.device_->experts()->warm_up(options_.progress);
+        if (!options_.strict) strips.pin_beside();
     }
 
     bool is_on_device() const { return options_.device.kind != DeviceKind::cpu; }

@@ -53,6 +53,15 @@ cache::Routing PolicyChooser::recent() const {
     return {static_cast<int>(ids_.size() / (shape_.size() * static_cast<size_t>(n_used_))), static_cast<int>(shape_.size()), n_used_, ids_};
 }
 
+void PolicyChooser::scale_budget(double factor) {
+    if (worker_.joinable()) {  // its choice is for the cache there was
+        worker_.join();
+        is_ready_.store(false, std::memory_order_relaxed);
+    }
+    budget_bytes_ = static_cast<int64_t>(factor * static_cast<double>(budget_bytes_));
+    for (int64_t& bytes : base_.budget) bytes = static_cast<int64_t>(factor * static_cast<double>(bytes));
+}
+
 std::optional<cache::PolicyOptions> PolicyChooser::poll(const cache::PolicyOptions& current, double miss_bytes_s) {
     if (is_ready_.load(std::memory_order_acquire)) {
         worker_.join();

@@ -27,6 +27,8 @@ public:
     void remember(int layer, std::span<const int32_t> ids);
     // Between tokens: starts a replay when enough is new, and gives its choice once, when that is not `current`, the policy in force.
     std::optional<cache::PolicyOptions> poll(const cache::PolicyOptions& current, double miss_bytes_s);
+    // The cache has another size from here on.
+    void scale_budget(double factor);
     // The tokens remembered, whole ones only.
     cache::Routing recent() const;
 
@@ -34,8 +36,9 @@ private:
     void choose(std::vector<int32_t> ids, cache::PolicyOptions current, double miss_bytes_s);
 
     const cache::Shape shape_;
-    const int64_t budget_bytes_;
-    const cache::CacheOptions base_;
+    // Read by the worker; written while there is none.
+    int64_t budget_bytes_;
+    cache::CacheOptions base_;
     const int n_used_;
     std::vector<int32_t> ids_;  // [token][layer][n_used]
     int new_tokens_ = 0;

@@ -65,7 +65,7 @@ StreamBooks::StreamBooks(const std::vector<StreamLayer>& layers, int64_t cache_b
 bool StreamBooks::holds_all() const {
     int64_t n_granule = 0, n_slot = 0;
     for (const cache::LayerShape& layer : cache_->shape()) n_granule += int64_t{layer.n_expert} * layer.n_granule;
-    for (const cache::Pool& pool : cache_->pools().pools) n_slot += pool.n_slot;
+    for (const cache::Pool& pool : cache_->residency().pools()) n_slot += pool.n_slot;
     return n_slot >= n_granule;
 }
 
@@ -94,6 +94,13 @@ std::span<const cache::Routed> StreamBooks::route(int layer, std::span<const int
     if (is_decode && chooser_) chooser_->remember(layer, ids);
     count_uses(layer, ids);
     return cache_->route(clock_, layer, ids, n_used_[static_cast<size_t>(layer)], always_bypasses_ || is_many || uses_cpu_lane());
+}
+
+std::vector<cache::Residency::Move> StreamBooks::shrink(std::span<const int> n_slot) {
+    const auto before = static_cast<double>(cache_->residency().capacity_bytes());
+    auto moves = cache_->shrink(n_slot);
+    if (chooser_ && before > 0.0) chooser_->scale_budget(static_cast<double>(cache_->residency().capacity_bytes()) / before);
+    return moves;
 }
 
 std::span<const int32_t> StreamBooks::account(const Layer& layer, const StreamTally& tally) {

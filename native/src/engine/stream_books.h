@@ -44,6 +44,9 @@ public:
     // more than what must leave, and so does whoever has a CPU lane.
     std::span<const cache::Routed> route(int layer, std::span<const int32_t> ids, bool is_decode, bool is_many);
 
+    // As ExpertCache::shrink.
+    std::vector<cache::Residency::Move> shrink(std::span<const int> n_slot);
+
     struct Layer {
         int layer = 0;
         std::span<const int32_t> ids;

@@ -79,6 +79,8 @@ struct StreamStats {
     double lane_bytes_s = 0.0, cpu_bytes_s = 0.0;
     int64_t cache_bytes = 0, resident_bytes = 0, loads = 0, evictions = 0;
     uint64_t staging_bytes = 0, desk_bytes = 0;
+    uint64_t given_back_bytes = 0;                // of the cache since load, for other memory on the device
+    uint64_t pinned_bytes = 0, to_pin_bytes = 0;  // of the experts in RAM; still to come
     int n_policy_changes = 0;
     Verdict prefetch, cpu_lane;
     RoundTrips round_trips;

@@ -4,18 +4,7 @@
 
 namespace moepic {
 
-size_t arena_bytes(std::span<const ArenaPool> pools) noexcept {
-    size_t bytes = 0;
-    for (const ArenaPool& pool : pools) bytes += static_cast<size_t>(pool.n_slot) * pool.slot_bytes;
-    return bytes;
-}
-
-Arena::Arena(std::span<const ArenaPool> pools) : Arena(pools, nullptr) {
-    region_ = Region(arena_bytes(pools), "expert arena");
-    memory_ = region_.data();
-}
-
-Arena::Arena(std::span<const ArenaPool> pools, std::byte* memory) : memory_(memory) {
+Arena::Arena(std::span<const ArenaPool> pools) {
     int64_t first = 0;
     size_t offset = 0;
     for (const ArenaPool& pool : pools) {
@@ -24,13 +13,14 @@ Arena::Arena(std::span<const ArenaPool> pools, std::byte* memory) : memory_(memo
         first += pool.n_slot;
         offset += static_cast<size_t>(pool.n_slot) * pool.slot_bytes;
     }
+    region_ = Region(offset, "expert arena");
 }
 
 std::byte* Arena::slot(int64_t number) const noexcept {
     const auto after =
         std::upper_bound(parts_.begin(), parts_.end(), number, [](int64_t wanted, const Part& part) { return wanted < part.first; });
     const Part& part = *(after - 1);
-    return memory_ + part.offset + static_cast<size_t>(number - part.first) * part.slot_bytes;
+    return region_.data() + part.offset + static_cast<size_t>(number - part.first) * part.slot_bytes;
 }
 
 }  // namespace moepic

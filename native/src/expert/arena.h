@@ -1,6 +1,6 @@
 // The arena: one allocation of fast memory, cut into equal slots per pool. Slot numbers run through the pools in order, as the cache's
-// residency numbers them. Knows sizes and addresses; who is in a slot is the cache's business. Fast memory is RAM of its own, or a
-// device's, of which only addresses are made here.
+// residency numbers them. Knows sizes and addresses; who is in a slot is the cache's business. Fast memory here is RAM; a device's is cut
+// by engine/device_arena.h.
 #pragma once
 
 #include <cstddef>
@@ -22,8 +22,6 @@ public:
     Arena() = default;
     // Throws Error(no_memory). Huge pages where they are to be had; pages cost nothing until a slot is filled.
     explicit Arena(std::span<const ArenaPool> pools);
-    // Over memory of the caller's, arena_bytes(pools) long.
-    Arena(std::span<const ArenaPool> pools, std::byte* memory);
     std::byte* slot(int64_t number) const noexcept;
 
 private:
@@ -32,10 +30,7 @@ private:
         size_t offset, slot_bytes;
     };
     std::vector<Part> parts_;
-    Region region_;  // empty where the memory is the caller's
-    std::byte* memory_ = nullptr;
+    Region region_;
 };
-
-size_t arena_bytes(std::span<const ArenaPool> pools) noexcept;
 
 }  // namespace moepic

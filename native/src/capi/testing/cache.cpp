@@ -149,6 +149,14 @@ int32_t moepic_test_cache_release(moepic_test_cache* cache) {
     return guard([&] { cache->cache.release(); });
 }
 
+int32_t moepic_test_cache_shrink(moepic_test_cache* cache, int32_t percent, int32_t* n_moved) {
+    return guard([&] {
+        std::vector<int> n_slot;
+        for (const Pool& pool : cache->cache.residency().pools()) n_slot.push_back(pool.n_slot * percent / 100);
+        *n_moved = static_cast<int32_t>(cache->cache.shrink(n_slot).size());
+    });
+}
+
 int32_t moepic_test_cache_state(moepic_test_cache* cache, int32_t* resident, int64_t* counters) {
     return guard([&] {
         const Shape& shape = cache->cache.shape();

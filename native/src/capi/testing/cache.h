@@ -64,6 +64,8 @@ MOEPIC_API void moepic_test_cache_free(moepic_test_cache* cache);
 MOEPIC_API int32_t moepic_test_cache_route(moepic_test_cache* cache, int64_t now, int32_t layer, const int32_t* ids, int32_t n_ids,
                                            int32_t* n_resident, int32_t* n_kept, int32_t* n_routed);
 MOEPIC_API int32_t moepic_test_cache_release(moepic_test_cache* cache);
+/* Every pool keeps `percent` of its slots, rounded down; n_moved is written. */
+MOEPIC_API int32_t moepic_test_cache_shrink(moepic_test_cache* cache, int32_t percent, int32_t* n_moved);
 /* resident [all experts] granules; counters: loads, evictions, resident bytes, capacity bytes. Recounts everything; E_INTERNAL where it
  * disagrees. */
 MOEPIC_API int32_t moepic_test_cache_state(moepic_test_cache* cache, int32_t* resident, int64_t* counters);

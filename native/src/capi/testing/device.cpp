@@ -71,9 +71,10 @@ int moepic_test_device_round_trip(int kind, const void* in, int64_t n_bytes, int
 }
 
 int moepic_test_simt_options(uint64_t memory_bytes, uint64_t seed, int32_t n_threads, int32_t most_delay_us, int32_t failing_allocation,
-                             int32_t failing_copy, int32_t failing_launch) {
+                             int32_t failing_copy, int32_t failing_launch, int32_t starving_launch) {
     return guard([&] {
-        const device::SimtOptions options{memory_bytes, seed, n_threads, most_delay_us, failing_allocation, failing_copy, failing_launch};
+        const device::SimtOptions options{memory_bytes,       seed,         n_threads,      most_delay_us,
+                                          failing_allocation, failing_copy, failing_launch, starving_launch};
         symbol_of_emulation<decltype(moepic_simt_set_options)>("moepic_simt_set_options")(&options);
     });
 }

@@ -27,6 +27,6 @@ MOEPIC_API int moepic_test_device_round_trip(int kind, const void* in, int64_t n
 
 /* SimtOptions and SimtCounters of device/simt_options.h. */
 MOEPIC_API int moepic_test_simt_options(uint64_t memory_bytes, uint64_t seed, int32_t n_threads, int32_t most_delay_us,
-                                        int32_t failing_allocation, int32_t failing_copy, int32_t failing_launch);
+                                        int32_t failing_allocation, int32_t failing_copy, int32_t failing_launch, int32_t starving_launch);
 MOEPIC_API int moepic_test_simt_counters(uint64_t* device_bytes, uint64_t* pinned_bytes, int64_t* n_launches, int64_t* n_copies);
 /* cdef: end */

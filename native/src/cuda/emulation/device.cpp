@@ -2,7 +2,11 @@
 
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
+#include <thread>
+
+#include "random.h"
 
 namespace moepic::simt {
 namespace {
@@ -36,6 +40,18 @@ void Device::set_options(const SimtOptions& options) {
 SimtCounters Device::counters() const {
     const std::lock_guard lock(mutex_);
     return counters_;
+}
+
+bool Device::starves_launch() {
+    const std::lock_guard lock(mutex_);
+    return counts_down(&SimtOptions::starving_launch);
+}
+
+void Device::loiter(uint64_t number) const {
+    const SimtOptions now = options();
+    if (now.most_delay_us <= 0) return;
+    const uint64_t random = random_of(now.seed + number);
+    std::this_thread::sleep_for(std::chrono::microseconds(random % (static_cast<uint64_t>(now.most_delay_us) + 1)));
 }
 
 bool Device::counts_down(int32_t SimtOptions::* left) {

@@ -30,6 +30,10 @@ public:
     bool fails_allocation();
     bool fails_copy();
     bool fails_launch();
+    bool starves_launch();
+
+    // Late by a random time, if a test wants that; `number` chooses it.
+    void loiter(uint64_t number) const;
 
     void add(void* data, size_t bytes, Memory kind);
     bool overlaps(const void* data, size_t bytes) const;

@@ -67,6 +67,7 @@ cudaError_t cudaFreeHost(void* data) {
 cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
     if (data == nullptr || bytes == 0) return fail_call(cudaErrorInvalidValue, "pinning nothing");
+    Device::get().loiter(reinterpret_cast<uintptr_t>(data));
     if (Device::get().fails_allocation()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
     if (Device::get().overlaps(data, bytes))
         return fail_call(cudaErrorHostMemoryAlreadyRegistered, "part of this memory is pinned already");

@@ -87,13 +87,7 @@ struct CUstream_st {
         std::unique_lock lock(mutex);
         changed.wait(lock, [&] { return queue.empty() && !is_busy; });
     }
-    // On the worker: late, if a test wants that.
-    void loiter() {
-        const SimtOptions options = Device::get().options();
-        if (options.most_delay_us <= 0) return;
-        const uint64_t random = random_of(options.seed + ++n_waits + reinterpret_cast<uintptr_t>(this));
-        std::this_thread::sleep_for(std::chrono::microseconds(random % (static_cast<uint64_t>(options.most_delay_us) + 1)));
-    }
+    void loiter() { Device::get().loiter(++n_waits + reinterpret_cast<uintptr_t>(this)); }  // on the worker
     void run(Grid& grid);
 
     std::mutex mutex;
@@ -178,6 +172,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* pa
     if (config.dynamicSmemBytes > size_t{64} << 10)
         return fail_call(cudaErrorInvalidConfiguration, cat(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
     if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
+    if (Device::get().starves_launch()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
     cudaStream_t stream = config.stream;
     const auto* bytes = static_cast<const std::byte*>(params);
     Grid work{grid, block, config.dynamicSmemBytes, 0, call, {bytes, bytes + n_bytes}};
