@@ -296,7 +296,9 @@ class StreamStats:
     def _round_trips(self) -> str:
         n, said = self.n_round_trips, []
         if n:
-            said.append(f"{1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch")
+            said.append(
+                f"{1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
+            )
         if self.n_device_routed:
             said.append(f"{self.n_device_routed} layers were routed on the device, without one")
         return f"\nround trips   {'; '.join(said)}" if said else ""
