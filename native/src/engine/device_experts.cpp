@@ -161,6 +161,7 @@ uint64_t DeviceExperts::give_back(uint64_t bytes) {
     // Slots are read by kernels of passes, which last_use_ ends, and written there and by demand_.
     demand_.synchronize();
     last_use_.wait_host();
+    account_letters();  // the policy hears what was used before it says what leaves
     const auto moves = books_.shrink(arena_->slots_without(n_pieces));
     const auto given = arena_->take_last(n_pieces);
     move(moves);
