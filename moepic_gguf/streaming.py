@@ -204,10 +204,10 @@ class StreamStats:
 
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
     lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
-    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device: n_round_trips
-    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch; given_back_bytes
-    are what its cache gave up since load for contexts that found no other memory, and of the experts in RAM pinned_bytes are pinned for the link and
-    to_pin_bytes still to be.
+    what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device:
+    n_device_routed layers, all of whose experts were resident, it routed itself; in n_round_trips layers of decode the host waited waited_s for the
+    router and took planned_s from there to the first launch; given_back_bytes are what its cache gave up since load for contexts that found no
+    other memory, and of the experts in RAM pinned_bytes are pinned for the link and to_pin_bytes still to be.
     """
 
     cache_bytes: int
@@ -230,6 +230,7 @@ class StreamStats:
     cpu_lane_cost: float
     n_prefetch_off: int
     n_cpu_lane_off: int
+    n_device_routed: int
     n_round_trips: int
     waited_s: float
     planned_s: float
@@ -293,10 +294,14 @@ class StreamStats:
         return f"\npinning       {show_bytes(self.pinned_bytes)} of {show_bytes(self.pinned_bytes + self.to_pin_bytes)} so far; the rest takes one more copy"
 
     def _round_trips(self) -> str:
-        n = self.n_round_trips
-        if not n:
-            return ""
-        return f"\nround trips   {1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
+        n, said = self.n_round_trips, []
+        if n:
+            said.append(
+                f"{1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
+            )
+        if self.n_device_routed:
+            said.append(f"{self.n_device_routed} layers were routed on the device, without one")
+        return f"\nround trips   {'; '.join(said)}" if said else ""
 
 
 def read_stream_stats(pointer: Any, n_moe_layer: int) -> StreamStats:

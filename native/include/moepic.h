@@ -277,7 +277,8 @@ typedef struct moepic_stream_stats {
     int64_t n_transfers, n_cancelled, n_failed;
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
-    int64_t n_round_trips;            /* of a device: layers of decode, and what the host did in them: */
+    int64_t n_device_routed;          /* of a device: layers that it routed itself, of up to 8 tokens; */
+    int64_t n_round_trips;            /* layers of decode that the host routed, and what it did in them: */
     double waited_s, planned_s;       /* waiting for the router's logits; from there to the launch of the residents' kernels */
     int32_t n_policy_changes;
     int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
@@ -321,8 +322,8 @@ typedef struct moepic_stats {
     int64_t prefill_tokens, decode_tokens; /* computed; a token computed alone is decode */
     int64_t reused_tokens;                 /* kept by moepic_context_reuse */
     double prefill_s, decode_s;
-    int64_t expert_tasks;             /* (expert, granule) tasks run in decode */
-    int64_t experts_used;             /* (token, layer, expert) triples */
+    int64_t expert_tasks; /* (expert, granule) tasks run in decode; of several tokens that a device routed, (token, expert, granule) */
+    int64_t experts_used; /* (token, layer, expert) triples */
     uint64_t kv_bytes, scratch_bytes; /* reserved by this context */
     uint64_t state_bytes;             /* reserved for states of layers that keep no keys and values, checkpoints included */
 } moepic_stats;

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,3 +220,39 @@ def route(device: str | None, isa: str, logits: Floats, k: int, **job: Any) -> t
     given.ids = ffi.cast("int32_t *", ids.ctypes.data)
     checked(lib.moepic_test_route(-1 if device is None else DEVICES[device], ISAS[isa], given))
     return scores, ids, weights
+
+
+@dataclass(frozen=True)
+class TaskList:
+    """What device::TaskListJob makes of n tokens' ids."""
+
+    data: NDArray[np.uint64]  # [n k n_granules], as tasks
+    tasks: NDArray[np.int32]  # [n k n_granules, 4]: granule, first entry, number of entries, first row
+    entry_token: NDArray[np.int32]
+    entry_weight: Floats | None
+    token_entry: NDArray[np.int32]  # [n, k + 1]
+    told: NDArray[np.int32]  # [n, k]
+    flag: int
+
+
+def list_tasks(
+    device: str, ids: NDArray[np.int32], weights: Floats | None, granules: NDArray[np.uint64], value: int
+) -> TaskList:
+    """ids and weights [n, k], granules [n_expert, n_granules]; what nobody writes is -1, or NaN."""
+    (n, k), (n_expert, n_granules) = ids.shape, granules.shape
+    n_tasks = n * k * n_granules
+    out = TaskList(
+        np.zeros(n_tasks, np.uint64), np.full((n_tasks, 4), -1, np.int32), np.full(n * k, -1, np.int32),
+        None if weights is None else np.full(n * k, np.nan, np.float32), np.full((n, k + 1), -1, np.int32),
+        np.full((n, k), -1, np.int32), 0,
+    )  # fmt: skip
+    job = ffi.new("moepic_test_task_list_job *")
+    job.n, job.k, job.n_granules, job.n_expert, job.value = n, k, n_granules, n_expert, value
+    job.ids, job.weights = ffi.cast("int32_t *", ids.ctypes.data), as_float(weights)
+    job.granules = ffi.cast("uint64_t *", granules.ctypes.data)
+    job.task_data = ffi.cast("uint64_t *", out.data.ctypes.data)
+    for name in ("tasks", "entry_token", "token_entry", "told"):
+        setattr(job, name, ffi.cast("int32_t *", getattr(out, name).ctypes.data))
+    job.entry_weight = as_float(out.entry_weight)
+    checked(lib.moepic_test_device_list_tasks(DEVICES[device], job))
+    return replace(out, flag=job.flag)

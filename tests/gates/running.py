@@ -17,6 +17,7 @@ from tests.making import ordinary, resplit
 
 TOKENS = np.random.default_rng(7).integers(3, 320, 57).tolist()
 PROMPT, BATCH = 40, 5
+STEPS = [TOKENS[:PROMPT], TOKENS[PROMPT : PROMPT + BATCH], *([token] for token in TOKENS[PROMPT + BATCH :])]
 
 # (variant, type): one granule and many, shared expert, biases, MXFP4, dense first layers, k-quants, codebooks, floats; a dense feed-forward beside the
 # experts with a norm for the router; weights on the experts' input, and layers between those with experts; layers with states; LayerNorms.
@@ -43,20 +44,24 @@ class Run:
     resident: int
 
 
+def logits_of(model: Model) -> bytes:
+    """All logits of a run, from its first token on."""
+    native = model.context.native
+    out, rows = ffi.new("const float**"), ffi.new("int64_t*")
+    native.truncate(0)
+    found = b""
+    for step in STEPS:
+        native.eval(step, all_logits=True)
+        checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
+        found += bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+    return found
+
+
 def run(path, *, streaming=None, passes=1, **load) -> Run:
     with Model.load(path, n_ctx=64, streaming=streaming, **load) as model:
-        native = model.context.native
-        vocab = model.info.n_vocab
-        out, rows = ffi.new("const float**"), ffi.new("int64_t*")
         found = b""
         for _ in range(passes):
-            native.truncate(0)
-            found = b""
-            steps = [TOKENS[:PROMPT], TOKENS[PROMPT : PROMPT + BATCH], *([t] for t in TOKENS[PROMPT + BATCH :])]
-            for step in steps:
-                native.eval(step, all_logits=True)
-                checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
-                found += bytes(ffi.buffer(out[0], rows[0] * vocab * 4))
+            found = logits_of(model)
         checked(lib.moepic_test_stream_check(model._weights._pointer))
         return Run(found, model.stream_stats, model.info.expert_bytes)
 

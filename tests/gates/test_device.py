@@ -241,6 +241,39 @@ def test_contexts_take_turns(baseline):
         assert model.stream_stats.total("n_link", prefill=True) > 0
 
 
+@pytest.mark.threads
+def test_a_context_waits_for_what_another_one_brought():
+    """A granule that was fetched ahead and stays is copied into its slot behind the kernels of the context that took it over."""
+    path = split("qwen3_moe_256", "q4_k")
+    with Model.load(path, device="cpu", n_ctx=64) as model:
+        expected = [model.logits([token]).tobytes() for token in TOKENS[:3]]
+        cache = model.info.expert_bytes // 2
+    options = StreamingOptions(cache=cache, predictor="previous_token", adapt=False)
+    useful = 0.0
+    for seed in range(10):
+        set_options(most_delay_us=1500, seed=seed)
+        with Model.load(path, device="emulated", n_ctx=64, n_threads=1, streaming=options) as model:
+            contexts = [model.new_context() for _ in range(2)]
+            together = threading.Barrier(len(contexts), timeout=60)
+            found: list[list[bytes]] = [[] for _ in contexts]
+
+            def work(i, contexts=contexts, together=together, found=found):
+                for turn in range(12):
+                    together.wait()
+                    found[i].append(contexts[i].logits([TOKENS[turn % 3]]).tobytes())
+                    contexts[i].native.truncate(0)
+
+            threads = [threading.Thread(target=work, args=(i,)) for i in range(len(contexts))]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert found == [[expected[turn % 3] for turn in range(12)]] * len(contexts), f"seed {seed}"
+            assert model.stream_stats is not None
+            useful += model.stream_stats.total("useful_bytes")
+    assert useful > 0
+
+
 def test_a_cancelled_pass_leaves_everything_usable(baseline):
     name, kind = "qwen3_moe_256", "q4_k"
     with Model.load(split(name, kind), device="emulated", n_ctx=64, streaming=StreamingOptions(cache=2**18)) as model:

@@ -172,10 +172,7 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
         unlist(layer, r.expert);
         pin(layer, r.expert, {0, r.n_resident});
     }
-    const int64_t first = now + 1 - static_cast<int64_t>(experts.size()) / std::max(n_used, 1);
-    for (size_t i = 0; i < experts.size(); ++i) {
-        if (experts[i] >= 0) policy_.use(layer, experts[i], first + static_cast<int64_t>(i) / n_used);
-    }
+    tell_policy(now, layer, experts, n_used);
     for (const Routed& r : routed_) list(layer, r.expert);
     // The most worth chooses first: a slot taken now is pinned until the layer ends.
     std::vector<std::pair<Rank, Routed*>> missing;
@@ -190,6 +187,19 @@ std::span<const Routed> ExpertCache::route(int64_t now, int layer, std::span<con
         pin(layer, r->expert, {r->n_resident, r->n_kept});
     }
     return routed_;
+}
+
+void ExpertCache::tell_policy(int64_t now, int layer, std::span<const int32_t> experts, int n_used) {
+    const int64_t first = now + 1 - static_cast<int64_t>(experts.size()) / std::max(n_used, 1);
+    for (size_t i = 0; i < experts.size(); ++i) {
+        if (experts[i] >= 0) policy_.use(layer, experts[i], first + static_cast<int64_t>(i) / n_used);
+    }
+}
+
+void ExpertCache::use(int64_t now, int layer, std::span<const int32_t> experts, int n_used) {
+    for (const int32_t expert : experts) unlist(layer, expert);
+    tell_policy(now, layer, experts, n_used);
+    for (const int32_t expert : experts) list(layer, expert);
 }
 
 void ExpertCache::discard(int layer, int expert, int from) {

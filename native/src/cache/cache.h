@@ -5,6 +5,7 @@
 //   policy;
 //                         missing granules get slots where they are worth more than what holds them now, the others are to be streamed
 //                         through staging and forgotten (bypass).
+//   use(layer, ids)       the policy hears of them, and no more: for a layer that had everything and asked nobody.
 //   discard(...)          granules that were given slots did not come: they are resident no more.
 //   release()             the layer is computed: pins end.
 #pragma once
@@ -65,6 +66,8 @@ public:
     // once, where it came first. With bypass only what is worth more than what must leave is kept, which is how a prompt leaves the
     // experts of decode alone.
     std::span<const Routed> route(int64_t now, int layer, std::span<const int32_t> experts, int n_used, bool bypass);
+    // The same for experts that were all resident, after the fact: told to the policy, nothing is counted, pinned or given a slot.
+    void use(int64_t now, int layer, std::span<const int32_t> experts, int n_used);
     // Granules [from, n) of an expert were to be loaded and were not.
     void discard(int layer, int expert, int from);
     void release();
@@ -97,6 +100,7 @@ private:
     void list_all();
     void drop_part(int layer, int expert);
     void unlist(int layer, int expert);
+    void tell_policy(int64_t now, int layer, std::span<const int32_t> experts, int n_used);
     int keep(int layer, int expert, int n_resident, bool bypass);
     void pin(int layer, int expert, Run run);
     bool make_room(int layer, int expert, int need, const Rank& worth, bool bypass);

@@ -105,6 +105,7 @@ std::vector<Residency::Move> Residency::shrink(int pool, int n_slot) {
         ++left.generation;
         slot_of_[granule_index(taken.layer, taken.expert, taken.granule)] = to;
         moves.push_back({from, to});
+        ++n_moved_;
     }
     pools_[pool].n_slot = n_slot;
     return moves;

@@ -69,6 +69,8 @@ public:
     int64_t loads() const { return loads_; }
     int64_t evictions() const { return evictions_; }
     int64_t residents() const { return loads_ - evictions_; }
+    // Differs whenever find() could answer differently.
+    int64_t version() const { return loads_ + evictions_ + n_moved_; }
     int64_t resident_bytes() const { return resident_bytes_; }  // of slots in use
     int64_t capacity_bytes() const;
 
@@ -91,7 +93,7 @@ private:
     std::vector<int> slot_of_;  // [granule_index] -> slot or -1
     std::vector<int> count_;    // [expert_index] resident granules
     std::vector<int> pinned_;   // [expert_index] pins on its slots
-    int64_t loads_ = 0, evictions_ = 0, resident_bytes_ = 0;
+    int64_t loads_ = 0, evictions_ = 0, n_moved_ = 0, resident_bytes_ = 0;
 };
 
 }  // namespace moepic::cache

@@ -17,6 +17,7 @@ public:
           info_(library_.open(0)),
           stream_(library_) {}
 
+    const device::Library& library() const { return library_; }
     const device::Api& api() const { return library_.api(); }
     device::Stream stream() const { return stream_.get(); }
 

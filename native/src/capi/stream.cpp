@@ -117,6 +117,7 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
         stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
         stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
+        stats.n_device_routed = s.round_trips.n_routed_there;
         stats.n_round_trips = s.round_trips.n_layers;
         stats.waited_s = s.round_trips.waited_s;
         stats.planned_s = s.round_trips.planned_s;

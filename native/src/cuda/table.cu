@@ -63,6 +63,7 @@ Api make_table() {
     api.delta_gates = delta_gates;
     api.delta_rule = delta_rule;
     api.route = route;
+    api.list_tasks = list_tasks;
     api.expert_intermediate = expert_intermediate;
     api.expert_down_few = expert_down_few;
     api.expert_down_many = expert_down_many;

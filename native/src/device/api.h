@@ -13,7 +13,7 @@
 
 namespace moepic::device {
 
-inline constexpr uint32_t kApiVersion = 1;
+inline constexpr uint32_t kApiVersion = 2;
 
 using Stream = struct StreamState*;
 using Event = struct EventState*;
@@ -81,6 +81,7 @@ struct Api {
     int32_t (*delta_gates)(const DeltaGatesJob& job, Stream stream);
     int32_t (*delta_rule)(const DeltaRuleJob& job, Stream stream);
     int32_t (*route)(const RouteJob& job, Stream stream);
+    int32_t (*list_tasks)(const TaskListJob& job, Stream stream);
     int32_t (*expert_intermediate)(const ExpertJob& job, Stream stream);  // act(gate x) * up x, quantized for down
     int32_t (*expert_down_few)(const ExpertJob& job, Stream stream);      // one row of partials per (entry, granule)
     int32_t (*expert_down_many)(const ExpertJob& job, Stream stream);     // granules of a run added in order; granule 0 overwrites

@@ -207,6 +207,24 @@ struct ExpertJob {
     float* partials = nullptr;          // few: rows of [n_embd]; many: [entry][n_embd]
 };
 
+// The lists of a layer of few tokens whose experts all lie on the device, made there from what route() chose. Entries are (token, expert),
+// ascending by expert, then by token. Of an expert that several tokens use, the tasks stand at its first entry and are for all of them; at
+// the others stand tasks without entries.
+struct TaskListJob {
+    int64_t n = 0, k = 0, n_granules = 0;
+    const int32_t* ids = nullptr;                // [n][k]
+    const float* weights = nullptr;              // [n][k]; null: no entry_weight
+    const std::byte* const* granules = nullptr;  // [n_expert][n_granules]: where each lies
+    ExpertTask* tasks = nullptr;                 // [n k][n_granules]
+    int32_t* entry_token = nullptr;              // [n k]
+    float* entry_weight = nullptr;               // [n k]
+    int32_t* token_entry = nullptr;              // [n][k + 1], the last is t: as ReduceJob has it
+    // What the host is told of it, mapped: the ids, then *flag = value.
+    int32_t* told = nullptr;  // [n][k]
+    uint32_t* flag = nullptr;
+    uint32_t value = 0;
+};
+
 // x[t] += the token's experts, in the order of CpuFeedForward::reduce_row.
 struct ReduceJob {
     int64_t n = 0, n_embd = 0, k = 0;

@@ -48,6 +48,7 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
     const uint64_t half = std::min(bytes * 3 / 7 / needs.frame_bytes, most);
     needs.n_queue = 2 * static_cast<int>(std::max<uint64_t>(half, kLeastHalf));
     needs.n_ahead = std::clamp(needs.n_queue / 6, 1, most_used);
+    needs.table_bytes = DeviceResident::device_bytes(layers);
     return needs;
 }
 
@@ -62,6 +63,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       store_(make_memory_store(stored_of(layers_))),
       needs_(measure(layers_, options)),
       books_(layers_, cache_bytes, options.cache, options, has_cpu_lane()),
+      resident_(library, layers_),
       demand_(library, -1),
       ahead_(library, 0),
       last_use_(library),
@@ -71,7 +73,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
     std::vector<ArenaPool> pools;
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
     arena_.emplace(library, std::move(pools));
-    frames_ = device::allocate(library, needs_.bytes(), "frames for experts");
+    frames_ = device::allocate(library, needs_.frames_bytes(), "frames for experts");
     bounce_ = device::allocate_host(library, kBounceFrames * needs_.frame_bytes, "frames for experts that are not pinned");
     for (size_t i = 0; i < kBounceFrames; ++i) bounced_.emplace_back(library);
     for (int i = 0; i < 2; ++i) half_done_.emplace_back(library);
@@ -159,6 +161,7 @@ uint64_t DeviceExperts::give_back(uint64_t bytes) {
     // Slots are read by kernels of passes, which last_use_ ends, and written there and by demand_.
     demand_.synchronize();
     last_use_.wait_host();
+    account_letters();  // the policy hears what was used before it says what leaves
     const auto moves = books_.shrink(arena_->slots_without(n_pieces));
     const auto given = arena_->take_last(n_pieces);
     move(moves);
@@ -188,6 +191,7 @@ void DeviceExperts::move(std::span<const cache::Residency::Move> moves) {
 
 void DeviceExperts::begin_tokens(int64_t n) {
     const std::lock_guard owner(owner_);
+    account_letters();
     double rate;
     {
         const std::lock_guard state(state_);
@@ -573,6 +577,7 @@ PassReport DeviceExperts::end_pass(bool is_abandoned) {
 StreamStats DeviceExperts::stats() {
     const std::lock_guard owner(owner_);
     take_stall();
+    await_letters();
     StreamStats stats;
     stats.round_trips = round_trips_;
     books_.write(stats);
@@ -595,6 +600,7 @@ StreamStats DeviceExperts::stats() {
 void DeviceExperts::reset_stats() {
     const std::lock_guard owner(owner_);
     take_stall();
+    await_letters();
     books_.reset();
     moved_bytes_ = dropped_bytes_ = 0;
     n_transfers_ = n_dropped_ = 0;
@@ -610,6 +616,7 @@ void DeviceExperts::note_round_trip(double waited_s, double planned_s) {
 
 std::vector<double> DeviceExperts::uses() {
     const std::lock_guard owner(owner_);
+    await_letters();
     return books_.uses();
 }
 

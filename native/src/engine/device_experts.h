@@ -6,11 +6,12 @@
 //   the others form a queue, hottest first. next() gives its head to the link: copies on a stream of their own, for which the compute
 //   stream is made to wait, so kernels may be launched at once. take_in_place() gives its tail to the CPU, which computes from the same
 //   bytes in host memory. Each end takes only what it would finish before the other could, so both end together.
-// Nothing here waits for the device: order is kept by events alone.
+// Nothing here waits for the device: order is kept by events alone. A layer that lacks nothing may go through a ResidentPass instead.
 //
-//   copies of a pass       wait for the kernels of the pass before it (last_use_): a slot or frame may be overwritten then
-//   kernels of a pass      wait for the pass before it (last_use_), which may be another context's and have brought what they read, and for
-//                          the copies of their own (next, await_ahead)
+//   passes                 the kernels of one, whatever its context, wait for those of the one before (last_use_), and so for what it
+//                          brought into slots
+//   copies of a pass       wait for the kernels of the passes before it: a slot or frame may be overwritten then
+//   kernels of a pass      wait for the copies they read (next, await_ahead)
 //   frames of a queue      two halves: copies into one wait for the kernels that last read it (half_done_)
 //   fetching ahead         one granule after the other, few under way at once, fed by pump() while the host waits for the device: so demand
 //                          never waits behind more than those few
@@ -31,6 +32,7 @@
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/device_arena.h"
+#include "engine/device_resident.h"
 #include "engine/pinned_strips.h"
 #include "engine/stream_books.h"
 #include "expert/store.h"
@@ -42,7 +44,9 @@ struct DeviceFrames {
     uint64_t frame_bytes = 0;  // one granule
     int n_queue = 0;           // for granules of the pass that do not stay, an even number
     int n_ahead = 0;           // for granules fetched ahead
-    uint64_t bytes() const { return frame_bytes * static_cast<uint64_t>(n_queue + n_ahead); }
+    uint64_t table_bytes = 0;  // of DeviceResident
+    uint64_t frames_bytes() const { return frame_bytes * static_cast<uint64_t>(n_queue + n_ahead); }
+    uint64_t bytes() const { return frames_bytes() + table_bytes; }
 };
 
 class DeviceExperts final : public ExpertService {
@@ -128,6 +132,33 @@ public:
         bool is_finished_ = false;
     };
 
+    // A layer of few tokens that the device runs by itself, since all its experts are resident and nobody needs the host to know the
+    // routing at once. What it used is accounted later, from a letter.
+    class ResidentPass {
+    public:
+        // Waits for other contexts' passes. False where the layer needs a Pass.
+        ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode, const device::OwnedStream& compute);
+        ~ResidentPass();
+        ResidentPass(const ResidentPass&) = delete;
+        ResidentPass& operator=(const ResidentPass&) = delete;
+        explicit operator bool() const { return owner_.owns_lock(); }
+
+        // Fills in where granules lie, and the letter.
+        void address(device::TaskListJob& job) const;
+        // Every kernel of the layer has been launched.
+        void finish();
+
+    private:
+        DeviceExperts& e_;
+        std::unique_lock<std::mutex> owner_;
+        const int layer_;
+        const bool is_decode_;
+        const device::OwnedStream& compute_;
+        const std::byte* const* table_ = nullptr;
+        DeviceResident::Letter letter_{};
+        bool is_finished_ = false;
+    };
+
     // As Pass::wants_guess, between passes.
     bool wants_guess(int layer);
     // While the host waits for the device anyway: gives the link the next granule that is fetched ahead.
@@ -174,6 +205,9 @@ private:
         int64_t submitted_ns;
     };
 
+    bool needs_no_host(int layer);
+    void account_letters();
+    void await_letters();
     void begin_pass(const Batch& batch);
     PassReport end_pass(bool is_abandoned);
     bool adopt(int32_t expert, int granule, std::byte* slot, int32_t want);
@@ -209,6 +243,7 @@ private:
     std::mutex owner_;
     // Under owner_.
     StreamBooks books_;
+    DeviceResident resident_;
     std::optional<DeviceArena> arena_;
     uint64_t given_back_bytes_ = 0;
     device::DeviceMemory frames_;

@@ -96,6 +96,12 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
     guess_x_ = on_device.take<float>(n_embd);
     guess_acts_.reserve(on_device, routers, model_.config().n_embd, 1);
     for (float*& guess : guess_logits_) guess = on_device.take<float>(most_experts);
+    listed_.ids = on_device.take<int32_t>(few * k);
+    listed_.weights = on_device.take<float>(few * k);
+    listed_.tasks = on_device.take<device::ExpertTask>(rows_few);
+    listed_.entry_token = on_device.take<int32_t>(few * k);
+    listed_.entry_weight = on_device.take<float>(few * k);
+    listed_.token_entry = on_device.take<int32_t>(few * (k + 1));
 
     mailbox_.flag = letters.take<uint32_t>(1);
     mailbox_.unheard = letters.take<uint32_t>(1);
@@ -133,7 +139,9 @@ device::ExpertJob DeviceFeedForward::job_of(const ExpertSet& set, const ActSet& 
 
 void DeviceFeedForward::run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) {
     const LayerWeights& layer = device_.layer(il);
-    ask(il, work, n);
+    score(il, work, n);
+    if (layer.routed && run_resident(il, work, n, probe)) return;
+    if (layer.routed) ask(il, work, n);
     if (layer.shared) run_shared(il, work, n);
     if (layer.routed) {
         hear();
@@ -144,10 +152,18 @@ void DeviceFeedForward::run(int64_t il, const Work& work, int64_t n, int64_t fir
     }
 }
 
+// Few tokens of a layer whose experts are all resident, unless somebody wants to see the routing, or prescribes it.
+bool DeviceFeedForward::run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe) {
+    if (n > kFewTokens || probe || is_forced() || trace_.is_on()) return false;
+    DeviceExperts::ResidentPass pass(*experts_, model_.layer(il).moe_layer, static_cast<int>(n), batch_ == 1, compute_);
+    if (pass) launch_resident(pass, il, work, n);
+    return static_cast<bool>(pass);
+}
+
 // ---- the router ------------------------------------------------------------------------------------------------------------------------
 
-// Router, guesses and shared gate; what the host has to hear goes to the mailbox.
-void DeviceFeedForward::ask(int64_t il, const Work& work, int64_t n) {
+// Router and shared gate.
+void DeviceFeedForward::score(int64_t il, const Work& work, int64_t n) {
     const LayerWeights& layer = device_.layer(il);
     device::MatmulList list;
     list.n_tokens = n;
@@ -155,8 +171,11 @@ void DeviceFeedForward::ask(int64_t il, const Work& work, int64_t n) {
     if (layer.shared_gate.w.rows) list.jobs[list.n_jobs++] = matmul_job(layer.shared_gate, *work.router, shared_weight_);
     if (list.n_jobs > 0) check(library_->matmul(list, compute_.get()));
     if (layer.shared_gate.w.rows) check(library_->sigmoid(shared_weight_, n, compute_.get()));
-    if (!layer.router.w.rows) return;
+}
 
+// Guesses; what the host has to hear goes to the mailbox.
+void DeviceFeedForward::ask(int64_t il, const Work& work, int64_t n) {
+    const LayerWeights& layer = device_.layer(il);
     const auto n_logits = static_cast<size_t>(n * layer.routed->n_expert);
     if (experts_->has_cpu_lane() && n <= kFewTokens) {
         for (int kind = 0; kind < kActKinds; ++kind) {
@@ -314,6 +333,7 @@ void DeviceFeedForward::run_few(DeviceExperts::Pass& pass, int64_t il, const Wor
         }
     }
     device::ReduceJob sum = reduce_of(il, work, n);
+    write_routing(sum);
     sum.rows = tables_.on_device(rows);
     sum.n_granules = n_granules;
     tables_.upload(compute_);
@@ -438,7 +458,8 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
         tasks[i] = {placed[i].data, placed[i].granule, group.first_entry, group.n_entries, 0};
         job.most_entries = std::max(job.most_entries, group.n_entries);
     }
-    const device::ReduceJob sum = reduce_of(il, work, n);
+    device::ReduceJob sum = reduce_of(il, work, n);
+    write_routing(sum);
     tables_.upload(compute_);
     job.entry_token = tables_.on_device(entry_token);
     if (entry_weight) job.entry_weight = tables_.on_device(entry_weight);
@@ -526,8 +547,8 @@ void DeviceFeedForward::list_shared(int64_t n) {
     shared_n_ = n;
 }
 
-// The sum of a layer; writes what it needs of the routing to the tables.
-device::ReduceJob DeviceFeedForward::reduce_of(int64_t il, const Work& work, int64_t n) {
+// The sum of a layer; of a layer with a router, without its routing.
+device::ReduceJob DeviceFeedForward::reduce_of(int64_t il, const Work& work, int64_t n) const {
     const LayerWeights& layer = device_.layer(il);
     device::ReduceJob job;
     job.n = n;
@@ -537,25 +558,8 @@ device::ReduceJob DeviceFeedForward::reduce_of(int64_t il, const Work& work, int
     job.residual_scale = model_.config().residual_scale;
     job.token_entry = tokens_;  // of a layer without a router: the token is the entry
     if (layer.routed) {
-        const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
-        auto* token_entry = tables_.take<int32_t>(static_cast<size_t>(n * (k + 1)));
-        for (int64_t t = 0; t < n; ++t) {
-            for (int64_t j = 0; j < k; ++j) token_entry[t * (k + 1) + j] = entry_of_[static_cast<size_t>(t * k + j)];
-            token_entry[t * (k + 1) + k] = static_cast<int32_t>(t);
-        }
-        job.k = k;
-        job.token_entry = tables_.on_device(token_entry);
-        if (layer.routed->down_bias) {
-            auto* ids = tables_.take<int32_t>(ids_.size());
-            std::copy(ids_.begin(), ids_.end(), ids);
-            job.ids = tables_.on_device(ids);
-            job.down_bias = layer.routed->down_bias;
-        }
-        if (!model_.config().recipe->weight_on_input) {
-            auto* weights = tables_.take<float>(weights_.size());
-            std::copy(weights_.begin(), weights_.end(), weights);
-            job.weights = tables_.on_device(weights);
-        }
+        job.k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
+        job.down_bias = layer.routed->down_bias;
         job.partials = partials_;
         job.n_granules = 1;
     }
@@ -565,6 +569,27 @@ device::ReduceJob DeviceFeedForward::reduce_of(int64_t il, const Work& work, int
         job.shared_weight = layer.shared_gate.w.rows ? shared_weight_ : nullptr;
     }
     return job;
+}
+
+// What a sum needs of the routing, to the tables.
+void DeviceFeedForward::write_routing(device::ReduceJob& job) {
+    const int64_t n = job.n, k = job.k;
+    auto* token_entry = tables_.take<int32_t>(static_cast<size_t>(n * (k + 1)));
+    for (int64_t t = 0; t < n; ++t) {
+        for (int64_t j = 0; j < k; ++j) token_entry[t * (k + 1) + j] = entry_of_[static_cast<size_t>(t * k + j)];
+        token_entry[t * (k + 1) + k] = static_cast<int32_t>(t);
+    }
+    job.token_entry = tables_.on_device(token_entry);
+    if (job.down_bias) {
+        auto* ids = tables_.take<int32_t>(ids_.size());
+        std::copy(ids_.begin(), ids_.end(), ids);
+        job.ids = tables_.on_device(ids);
+    }
+    if (!model_.config().recipe->weight_on_input) {
+        auto* weights = tables_.take<float>(weights_.size());
+        std::copy(weights_.begin(), weights_.end(), weights);
+        job.weights = tables_.on_device(weights);
+    }
 }
 
 // What the next layers will probably want; it moves while the host waits for them.

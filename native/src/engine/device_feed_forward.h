@@ -5,7 +5,8 @@
 //   CPU                                                           computes from the queue's tail, sends partials back
 //
 // The host sees the router's logits in mapped memory, without synchronising the stream, and routes with the CPU's own code. Everything a
-// layer needs to know (tasks, tokens of entries, weights) goes to the device in one copy.
+// layer needs to know (tasks, tokens of entries, weights) goes to the device in one copy. A layer of few tokens whose experts are all
+// resident goes without: the device routes it and lists its tasks itself (device_resident_pass.cpp).
 //
 // Of few tokens an entry of the device's lists is a (token, expert, granule): its partials are one row. Rows are numbered in the order in
 // which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy. Of many tokens
@@ -50,15 +51,24 @@ private:
         int32_t expert;
         int32_t first_entry, n_entries;
     };
+    // What the device makes of few tokens' routing, there: route() and list_tasks().
+    struct Listed {
+        int32_t *ids, *entry_token, *token_entry;
+        float *weights, *entry_weight;
+        device::ExpertTask* tasks;
+    };
     struct ThreadScratch {
         GranuleScratch granule;
         std::byte* intermediate;
     };
     void place(Carver& device, Carver& mailbox, Carver& host);
+    void score(int64_t il, const Work& work, int64_t n);
     void ask(int64_t il, const Work& work, int64_t n);
     void hear();
     void choose(int64_t il, int64_t n, int64_t first_position, const Probe& probe);
     void group(int64_t il, int64_t n);
+    bool run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe);
+    void launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
     void run_routed(int64_t il, const Work& work, int64_t n, int64_t first_position);
     void run_few(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
     void run_many(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
@@ -69,7 +79,8 @@ private:
     void fetch_ahead(DeviceExperts::Pass& pass, int moe_layer, int64_t n, int64_t first_position);
     void launch_few(const device::ExpertJob& job, DeviceExperts::Range range);
     device::ExpertJob job_of(const ExpertSet& set, const ActSet& acts) const;
-    device::ReduceJob reduce_of(int64_t il, const Work& work, int64_t n);
+    device::ReduceJob reduce_of(int64_t il, const Work& work, int64_t n) const;
+    void write_routing(device::ReduceJob& job);
     void check(int32_t code) const { library_.check(code, "computing experts"); }
 
     const int64_t n_batch_;
@@ -86,6 +97,7 @@ private:
     float *logits_ = nullptr, *shared_weight_ = nullptr;  // [n_batch][n_expert], [n_batch]
     float *guess_x_ = nullptr, *guess_logits_[2] = {};    // [n_embd], [n_expert]
     ActSet guess_acts_;
+    Listed listed_{};
     std::byte* intermediate_ = nullptr;  // [entry] rows, or [entry][granule]
     float* partials_ = nullptr;          // [entry][n_embd]
     std::byte* shared_intermediate_ = nullptr;

@@ -95,8 +95,29 @@ void DeviceModel::upload(const Region& host, const std::function<bool(uint64_t, 
         stream.record(done[turn]);
         at += bytes;
     }
+    upload_router_floats(stream);
     stream.synchronize();
     if (progress) progress(host.size(), host.size());
+}
+
+void DeviceModel::upload_router_floats(const device::OwnedStream& stream) {
+    const auto each = [&](auto visit) {
+        for (LayerWeights& layer : layers_) {
+            if (!layer.routed) continue;
+            for (const float** floats : {&layer.selection_bias, &layer.expert_scale}) {
+                if (*floats) visit(*floats, static_cast<size_t>(layer.routed->n_expert));
+            }
+        }
+    };
+    size_t bytes = 0;
+    each([&](const float*&, size_t n) { bytes += Tables::bytes_of<float>(n); });
+    router_floats_ = Tables(library_, device::allocate(library_, bytes, "biases and scales of routers"));
+    each([&](const float*& floats, size_t n) {
+        auto* to = router_floats_.take<float>(n);
+        std::copy_n(floats, n, to);
+        floats = router_floats_.on_device(to);
+    });
+    router_floats_.upload(stream);
 }
 
 PinnedStrips& DeviceModel::hold(const Region& strips, uint64_t limit) {

@@ -13,6 +13,7 @@
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/device_experts.h"
+#include "engine/device_tables.h"
 #include "engine/model.h"
 #include "engine/pinned_strips.h"
 
@@ -26,7 +27,8 @@ public:
     // no_memory.
     DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view, bool cpu_lane);
 
-    // Copies the weights, through pinned memory. false from progress cancels.
+    // Copies the weights, through pinned memory, and those floats of routers that `view` has on the host alone. false from progress
+    // cancels.
     void upload(const Region& host, const std::function<bool(uint64_t done, uint64_t total)>& progress);
     // Before start(): the experts' strips, of which at most `limit` bytes (0: no limit) are to be pinned, which is the caller's to begin.
     PinnedStrips& hold(const Region& strips, uint64_t limit);
@@ -50,11 +52,14 @@ public:
     DeviceExperts* experts() const noexcept { return experts_.get(); }
 
 private:
+    void upload_router_floats(const device::OwnedStream& stream);
+
     const device::Library& library_;
     const device::Info info_;
     const bool cpu_lane_;
     bool strict_ = false;
     device::DeviceMemory memory_;
+    Tables router_floats_;  // biases and scales of routers, which the host reads too
     std::vector<LayerWeights> layers_;
     const float *output_norm_ = nullptr, *output_norm_bias_ = nullptr;
     Linear output_;

@@ -7,7 +7,7 @@
 // the host itself needs a weight it asks Model::layer, which is always the host's:
 //   output_scale                             the decoder makes it the factor of scale()
 //   embedding rows, divisors of rope         what is staged is made of them
-//   router, selection_bias, expert_scale     guesses for later layers, and routing where the host does it (cpu_feed_forward.h)
+//   router, selection_bias, expert_scale     guesses for later layers, and routing where the host does it
 //
 // Steps run in the order they are given. They may still be running when a call returns; read() waits. Used by one thread at a time.
 #pragma once

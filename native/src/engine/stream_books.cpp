@@ -92,7 +92,7 @@ void StreamBooks::begin_tokens(int64_t n, double miss_bytes_s) {
 
 std::span<const cache::Routed> StreamBooks::route(int layer, std::span<const int32_t> ids, bool is_decode, bool is_many) {
     if (is_decode && chooser_) chooser_->remember(layer, ids);
-    for (const int32_t id : ids) uses_[first_expert_[static_cast<size_t>(layer)] + static_cast<size_t>(id)] += 1.0;
+    count_uses(layer, ids);
     return cache_->route(clock_, layer, ids, n_used_[static_cast<size_t>(layer)], always_bypasses_ || is_many || uses_cpu_lane());
 }
 
@@ -107,12 +107,30 @@ std::span<const int32_t> StreamBooks::account(const Layer& layer, const StreamTa
     const auto guess = predictor_->guess(layer.layer);
     guessed_ids_.assign(guess.begin(), guess.end());
     tallies(layer.is_decode)[static_cast<size_t>(layer.layer)].add(tally);
-    if (layer.is_decode) {
-        score_guess(layer, tally);
-        token_missing_bytes_ += static_cast<double>(layer.missing_bytes);
-        if (layer.layer + 1 == static_cast<int>(n_used_.size())) end_token();
-    }
+    if (layer.is_decode) score_guess(layer, tally);
+    end_layer(layer.layer, layer.is_decode, layer.missing_bytes);
     return guessed_ids_;
+}
+
+void StreamBooks::end_layer(int layer, bool is_decode, int64_t missing_bytes) {
+    if (!is_decode) return;
+    token_missing_bytes_ += static_cast<double>(missing_bytes);
+    if (layer + 1 == static_cast<int>(n_used_.size())) end_token();
+}
+
+void StreamBooks::account_resident(int layer, std::span<const int32_t> ids, bool is_decode) {
+    count_uses(layer, ids);
+    cache_->use(clock_, layer, ids, n_used_[static_cast<size_t>(layer)]);
+    std::vector<int32_t> distinct(ids.begin(), ids.end());
+    std::sort(distinct.begin(), distinct.end());
+    const auto n_hit = std::unique(distinct.begin(), distinct.end()) - distinct.begin();
+    const StreamTally tally{.n_hit = n_hit, .n_resident = n_hit * cache_->shape()[static_cast<size_t>(layer)].n_granule};
+    tallies(is_decode)[static_cast<size_t>(layer)].add(tally);
+    if (is_decode) score_guess({.layer = layer, .ids = ids, .is_decode = true}, tally);
+}
+
+void StreamBooks::count_uses(int layer, std::span<const int32_t> ids) {
+    for (const int32_t id : ids) uses_[first_expert_[static_cast<size_t>(layer)] + static_cast<size_t>(id)] += 1.0;
 }
 
 // What is left of a token behind the last experts, the output and whatever the caller does between tokens, is the same for all.

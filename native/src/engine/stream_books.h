@@ -57,6 +57,11 @@ public:
     };
     // A layer is over. Returns the guess that had been made for it.
     std::span<const int32_t> account(const Layer& layer, const StreamTally& tally);
+    // The same in two parts for a layer that had everything, was not routed here, and says only later what it used. `auto` does not hear of
+    // it, for it replays tokens layer by layer: where it is in force (chooses_policy), all layers or none should go this way.
+    void end_layer(int layer, bool is_decode, int64_t missing_bytes);
+    void account_resident(int layer, std::span<const int32_t> ids, bool is_decode);
+    bool chooses_policy() const { return chooser_.has_value(); }
     // Stall of a layer that only later became known.
     void add_stall(int layer, bool is_decode, double seconds) { tallies(is_decode)[static_cast<size_t>(layer)].stall_s += seconds; }
 
@@ -70,6 +75,7 @@ private:
     static constexpr int64_t kNoToken = 0, kManyUnderWay = -1;  // contexts that take turns: nobody's time is a token's
 
     std::vector<StreamTally>& tallies(bool is_decode) { return is_decode ? decode_ : prefill_; }
+    void count_uses(int layer, std::span<const int32_t> ids);
     void score_guess(const Layer& layer, const StreamTally& tally);
     void end_token();
 

@@ -57,9 +57,10 @@ struct PassReport {
     std::span<const int32_t> found{};  // [expert] granules resident before it was asked for, of the experts used; empty: all
 };
 
-// What the host did in layers of decode on a device.
+// What the host did in layers of decode on a device. Layers that the device routed itself, of batches of up to kFewTokens as well, had no
+// round trip.
 struct RoundTrips {
-    int64_t n_layers = 0;
+    int64_t n_layers = 0, n_routed_there = 0;
     double waited_s = 0.0;   // for the router's logits
     double planned_s = 0.0;  // from there to the launch of the residents' kernels
 };

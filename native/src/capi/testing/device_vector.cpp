@@ -1,5 +1,6 @@
 #include "capi/testing/device_vector.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "capi/device_bench.h"
@@ -298,5 +299,43 @@ int moepic_test_route(int device, int isa, const moepic_test_route_job* given) {
         job.ids = bench.in_out(given->ids, job.n * job.k);
         job.weights = bench.in_out(given->weights, job.n * job.k);
         bench.finish(bench.api().route(job, bench.stream()));
+    });
+}
+
+int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) {
+    return guard([&] {
+        Bench bench(device);
+        const int64_t n_entries = given->n * given->k, n_tasks = n_entries * given->n_granules;
+        std::vector<const std::byte*> granules;
+        for (int64_t i = 0; i < given->n_expert * given->n_granules; ++i)
+            granules.push_back(reinterpret_cast<const std::byte*>(given->granules[i]));
+        std::vector<device::ExpertTask> tasks(static_cast<size_t>(n_tasks));
+        const device::Library& library = bench.library();
+        const device::HostMemory told = device::allocate_host(library, static_cast<size_t>(n_entries) * sizeof(int32_t), "ids told"),
+                                 flag = device::allocate_host(library, sizeof(uint32_t), "their flag");
+        *flag.as<uint32_t>() = 0;
+        device::TaskListJob job;
+        job.n = given->n;
+        job.k = given->k;
+        job.n_granules = given->n_granules;
+        job.ids = bench.in(given->ids, n_entries);
+        job.weights = bench.in(given->weights, n_entries);
+        job.granules = bench.in(granules.data(), static_cast<int64_t>(granules.size()));
+        job.tasks = bench.in_out(tasks.data(), n_tasks);
+        job.entry_token = bench.in_out(given->entry_token, n_entries);
+        job.entry_weight = bench.in_out(given->entry_weight, n_entries);
+        job.token_entry = bench.in_out(given->token_entry, given->n * (given->k + 1));
+        job.told = told.as<int32_t>();
+        job.flag = flag.as<uint32_t>();
+        job.value = given->value;
+        bench.finish(bench.api().list_tasks(job, bench.stream()));
+        for (size_t i = 0; i < tasks.size(); ++i) {
+            const device::ExpertTask& task = tasks[i];
+            given->task_data[i] = reinterpret_cast<uint64_t>(task.data);
+            const int32_t fields[] = {task.granule, task.first_entry, task.n_entries, task.first_row};
+            std::copy_n(fields, 4, given->tasks + 4 * i);
+        }
+        std::copy_n(told.as<int32_t>(), n_entries, given->told);
+        given->flag = *flag.as<uint32_t>();
     });
 }

@@ -108,4 +108,20 @@ typedef struct {
     float* weights;
 } moepic_test_route_job;
 MOEPIC_API int moepic_test_route(int device, int isa, const moepic_test_route_job* job);
+
+/* device::TaskListJob; addresses are only copied. The host is told `value` behind the ids. */
+typedef struct {
+    int64_t n, k, n_granules, n_expert;
+    const int32_t* ids;
+    const float* weights; /* or null */
+    const uint64_t* granules;
+    uint64_t* task_data; /* [n k n_granules], as tasks */
+    int32_t* tasks;      /* [n k n_granules][4]: granule, first entry, number of entries, first row */
+    int32_t* entry_token;
+    float* entry_weight; /* or null */
+    int32_t* token_entry;
+    int32_t* told;
+    uint32_t value, flag; /* flag: as it was found */
+} moepic_test_task_list_job;
+MOEPIC_API int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* job);
 /* cdef: end */

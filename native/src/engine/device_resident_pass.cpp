@@ -1,0 +1,130 @@
+// A layer that the device runs by itself: what DeviceFeedForward launches for it, one thing after the other and without a wait, and how
+// DeviceExperts keeps its order and its accounts.
+#include "engine/device_experts.h"
+#include "engine/device_feed_forward.h"
+
+namespace moepic {
+
+// ---- DeviceExperts ---------------------------------------------------------------------------------------------------------------------
+
+// From this layer on, all that somebody on the host would look at must be resident: later layers' experts are fetched ahead while this
+// one is run, by what its state or its router says; and `auto` wants to see tokens whole.
+bool DeviceExperts::needs_no_host(int layer) {
+    int count = 1;
+    if (books_.prefetches()) count += options_.lookahead;
+    if (books_.chooses_policy()) count = n_layer();
+    for (int i = 0; i < count; ++i) {
+        if (!resident_.is_whole((layer + i) % n_layer(), books_.cache().residency())) return false;
+    }
+    return true;
+}
+
+DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode,
+                                          const device::OwnedStream& compute)
+    : e_(experts), owner_(experts.owner_), layer_(layer), is_decode_(is_decode), compute_(compute) {
+    if (!e_.needs_no_host(layer)) {
+        owner_.unlock();
+        return;
+    }
+    if (e_.resident_.is_full()) e_.await_letters();
+    compute_.wait(e_.last_use_);
+    table_ = e_.resident_.table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
+    letter_ = e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
+}
+
+DeviceExperts::ResidentPass::~ResidentPass() {
+    if (is_finished_ || !owner_) return;
+    (void)e_.library_->synchronize(compute_.get());  // a launch failed, maybe behind one that writes the letter
+    e_.resident_.drop_last();
+}
+
+void DeviceExperts::ResidentPass::address(device::TaskListJob& job) const {
+    job.granules = table_;
+    job.told = letter_.ids;
+    job.flag = letter_.flag;
+    job.value = letter_.value;
+}
+
+void DeviceExperts::ResidentPass::finish() {
+    compute_.record(e_.last_use_);
+    is_finished_ = true;
+    e_.books_.end_layer(layer_, is_decode_, 0);
+    ++e_.round_trips_.n_routed_there;
+}
+
+void DeviceExperts::account_letters() {
+    while (const auto used = resident_.take()) books_.account_resident(used->layer, used->ids, used->is_decode);
+}
+
+// All letters: behind the last pass come those of all passes before it.
+void DeviceExperts::await_letters() {
+    account_letters();
+    if (resident_.is_empty()) return;
+    last_use_.wait_host();
+    account_letters();
+    resident_.drop_all();  // of passes that failed on the device
+}
+
+// ---- DeviceFeedForward -----------------------------------------------------------------------------------------------------------------
+
+void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
+    const Config& config = model_.config();
+    const LayerConfig& layer_config = config.layers[static_cast<size_t>(il)];
+    const LayerWeights& layer = device_.layer(il);
+    const ExpertSet& set = *layer.routed;
+    const bool weighted_input = config.recipe->weight_on_input;
+
+    device::RouteJob route;
+    route.n = n;
+    route.n_expert = set.n_expert;
+    route.k = layer_config.n_expert_used;
+    route.scoring = static_cast<int32_t>(config.scoring);
+    route.n_group = config.n_group;
+    route.n_group_used = config.n_group_used;
+    route.groups_by_best = config.groups_by_best;
+    route.renormalise = config.renormalise;
+    route.router_scale = config.router_scale;
+    route.selection_bias = layer.selection_bias;
+    route.expert_scale = layer.expert_scale;
+    route.logits = logits_;
+    route.ids = listed_.ids;
+    route.weights = listed_.weights;
+    check(library_->route(route, compute_.get()));
+
+    device::TaskListJob list;
+    list.n = n;
+    list.k = route.k;
+    list.n_granules = set.layout.n_granules;
+    list.ids = listed_.ids;
+    list.weights = weighted_input ? listed_.weights : nullptr;
+    list.tasks = listed_.tasks;
+    list.entry_token = listed_.entry_token;
+    list.entry_weight = listed_.entry_weight;
+    list.token_entry = listed_.token_entry;
+    pass.address(list);
+    check(library_->list_tasks(list, compute_.get()));
+    if (layer.shared) run_shared(il, work, n);
+
+    device::ExpertJob job = job_of(set, *work.routed);
+    job.tasks = listed_.tasks;
+    job.n_tasks = static_cast<int32_t>(n * route.k * list.n_granules);
+    job.most_entries = static_cast<int32_t>(n);
+    job.entry_token = listed_.entry_token;
+    job.entry_weight = weighted_input ? listed_.entry_weight : nullptr;
+    job.intermediate = intermediate_;
+    job.partials = partials_;
+    check(library_->expert_intermediate(job, compute_.get()));
+    check(library_->expert_down_few(job, compute_.get()));
+
+    device::ReduceJob sum = reduce_of(il, work, n);
+    sum.token_entry = listed_.token_entry;
+    sum.ids = listed_.ids;
+    sum.weights = weighted_input ? nullptr : listed_.weights;
+    sum.n_granules = list.n_granules;
+    check(library_->reduce(sum, compute_.get()));
+    experts_used_ += n * route.k;
+    tasks_run_ += job.n_tasks;
+    pass.finish();
+}
+
+}  // namespace moepic
