@@ -205,7 +205,8 @@ class StreamStats:
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
     lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
     what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device: n_round_trips
-    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch.
+    layers of decode in which the host waited waited_s for the router and took planned_s from there to the first launch; cpu_bytes_s is one
+    thread's, for one token.
     """
 
     cache_bytes: int
