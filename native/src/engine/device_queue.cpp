@@ -101,18 +101,18 @@ DeviceExperts::Range DeviceExperts::next() {
     return range;
 }
 
-// Holds state_. A chunk took the time since it was submitted, or since the one before it arrived.
+// Holds state_. A chunk took the time since it was submitted, or since the one before it arrived; chunks found at once count as one.
 void DeviceExperts::poll_link() {
-    while (!moving_.empty()) {
-        if (!chunk_[static_cast<size_t>(moving_.front().event)].is_done()) return;
-        const int64_t now = now_ns();
-        const double seconds =
-            1e-9 * static_cast<double>(std::max<int64_t>(1, now - std::max(last_arrival_ns_, moving_.front().submitted_ns)));
-        link_rate_ = kRateMemory * link_rate_ + (1.0 - kRateMemory) * static_cast<double>(moving_.front().bytes) / seconds;
-        last_arrival_ns_ = now;
-        moving_bytes_ -= moving_.front().bytes;
-        moving_.pop_front();
+    int64_t bytes = 0, from_ns = 0;
+    for (; !moving_.empty() && chunk_[static_cast<size_t>(moving_.front().event)].is_done(); moving_.pop_front()) {
+        if (bytes == 0) from_ns = std::max(last_arrival_ns_, moving_.front().submitted_ns);
+        bytes += moving_.front().bytes;
     }
+    if (bytes == 0) return;
+    last_arrival_ns_ = now_ns();
+    const double seconds = 1e-9 * static_cast<double>(std::max<int64_t>(1, last_arrival_ns_ - from_ns));
+    link_rate_ = kRateMemory * link_rate_ + (1.0 - kRateMemory) * static_cast<double>(bytes) / seconds;
+    moving_bytes_ -= bytes;
 }
 
 void DeviceExperts::Pass::launched(Range range) {
