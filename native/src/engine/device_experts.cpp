@@ -175,7 +175,7 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     // A trial compares tokens of decode, and its verdict is about them: of a prompt, whose layers are long, the measured cost decides
     // alone.
     uses_cpu_lane_ = batch.cpu.is_ready && (is_many_ || books_.uses_cpu_lane());
-    cpu_threads_ = is_many_ ? batch.cpu.n_threads : 1;
+    cpu_threads_ = batch.cpu.n_threads;
     compute_ = batch.compute;
     experts_ = batch.experts;
     entries_ = batch.entries;
