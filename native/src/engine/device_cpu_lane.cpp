@@ -79,6 +79,7 @@ void DeviceCpuLane::share(DeviceExperts::Pass& pass, const Layer& layer, const L
     const int none = static_cast<int>(pass.placed().size());
     std::atomic<int> lowest{none};
     std::atomic<bool> is_over{false};
+    std::atomic<int> n_helpers{pool.size() - 1};
     const auto compute_one = [&](int thread) {
         const int placed = pass.take_in_place();
         if (placed < 0) return false;
@@ -93,7 +94,7 @@ void DeviceCpuLane::share(DeviceExperts::Pass& pass, const Layer& layer, const L
                 if (const DeviceExperts::Range range = pass.next()) {
                     launch(range);
                     pass.launched(range);
-                } else if (pool.size() > 1 || !compute_one(0)) {
+                } else if (n_helpers > 0 || !compute_one(0)) {
                     std::this_thread::yield();
                 }
             }
@@ -104,8 +105,13 @@ void DeviceCpuLane::share(DeviceExperts::Pass& pass, const Layer& layer, const L
     };
     pool.run_beside(feed_link, pool.size() - 1, [&](int64_t, int thread) {
         while (!is_over && !pass.is_queue_empty()) {
-            if (!compute_one(thread)) std::this_thread::yield();
+            if (compute_one(thread)) continue;
+            // A token's layer is short. A prompt's is not, and what is left for the link only shrinks: it will not want help later, unless
+            // it turns out to be slower, and then its thread does that.
+            if (layer.is_many) break;
+            std::this_thread::yield();
         }
+        --n_helpers;
     });
     if (lowest == none) return;
     const int64_t from = layer.first_row[static_cast<size_t>(lowest.load())];

@@ -8,9 +8,10 @@
 // Memory that the device reads and writes, so pinned: the activations of a batch, and rows, of a prompt as many as fit an eighth of the
 // frames' bytes. The CPU takes no more than that, which is the tail, where an expert has few tokens.
 //
-// Knows nothing of streams' kernels; who takes what is DeviceExperts' to say.
+// Launches no kernels of experts; who takes what is DeviceExperts' to say.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -55,8 +56,8 @@ public:
     int n_threads() const { return std::max(1, workspace_.pool().size() - 1); }
     int64_t most_entries() const { return n_rows_; }
 
-    // Works the queue off: the calling thread gives the link what it should have and launches its kernels, the others compute. Alone, it
-    // does both. Then sends back to `partials` what was computed.
+    // Works the queue off: the calling thread gives the link what it should have and launches its kernels, the others compute. Where there
+    // are none, it does both. Then sends back to `partials` what was computed.
     void share(DeviceExperts::Pass& pass, const Layer& layer, const Launch& launch, float* partials, const device::OwnedStream& stream);
 
 private:
