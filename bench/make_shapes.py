@@ -239,6 +239,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, help="instead of each shape's own number")
     parser.add_argument("--experts-type", choices=LEGAL_EXPERT_TYPES, help="instead of each shape's own")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-split", dest="splits", action="store_false", help="the ordinary file only")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in arguments.shapes.split(","):
@@ -248,6 +249,9 @@ def main() -> None:
         expert_type = arguments.experts_type or shape.expert_type
         path = arguments.out / f"{name}-L{shape.n_layer}-{expert_type}.gguf"
         write_shape(path, name, shape, arguments.tokenizer, Type[expert_type], arguments.seed)
+        if not arguments.splits:
+            print(f"{path} {path.stat().st_size / 1e9:.2f} GB", flush=True)
+            continue
         split = path.with_suffix(".split.gguf")
         convert(path, split, force=True)
         print(

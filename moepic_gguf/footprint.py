@@ -6,12 +6,15 @@ The engine knows its own figures once a model is loaded; these are for plans mad
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
 from .errors import BudgetError
 from .inspection import FileReport
 from .metadata import GgufFile
+
+if TYPE_CHECKING:
+    from .weights import MemoryNeeds
 
 STAGING_BYTES = 32 * 2**20  # frames of a lane, unless two transfers need more
 PROCESS_BYTES = 256 * 2**20  # interpreter and libraries, in RAM
@@ -135,7 +138,11 @@ def engine_footprint(
     from .weights import memory_needs
 
     context = ContextOptions(n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads)
-    needs = memory_needs(path, LoadOptions(ram=ram_bytes, n_threads=n_threads), context)
+    return with_needs(estimate, memory_needs(path, LoadOptions(ram=ram_bytes, n_threads=n_threads), context))
+
+
+def with_needs(estimate: Footprint, needs: MemoryNeeds) -> Footprint:
+    """`estimate` with what the engine said, which leaves the process, or a driver, out."""
     least = needs.least - needs.weights - needs.kv - needs.state - needs.scratch
     return replace(
         estimate,

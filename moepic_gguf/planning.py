@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .config import ContextOptions, LoadOptions, choose_device
 from .errors import ArgumentError
-from .footprint import embedding_of, engine_footprint, footprint, granules_of
+from .footprint import embedding_of, engine_footprint, footprint, granules_of, with_needs
 from .forecast import Forecast, Subject, costs_of, forecast
 from .inspection import inspect_file
 from .metadata import GgufFile
@@ -33,7 +33,7 @@ def plan_load(
     """The forecast for a load; its `options` are the cache to run. None where every expert will be resident.
 
     mode     'auto', 'paper', 'uniform', 'none', or a split ratio in (0, 1] for all layers.
-    machine  measured rates: a file of `moepic-bench machine --out`, or a `Machine`.
+    machine  measured rates: a file of `moepic-bench machine --out` (for a device: of `./dev gpu`), or a `Machine`.
     trace    recorded routing of this model; a stated prior otherwise.
     Raises   `ArgumentError`, and what reading the files raises.
     """
@@ -42,8 +42,6 @@ def plan_load(
             "plan: give machine=FILE as well (moepic-bench machine --out FILE measures one): a plan is made from rates"
         )
     machine = machine if isinstance(machine, Machine) else Machine.read(machine)
-    if choose_device(load).device != "cpu":
-        raise ArgumentError("plan: a plan for a device's cache is not made yet; leave plan out, or use device='cpu'")
     needs = memory_needs(path, load, context, streaming)
     if not needs.streams:
         return None
@@ -52,8 +50,19 @@ def plan_load(
         n_granule = granules_of(file, report)
     n_threads = context.n_threads or len(os.sched_getaffinity(0))
     n_ctx, n_batch = context.n_ctx or 4096, context.n_batch or 512
-    memory = footprint(report, n_granule, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads, embedding=embedding)
-    if load.ram_bytes is not None:
+    on_device = choose_device(load).device != "cpu"
+    memory = footprint(
+        report,
+        n_granule,
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_threads=n_threads,
+        embedding=embedding,
+        on_device=on_device,
+    )
+    if on_device:
+        memory = with_needs(memory, needs)
+    elif load.ram_bytes is not None:
         memory = engine_footprint(
             str(Path(path)), memory, ram_bytes=load.ram_bytes, n_ctx=n_ctx, n_batch=n_batch, n_threads=n_threads
         )

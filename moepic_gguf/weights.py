@@ -314,6 +314,8 @@ def _file_of(weights: weakref.ReferenceType[Weights]) -> Callable[[], Any]:
 class MemoryNeeds:
     """What loading a model would take, in bytes: `weights` have to be in memory anyway, `cache` is left for experts, `least`
     is the smallest `ram` that works. staging and cache are 0 where nothing would be streamed.
+
+    On a device all are of its memory: `staging` are frames for experts under way, and `least` is the smallest `vram` that works.
     """
 
     streams: bool
@@ -333,7 +335,9 @@ def memory_needs(
     context: ContextOptions,
     streaming: StreamingOptions | None = None,
 ) -> MemoryNeeds:
-    """The decisions of loading without reading a weight. A budget below `least` is not an error here."""
+    """The decisions of loading without reading a weight. A budget of RAM below `least` is not an error here; one of a device's memory
+    is the `BudgetError` that loading would raise, and its memory is taken for the moment.
+    """
     from ._ffi import ffi, lib
 
     path = resolve_path(path)

@@ -204,7 +204,7 @@ typedef struct moepic_model_options {
     const moepic_device_options* device;    /* NULL: the CPU */
 } moepic_model_options;
 
-/* What loading would take, and how, in bytes. */
+/* What loading would take, and how, in bytes. Of a model on a device: of the device's memory, and `least` is the smallest vram_bytes. */
 typedef struct moepic_memory {
     uint32_t size;
     int32_t streams;             /* non-zero: experts would be streamed */
@@ -256,7 +256,8 @@ MOEPIC_API int32_t moepic_model_load(moepic_model** out, const char* path, const
 MOEPIC_API void moepic_model_free(moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_info(moepic_model_info* out, const moepic_model* model);
 MOEPIC_API int32_t moepic_model_get_layer(moepic_layer_info* out, const moepic_model* model, int32_t layer);
-/* The decisions of moepic_model_load without reading a weight. A budget below `least` is not an error here. */
+/* The decisions of moepic_model_load without reading a weight. A budget of RAM below `least` is not an error here. A device's memory is
+ * taken for the moment, and E_BUDGET, E_DEVICE, E_NO_MEMORY are those of loading. */
 MOEPIC_API int32_t moepic_model_memory(moepic_memory* out, const char* path, const moepic_model_options* options);
 /* Whether this build would load the file: reads the configuration and places every tensor, touches no weights. Fails with the code and text
  * that moepic_model_load would. */

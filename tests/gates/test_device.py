@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from moepic_gguf import Model
-from moepic_gguf.errors import ArgumentError, BudgetError, CancelledError, DeviceError, OutOfMemory
+from moepic_gguf.config import ContextOptions, LoadOptions
+from moepic_gguf.errors import BudgetError, CancelledError, DeviceError, OutOfMemory
 from moepic_gguf.planner import Machine
 from moepic_gguf.streaming import StreamingOptions
+from moepic_gguf.weights import memory_needs
 from tests.cuda.devices import counters, set_options
 from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, run, same, split
 from tests.making import gguf_file, ordinary
@@ -271,7 +274,37 @@ def test_a_model_whose_experts_all_fit_starts_with_all_of_them(baseline):
     assert stats.total("demand_bytes", prefill=True) == 0
 
 
-def test_a_plan_for_a_device_is_refused_by_name():
-    machine = Machine(link_bytes_s=1e10, device_bytes_s=1e11)
-    with pytest.raises(ArgumentError, match="plan for a device"):
-        Model.load(split("qwen3_moe_256", "q4_k"), device="emulated", plan="auto", machine=machine, n_ctx=64)
+@pytest.mark.parametrize("plan", ["auto", "paper", "uniform", 0.5])
+def test_a_plan_divides_the_cache_of_a_device(baseline, plan):
+    name, kind = "qwen3_moe_256", "q4_k"
+    expected = baseline(name, kind)
+    options: dict[str, Any] = {
+        "device": "emulated",
+        "streaming": StreamingOptions(cache=expected.resident // 2),
+        "plan": plan,
+        "machine": Machine(link_bytes_s=1e10, device_bytes_s=1e11),
+    }
+    same(run(split(name, kind), **options), expected)
+    with Model.load(split(name, kind), n_ctx=64, **options) as model:
+        assert model.forecast is not None
+        assert 0.0 < model.stats.predicted_tpot_s == model.forecast.tpot.mean_s
+        chosen = model.config.streaming
+        if plan == "auto":
+            assert chosen.policy == "auto"
+        else:
+            assert 0 < sum(chosen.layer_budget) <= model.info.cache_bytes == expected.resident // 2
+
+
+def test_what_a_device_will_be_asked_for_is_known_before_loading():
+    path, context = split("qwen3_moe_256", "q4_k"), ContextOptions(n_ctx=64)
+
+    def needs(vram):
+        return memory_needs(path, LoadOptions(device="emulated", vram=vram), context)
+
+    least, half = needs("1GiB").least, needs("1GiB").least + needs("1GiB").experts // 2
+    assert needs(least).cache == 0
+    assert needs(half).cache == half - least
+    with Model.load(path, device="emulated", vram=half, n_ctx=64) as model:
+        assert model.info.cache_bytes == half - least
+    with pytest.raises(BudgetError, match=rf"vram: needs .*{least} bytes"):
+        needs(least - 1)

@@ -18,7 +18,8 @@ inline void relax() {
 #endif
 }
 
-// About 20 to 60 microseconds of pauses: longer than the gap between two jobs of a decode step, far shorter than a scheduler tick.
+// About 20 to 60 microseconds of pauses: longer than the gap between two jobs of a decode step, far shorter than a scheduler tick. None
+// where threads outnumber the cores: who spins there keeps somebody from the work that is waited for.
 constexpr int kSpins = 1500;
 // An index no job has.
 constexpr uint64_t kClosed = 0xffffffffu;
@@ -34,6 +35,7 @@ int ThreadPool::usable_cores() noexcept {
 ThreadPool::ThreadPool(int n_threads) {
     if (n_threads < 0 || n_threads > 1024) fail(Code::argument, "threads: expected 0 (all cores) to 1024, found ", n_threads);
     if (n_threads == 0) n_threads = usable_cores();
+    spins_ = n_threads <= usable_cores() ? kSpins : 0;
     workers_.reserve(static_cast<size_t>(n_threads - 1));
     try {
         for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
@@ -72,7 +74,7 @@ void ThreadPool::finish_job(uint64_t job, int64_t n_tasks) {
     work(job, 0);
     // The last tasks run elsewhere. They are short, but their thread may have lost its core: spin first, then give ours away.
     for (int spin = 0; done_.load(std::memory_order_acquire) != n_tasks; ++spin) {
-        if (spin < kSpins) {
+        if (spin < spins_) {
             relax();
         } else {
             std::this_thread::yield();
@@ -98,7 +100,7 @@ void ThreadPool::worker_loop(int thread) {
     uint32_t seen = 0;
     while (!stop_.load(std::memory_order_relaxed)) {
         uint32_t now = signal_.load(std::memory_order_acquire);
-        for (int spin = 0; now == seen && spin < kSpins; ++spin) {
+        for (int spin = 0; now == seen && spin < spins_; ++spin) {
             relax();
             now = signal_.load(std::memory_order_acquire);
         }

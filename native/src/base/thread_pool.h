@@ -80,6 +80,7 @@ private:
     std::atomic<uint32_t> signal_{0};  // bumped once per job and to stop; parked workers wait on it
     std::atomic<int> parked_{0};
     std::atomic<bool> stop_{false};
+    int spins_ = 0;  // before a thread parks or gives its core away
     Call call_ = nullptr;
     void* body_ = nullptr;
     std::vector<std::thread> workers_;

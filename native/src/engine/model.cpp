@@ -50,15 +50,7 @@ public:
     Builder(Model& model, const LoadOptions& options) : model_(model), options_(options) {}
 
     void build() {
-        place();
-        decide();
-        place();
-        model_.weights_ = Region(carver_.used(), "weights");
-        model_.host_weights_ = Region(host_carver_.used(), "weights");
-        model_.strips_ = Region(strips_carver_.used(), "experts");
-        model_.dense_bytes_ = carver_.used() + host_carver_.used();
-        place();
-        if (is_on_device()) reserve_on_device();
+        reserve();
         fill();
         if (is_on_device()) {
             move_to_device();
@@ -68,6 +60,7 @@ public:
     }
 
     MemoryNeeds measure() {
+        if (is_on_device()) return measure_on_device();
         place();
         MemoryNeeds needs;
         const uint64_t total = weight_bytes();
@@ -119,6 +112,35 @@ private:
         std::vector<Strips> strips;
         std::vector<LatentParts> latent_parts;
     };
+
+    // Address space here, memory on a device.
+    void reserve() {
+        place();
+        decide();
+        place();
+        model_.weights_ = Region(carver_.used(), "weights");
+        model_.host_weights_ = Region(host_carver_.used(), "weights");
+        model_.strips_ = Region(strips_carver_.used(), "experts");
+        model_.dense_bytes_ = carver_.used() + host_carver_.used();
+        place();
+        if (is_on_device()) reserve_on_device();
+    }
+
+    MemoryNeeds measure_on_device() {
+        reserve();
+        const Context context(model_, options_.context);
+        MemoryNeeds needs;
+        needs.streams = streams_;
+        needs.weights = model_.weights_.size();
+        needs.experts = model_.expert_bytes();
+        needs.kv = context.kv_bytes();
+        needs.state = context.state_bytes();
+        needs.scratch = context.device_bytes() - needs.kv - needs.state;
+        needs.staging = model_.staging_bytes_;
+        needs.cache = model_.cache_bytes_;
+        needs.least = needs.weights + context.device_bytes() + needs.staging;
+        return needs;
+    }
 
     // Whether experts are resident or streamed, and what the budget leaves for which part. Everything is known before a weight is read.
     void decide() {
@@ -408,12 +430,30 @@ private:
         ThreadPool pool(options_.n_threads);
         uint64_t done = 0;
         report(0);
-        for (const Batch& batch : batches_) {
+        if (!batches_.empty()) read_ahead(batches_.front());
+        for (size_t i = 0; i < batches_.size(); ++i) {
+            const Batch& batch = batches_[i];
+            if (i + 1 < batches_.size()) read_ahead(batches_[i + 1]);
             fill_batch(batch, pool);
             done += batch_bytes(batch);
             report(std::min<uint64_t>(done, weight_bytes()));
         }
         report(weight_bytes());
+    }
+
+    // The disk fetches one batch while the one before it is put in place.
+    void read_ahead(const Batch& batch) const {
+        for (const Copy& copy : batch.copies) model_.file_.will_need(*copy.tensor);
+        for (const Tile& tile : batch.tiles) model_.file_.will_need(*tile.tensor);
+        for (const LatentParts& p : batch.latent_parts) model_.file_.will_need(*p.joined);
+        for (const Strips& s : batch.strips) each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.will_need(t); });
+    }
+
+    template <class Visit>
+    static void each_tensor(const ExpertBinding& binding, const Visit& visit) {
+        for (const RowSegment& r : binding.gate) visit(*r.tensor);
+        for (const RowSegment& r : binding.up) visit(*r.tensor);
+        for (const ColumnSegment& c : binding.down) visit(*c.tensor);
     }
 
     static uint64_t batch_bytes(const Batch& batch) {
@@ -465,9 +505,7 @@ private:
                 fillers[static_cast<size_t>(thread)].fill(*s.binding, *s.layout, MappedSource(), task / n_granules, task % n_granules,
                                                           s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
             });
-            for (const RowSegment& r : s.binding->gate) model_.file_.dont_need(*r.tensor);
-            for (const RowSegment& r : s.binding->up) model_.file_.dont_need(*r.tensor);
-            for (const ColumnSegment& c : s.binding->down) model_.file_.dont_need(*c.tensor);
+            each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.dont_need(t); });
         }
     }
 
