@@ -207,7 +207,8 @@ class StreamStats:
     what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device:
     n_device_routed layers, all of whose experts were resident, it routed itself; in n_round_trips layers of decode the host waited waited_s for the
     router and took planned_s from there to the first launch; given_back_bytes are what its cache gave up since load for contexts that found no
-    other memory, and of the experts in RAM pinned_bytes are pinned for the link and to_pin_bytes still to be.
+    other memory, and of the experts in RAM pinned_bytes are pinned for the link and to_pin_bytes still to be;
+    cpu_bytes_s is one thread's, for one token.
     """
 
     cache_bytes: int

@@ -13,18 +13,10 @@ namespace {
 // known to us in one half, so that decode rarely waits for a frame.
 constexpr uint64_t kFrameBytes = uint64_t{384} << 20;
 constexpr uint64_t kLeastHalf = 2;
-// Bytes the link is given at once: kernels are launched once per chunk, which costs a few microseconds; a chunk of this size takes 40 us of
-// a 25 GB/s link.
-constexpr int64_t kChunkBytes = int64_t{1} << 20;
-// Of a prompt, whose kernels want many granules at once to fill the device.
-constexpr int64_t kManyChunkBytes = int64_t{16} << 20;
-// Chunks given to the link while the CPU may still take the rest: enough that the link never idles.
-constexpr size_t kLinkAhead = 3;
 constexpr int kChunkEvents = 8;
 // Granules fetched ahead that are under way at once: what demand may have to wait behind.
 constexpr size_t kFetchesAtOnce = 2;
 constexpr size_t kBounceFrames = 4;  // two for the link, two for the CPU
-constexpr double kRateMemory = 0.9;  // of a measured rate, per sample
 constexpr uint64_t kMeasuredBytes = uint64_t{32} << 20;
 
 std::vector<StoredLayer> stored_of(const std::vector<StreamLayer>& layers) {
@@ -57,7 +49,6 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
     : library_(library),
       device_name_(std::move(device_name)),
       pinned_(pinned),
-      most_cpu_rate_(most_cpu_bytes_s),
       options_(options),
       layers_(std::move(layers)),
       store_(make_memory_store(stored_of(layers_))),
@@ -69,7 +60,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       last_use_(library),
       residents_done_(library),
       last_arrival_(library),
-      cpu_rate_(options.cpu_bytes_s) {
+      cpu_cost_(options.cpu_bytes_s, most_cpu_bytes_s) {
     std::vector<ArenaPool> pools;
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
     arena_.emplace(library, std::move(pools));
@@ -215,11 +206,16 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     const int64_t start_ns = now_ns();
     layer_ = layer;
     n_tokens_ = batch.n_tokens;
+    n_granules_ = n_granules;
     is_decode_ = batch.is_decode;
-    uses_cpu_lane_ = books_.uses_cpu_lane();
     is_many_ = batch.n_tokens > kFewTokens;
+    // A trial compares tokens of decode, and its verdict is about them: of a prompt, whose layers are long, the measured cost decides
+    // alone.
+    uses_cpu_lane_ = batch.cpu.is_ready && (is_many_ || books_.uses_cpu_lane());
+    cpu_threads_ = batch.cpu.n_threads;
     compute_ = batch.compute;
     experts_ = batch.experts;
+    entries_ = batch.entries;
     ids_.assign(batch.ids.begin(), batch.ids.end());
     tally_ = {};
     placed_.clear();
@@ -237,8 +233,10 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     found_.assign(want_of_.size(), 0);
     for (size_t w = 0; w < experts_.size(); ++w) want_of_[static_cast<size_t>(experts_[w])] = static_cast<int32_t>(w);
     order_.assign(routed.begin(), routed.end());
+    int n_in_place = 0;  // experts of a prompt that the CPU may take
     if (is_many_) {
-        std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
+        n_in_place = order_prompt(batch);
+        uses_cpu_lane_ = n_in_place > 0;
     } else if (uses_cpu_lane_) {  // hot experts first: the link takes them from the head, the CPU the cold ones from the tail
         std::stable_sort(order_.begin(), order_.end(), [&](const cache::Routed& a, const cache::Routed& b) {
             return books_.cache().worth(layer, a.expert) > books_.cache().worth(layer, b.expert);
@@ -260,14 +258,17 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     adopted_.clear();
     std::vector<Placed> queue;
     int n_frames = 0;
+    double queued_cpu_s = 0.0;
     for (const cache::Routed& r : order_) {
         const int32_t want = want_of_[static_cast<size_t>(r.expert)];
+        const double cpu_s = uses_cpu_lane_ ? cpu_cost_.seconds(granule_bytes(layer), entries_[static_cast<size_t>(want)]) : 0.0;
         bool in_order = true;  // granules of a prompt's expert are added up in the order they stand here
         for (int g = r.n_resident; g < n_granules; ++g) {
             std::byte* kept = g < r.n_resident + r.n_kept ? slot(layer, r.expert, g) : nullptr;
             if ((in_order || !is_many_) && adopt(r.expert, g, kept, want)) continue;
             in_order = false;
-            Missing& missing = missing_.emplace_back(Missing{.expert = r.expert});
+            Missing& missing = missing_.emplace_back(Missing{.expert = r.expert, .cpu_s = cpu_s});
+            queued_cpu_s += cpu_s;
             if (!kept) missing.frame = n_frames++;
             missing.to = kept ? kept : frame(missing.frame % needs_.n_queue);
             queue.push_back({want, g, missing.to});
@@ -277,13 +278,39 @@ void DeviceExperts::begin_pass(const Batch& batch) {
     for (const Adopted& a : adopted_) placed_.push_back({a.want, a.granule, frame(needs_.n_queue + a.frame)});
     first_missing_ = static_cast<int>(placed_.size());
     placed_.insert(placed_.end(), queue.begin(), queue.end());
+    first_in_place_ = is_many_ ? static_cast<int>(missing_.size()) - n_in_place * n_granules : 0;
 
     const std::lock_guard lock(state_);
     moving_.clear();  // whatever it was, the kernels of its pass waited for it
     moving_bytes_ = 0;
     head_ = 0;
-    tail_ = static_cast<int>(missing_.size());
+    tail_ = in_place_ = in_place_end_ = static_cast<int>(missing_.size());
     queued_bytes_ = tail_ * granule_bytes(layer);
+    queued_cpu_s_ = queued_cpu_s;
+}
+
+// Orders the experts of a prompt; returns how many at the end are such that the CPU may take them. The others ascend, so that what lies
+// side by side in host memory is one copy.
+int DeviceExperts::order_prompt(const Batch& batch) {
+    std::sort(order_.begin(), order_.end(), [](const cache::Routed& a, const cache::Routed& b) { return a.expert < b.expert; });
+    if (!uses_cpu_lane_) return 0;
+    const auto n_entries = [&](const cache::Routed& r) { return entries_[static_cast<size_t>(want_of_[static_cast<size_t>(r.expert)])]; };
+    const auto passing = std::stable_partition(
+        order_.begin(), order_.end(), [&](const cache::Routed& r) { return r.n_resident + r.n_kept > 0 || is_fetched(r.expert, 0); });
+    // A copy costs its bytes, and a product its tokens: few tokens are the CPU's.
+    std::stable_sort(passing, order_.end(), [&](const cache::Routed& a, const cache::Routed& b) { return n_entries(a) > n_entries(b); });
+    auto first = order_.end();
+    for (int64_t room = batch.cpu.most_entries; first != passing; --first) {
+        room -= n_entries(*std::prev(first));
+        if (room < 0) break;
+    }
+    return static_cast<int>(order_.end() - first);
+}
+
+// Whether the granule was fetched ahead, or is being.
+bool DeviceExperts::is_fetched(int32_t expert, int granule) const {
+    const auto it = guesses_.find({layer_, expert, granule});
+    return it != guesses_.end() && it->second.frame >= 0;
 }
 
 // Takes over a granule that was fetched ahead, or is being; one that still waits for its turn is demand now.
@@ -341,135 +368,6 @@ void DeviceExperts::Pass::residents_launched() {
     e_.compute_->record(e_.residents_done_);
 }
 
-// ---- the two ends of the queue ---------------------------------------------------------------------------------------------------------
-
-DeviceExperts::Range DeviceExperts::Pass::next() {
-    return e_.next();
-}
-
-// The link takes a chunk when it would have it there before the CPU could have computed all the rest; take_in_place() is the same question
-// asked from the other end. Whoever is wrong about its rate is corrected by what is left in the queue.
-DeviceExperts::Range DeviceExperts::next() {
-    Range range;
-    int64_t bytes = 0;
-    const int64_t chunk_bytes = is_many_ ? kManyChunkBytes : kChunkBytes;
-    {
-        const std::lock_guard lock(state_);
-        poll_link();
-        if (head_ == tail_) return {};
-        const bool shares = uses_cpu_lane_ && !is_many_;
-        const int64_t one = granule_bytes(layer_);
-        if (shares) {
-            if (moving_.size() >= kLinkAhead) return {};
-            const bool pays = link_seconds(moving_bytes_ + one) <= cpu_seconds(queued_bytes_);
-            if (!pays && (!moving_.empty() || cpu_seconds(one) <= link_seconds(moving_bytes_ + queued_bytes_))) return {};
-        }
-        range.first = first_missing_ + head_;
-        const int most = shares ? std::max(1, (tail_ - head_) / 2) : tail_ - head_;  // something is left to divide
-        int half = -1;                                                               // a chunk stays inside one half of the frames
-        while (range.count < most && (range.count == 0 || bytes + one <= chunk_bytes)) {
-            const int number = missing_[static_cast<size_t>(head_)].frame;
-            if (number >= 0 && half >= 0 && half_of(number) != half) break;
-            if (number >= 0) half = half_of(number);
-            ++head_;
-            ++range.count;
-            bytes += one;
-        }
-        queued_bytes_ -= bytes;
-    }
-    const int first = range.first - first_missing_;
-    const size_t one = store_->layout(layer_).granule_bytes;
-    for (int i = first; i < first + range.count;) {
-        const Missing& missing = missing_[static_cast<size_t>(i)];
-        // The second time round, kernels have read the half.
-        if (missing.frame >= needs_.n_queue && missing.frame % (needs_.n_queue / 2) == 0)
-            demand_.wait(half_done_[static_cast<size_t>(half_of(missing.frame))]);
-        // Granules that lie side by side on both ends are one copy.
-        const std::byte* from = host_data(i);
-        int count = 1;
-        for (int next = i + 1; next < first + range.count; ++next, ++count) {
-            const auto held = one * static_cast<size_t>(count);
-            const Missing& other = missing_[static_cast<size_t>(next)];
-            if (other.to != missing.to + held || (other.frame < 0) != (missing.frame < 0)) break;
-            if (host_data(next) != from + held || !pinned_.holds(from, held + one)) break;
-        }
-        copy(missing.to, from, one * static_cast<size_t>(count), demand_);
-        for (int j = i; j < i + count; ++j) missing_[static_cast<size_t>(j)].is_loaded = true;
-        i += count;
-    }
-    const int event = n_chunks_++ % kChunkEvents;
-    demand_.record(chunk_[static_cast<size_t>(event)]);
-    compute_->wait(chunk_[static_cast<size_t>(event)]);
-    tally_.demand_bytes += bytes;
-    tally_.n_link += range.count;
-    const std::lock_guard lock(state_);
-    if (moving_.size() == kChunkEvents) {  // its event is taken by this chunk; only a queue without a CPU gets this far
-        moving_bytes_ -= moving_.front().bytes;
-        moving_.pop_front();
-    }
-    moving_.push_back({event, bytes, now_ns()});
-    moving_bytes_ += bytes;
-    return range;
-}
-
-// Holds state_. A chunk took the time since it was submitted, or since the one before it arrived.
-void DeviceExperts::poll_link() {
-    while (!moving_.empty()) {
-        if (!chunk_[static_cast<size_t>(moving_.front().event)].is_done()) return;
-        const int64_t now = now_ns();
-        const double seconds =
-            1e-9 * static_cast<double>(std::max<int64_t>(1, now - std::max(last_arrival_ns_, moving_.front().submitted_ns)));
-        link_rate_ = kRateMemory * link_rate_ + (1.0 - kRateMemory) * static_cast<double>(moving_.front().bytes) / seconds;
-        last_arrival_ns_ = now;
-        moving_bytes_ -= moving_.front().bytes;
-        moving_.pop_front();
-    }
-}
-
-void DeviceExperts::Pass::launched(Range range) {
-    for (int i = range.first; i < range.first + range.count; ++i) {
-        const int number = e_.missing_[static_cast<size_t>(i - e_.first_missing_)].frame;
-        if (number < 0) continue;
-        return e_.compute_->record(e_.half_done_[static_cast<size_t>(e_.half_of(number))]);
-    }
-}
-
-bool DeviceExperts::Pass::is_queue_empty() const {
-    const std::lock_guard lock(e_.state_);
-    return e_.head_ == e_.tail_;
-}
-
-int DeviceExperts::Pass::take_in_place() {
-    return e_.take_in_place();
-}
-
-int DeviceExperts::take_in_place() {
-    const std::lock_guard lock(state_);
-    if (head_ == tail_) return -1;
-    const int64_t one = granule_bytes(layer_);
-    if (cpu_seconds(one) > link_seconds(moving_bytes_ + queued_bytes_)) return -1;
-    --tail_;
-    queued_bytes_ -= one;
-    ++tally_.n_in_place;
-    return first_missing_ + tail_;
-}
-
-void DeviceExperts::Pass::done_in_place(double seconds) {
-    const std::lock_guard lock(e_.state_);
-    const double rate = static_cast<double>(e_.granule_bytes(e_.layer_)) / std::max(seconds, 1e-9);
-    e_.cpu_rate_ = std::min(e_.most_cpu_rate_, kRateMemory * e_.cpu_rate_ + (1.0 - kRateMemory) * rate);
-}
-
-const std::byte* DeviceExperts::host_data(int missing) const {
-    const Placed& at = placed_[static_cast<size_t>(first_missing_ + missing)];
-    return store_->in_place(layer_, experts_[static_cast<size_t>(at.want)], at.granule);
-}
-
-void DeviceExperts::Pass::returned() {
-    e_.compute_->record(e_.last_arrival_);
-    e_.stall_ = Stall{e_.layer_, e_.is_decode_};
-}
-
 // ---- fetching ahead --------------------------------------------------------------------------------------------------------------------
 
 bool DeviceExperts::wants_guess(int layer) {
@@ -477,13 +375,32 @@ bool DeviceExperts::wants_guess(int layer) {
     return books_.wants_guess(layer, false);
 }
 
+bool DeviceExperts::may_share(int layer) {
+    if (!has_cpu_lane()) return false;
+    const std::lock_guard owner(owner_);
+    const cache::Residency& residency = books_.cache().residency();
+    const int n_granules = static_cast<int>(store_->layout(layer).n_granules);
+    for (int32_t expert = 0; expert < layers_[static_cast<size_t>(layer)].n_expert; ++expert) {
+        if (residency.n_resident(layer, expert) < n_granules) return true;
+    }
+    return false;
+}
+
 void DeviceExperts::Pass::prefetch(int layer, std::span<const int32_t> ids) {
     if (e_.books_.foretell(layer, ids)) e_.fetch_ahead(layer, e_.books_.guess(layer));
 }
 
+// Hot experts first, who will have most tokens: the cold ones are the CPU's, and need not come. It moves while the host waits for the
+// device, when neither the queue's link nor the CPU has work.
 void DeviceExperts::Pass::prefetch_all(int layer) {
+    std::vector<cache::Rank> worth;
     std::vector<int32_t> ids;
-    for (int32_t expert = 0; expert < e_.layers_[static_cast<size_t>(layer)].n_expert; ++expert) ids.push_back(expert);
+    for (int32_t expert = 0; expert < e_.layers_[static_cast<size_t>(layer)].n_expert; ++expert) {
+        worth.push_back(e_.books_.cache().worth(layer, expert));
+        ids.push_back(expert);
+    }
+    std::stable_sort(ids.begin(), ids.end(),
+                     [&](int32_t a, int32_t b) { return worth[static_cast<size_t>(a)] > worth[static_cast<size_t>(b)]; });
     e_.fetch_ahead(layer, ids);
 }
 
@@ -593,7 +510,7 @@ StreamStats DeviceExperts::stats() {
     const std::lock_guard state(state_);
     stats.lane_text = cat("link to ", device_name_, has_cpu_lane() ? ", shared with the CPU" : "");
     stats.lane_bytes_s = link_rate_;
-    stats.cpu_bytes_s = cpu_rate_;
+    stats.cpu_bytes_s = has_cpu_lane() ? cpu_cost_.bytes_s(1) : 0.0;
     return stats;
 }
 

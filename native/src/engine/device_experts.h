@@ -6,6 +6,8 @@
 //   the others form a queue, hottest first. next() gives its head to the link: copies on a stream of their own, for which the compute
 //   stream is made to wait, so kernels may be launched at once. take_in_place() gives its tail to the CPU, which computes from the same
 //   bytes in host memory. Each end takes only what it would finish before the other could, so both end together.
+//   Of a prompt the queue ends in whole experts that neither are here in part nor are to stay, most tokens first: those the CPU may take,
+//   each as a whole, because an expert's granules are added up in order where they are computed. What is to stay has to move anyway.
 // Nothing here waits for the device: order is kept by events alone. A layer that lacks nothing may go through a ResidentPass instead.
 //
 //   passes                 the kernels of one, whatever its context, wait for those of the one before (last_use_), and so for what it
@@ -31,6 +33,7 @@
 
 #include "device/buffer.h"
 #include "device/library.h"
+#include "engine/cpu_cost.h"
 #include "engine/device_arena.h"
 #include "engine/device_resident.h"
 #include "engine/pinned_strips.h"
@@ -68,13 +71,21 @@ public:
     uint64_t give_back(uint64_t bytes);
     uint64_t arena_bytes();
 
+    // The CPU's part in a batch.
+    struct CpuLane {
+        bool is_ready = false;  // the batch's activations are where it reads them
+        int n_threads = 0;
+        int64_t most_entries = 0;  // of a prompt: how many sums it has room for
+    };
     struct Batch {
         int layer = 0;
         std::span<const int32_t> ids;      // [n_tokens][n_used]
         std::span<const int32_t> experts;  // the distinct ids, ascending; an index here is a `want`
+        std::span<const int32_t> entries;  // [want] tokens that use it
         int n_tokens = 0;
         bool is_decode = false;
         const device::OwnedStream* compute = nullptr;
+        CpuLane cpu;
     };
     // A granule of the pass and where kernels find it.
     struct Placed {
@@ -108,11 +119,12 @@ public:
         Range next();
         // Kernels that read the range have been launched.
         void launched(Range range);
+        // Every granule has been given to somebody.
         bool is_queue_empty() const;
-        // One granule from the tail for the CPU: an index into placed(); -1: nothing now. Any thread, which gives it back with
-        // done_in_place.
+        // One granule from the tail for the CPU: an index into placed(); -1: nothing now. Of a prompt, granules of an expert come one after
+        // another, ascending. Any thread, which gives it back with done_in_place.
         int take_in_place();
-        void done_in_place(double seconds);
+        void done_in_place(int placed, double seconds);
         const std::byte* host_data(int placed) const { return e_.host_data(placed - e_.first_missing_); }
         // Partials of what the CPU computed are on their way in front of this point of the compute stream.
         void returned();
@@ -168,6 +180,8 @@ public:
     int n_layer() const override { return static_cast<int>(layers_.size()); }
     int32_t il(int layer) const override { return layers_[static_cast<size_t>(layer)].il; }
     bool has_cpu_lane() const { return options_.cpu_bytes_s > 0.0; }
+    // Whether the CPU may have to compute something of that layer: not where everything is resident.
+    bool may_share(int layer);
 
     // Of one layer of decode.
     void note_round_trip(double waited_s, double planned_s);
@@ -177,11 +191,16 @@ public:
     void check() override;
 
 private:
+    // Bytes the link is given at once: kernels are launched once per chunk, which costs a few microseconds; a chunk of this size takes 40
+    // us of a 25 GB/s link.
+    static constexpr int64_t kChunkBytes = int64_t{1} << 20;
+
     struct Missing {
         int32_t expert = 0;
         int frame = -1;  // number in the order of use; -1: it goes to its slot and stays
         std::byte* to = nullptr;
         bool is_loaded = false;
+        double cpu_s = 0.0;  // a thread's, by what was known when the pass began
     };
     struct Key {
         int layer;
@@ -209,11 +228,15 @@ private:
     void account_letters();
     void await_letters();
     void begin_pass(const Batch& batch);
+    int order_prompt(const Batch& batch);
+    bool is_fetched(int32_t expert, int granule) const;
     PassReport end_pass(bool is_abandoned);
     bool adopt(int32_t expert, int granule, std::byte* slot, int32_t want);
     void drop_guesses(int layer);
     void take_stall();
     Range next();
+    bool is_link_wanted() const;
+    bool is_cpu_wanted() const;
     int take_in_place();
     void poll_link();
     void copy(std::byte* to, int layer, int32_t expert, int granule, const device::OwnedStream& stream);
@@ -229,12 +252,14 @@ private:
     int64_t granule_bytes(int layer) const { return static_cast<int64_t>(store_->layout(layer).granule_bytes); }
     int half_of(int number) const { return number / (needs_.n_queue / 2) % 2; }
     double link_seconds(int64_t bytes) const { return static_cast<double>(bytes) / link_rate_; }
-    double cpu_seconds(int64_t bytes) const { return static_cast<double>(bytes) / cpu_rate_; }
+    double cpu_seconds(int missing) const;
+    // Granules of the queue that the CPU takes as one, and those of the head's that the link has taken already.
+    int unit() const { return is_many_ ? n_granules_ : 1; }
+    int begun() const { return (head_ - first_in_place_) % unit(); }
 
     const device::Library& library_;
     const std::string device_name_;
     const PinnedStrips& pinned_;
-    const double most_cpu_rate_;  // bytes per second
     const StreamOptions options_;
     const std::vector<StreamLayer> layers_;
     const std::unique_ptr<ExpertStore> store_;
@@ -271,26 +296,31 @@ private:
     RoundTrips round_trips_;
 
     // Of the running pass; written before other threads take part.
-    int layer_ = -1, n_tokens_ = 0;
+    int layer_ = -1, n_tokens_ = 0, n_granules_ = 0;
     bool is_decode_ = false, is_many_ = false, uses_cpu_lane_ = false;
+    int cpu_threads_ = 1;  // that work at the queue's tail together
     const device::OwnedStream* compute_ = nullptr;
-    std::span<const int32_t> experts_;
+    std::span<const int32_t> experts_, entries_;
     std::vector<int32_t> ids_, found_, want_of_;
     std::vector<cache::Routed> order_;
     std::vector<Placed> placed_;
     std::vector<Adopted> adopted_;
     std::vector<Missing> missing_;  // of placed_[first_missing_ + i]
     int n_resident_ = 0, first_missing_ = 0;
+    int first_in_place_ = 0;  // of missing_: what is before it is the link's
     StreamTally tally_;
     double window_s_ = 0.0;
     int n_chunks_ = 0;
 
     mutable std::mutex state_;
     // Under state_.
-    int head_ = 0, tail_ = 0;  // of missing_: [head, tail) is nobody's yet
+    int head_ = 0, tail_ = 0;              // of missing_: [head, tail) is nobody's yet
+    int in_place_ = 0, in_place_end_ = 0;  // of missing_: the CPU's already, and no thread's yet
     int64_t queued_bytes_ = 0, moving_bytes_ = 0;
+    double queued_cpu_s_ = 0.0;  // of a thread, for what is queued
     std::deque<Moving> moving_;
-    double link_rate_ = 0.0, cpu_rate_ = 0.0;  // bytes per second
+    double link_rate_ = 0.0;  // bytes per second
+    CpuCost cpu_cost_;
     int64_t last_arrival_ns_ = 0;
 };
 

@@ -32,8 +32,8 @@ DeviceFeedForward::DeviceFeedForward(const Model& model, Workspace& workspace, c
       workspace_(workspace),
       pool_(workspace.pool()),
       posted_(library_),
-      shared_listed_(library_) {
-    threads_.resize(static_cast<size_t>(pool_.size()));
+      shared_listed_(library_),
+      cpu_lane_(model, workspace, n_batch) {
     Carver device_size, letters_size, host_size;
     place(device_size, letters_size, host_size);
     memory_ = device_.allocate(device_size.used(), "the feed-forward's scratch");
@@ -58,9 +58,9 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
     const auto n = static_cast<size_t>(n_batch_);
     const auto few = static_cast<size_t>(std::min<int64_t>(n_batch_, kFewTokens));
     const auto n_embd = static_cast<size_t>(model_.config().n_embd);
-    size_t most_experts = 1, k = 1, granule = 0, rows_few = 0, entries_many = 0, intermediate = 0, tables = 0, act_row = 0;
+    size_t most_experts = 1, k = 1, rows_few = 0, entries_many = 0, intermediate = 0, tables = 0;
     size_t shared_rows = 0, shared_intermediate = 0;
-    ActMask routed_mask = 0, routers = 0;
+    ActMask routers = 0;
     for (int64_t il = 0; il < model_.config().n_layer; ++il) {
         const LayerWeights& layer = model_.layer(il);
         if (layer.routed) {
@@ -70,14 +70,10 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
             const size_t row = intermediate_row_bytes(layout);
             most_experts = std::max(most_experts, experts);
             k = std::max(k, used);
-            granule = std::max(granule, static_cast<size_t>(layout.granule));
-            act_row = std::max(act_row, row);
             rows_few = std::max(rows_few, few * used * granules);
             entries_many = std::max(entries_many, n * used);
             intermediate = std::max(intermediate, row * granules * used * n);
             tables = std::max(tables, std::min(experts, n * used) * granules);
-            routed_mask |= ActMask{1} << static_cast<int>(ops::act_kind(layout.gate_type));
-            routed_mask |= ActMask{1} << static_cast<int>(ops::act_kind(layout.up_type));
             routers |= act_mask(layer.router);
         }
         if (layer.shared) {
@@ -107,19 +103,7 @@ void DeviceFeedForward::place(Carver& on_device, Carver& letters, Carver& host) 
     mailbox_.unheard = letters.take<uint32_t>(1);
     mailbox_.logits = letters.take<float>(n * most_experts);
     for (float*& guess : mailbox_.guess_logits) guess = letters.take<float>(most_experts);
-    const bool shares = device_.has_cpu_lane();
-    for (int kind = 0; shares && kind < kActKinds; ++kind) {
-        if (!(routed_mask >> kind & 1)) continue;
-        mailbox_.act_stride[kind] = ops::act_bytes(static_cast<ops::ActKind>(kind), model_.config().n_embd);
-        mailbox_.acts[kind] = letters.take<std::byte>(few * mailbox_.act_stride[kind]);
-    }
-    returned_ = letters.take<float>(shares ? rows_few * n_embd : 0);
-    for (ThreadScratch& thread : threads_) {
-        if (!shares) break;
-        thread.granule.gate = host.take<float>(few * granule);
-        thread.granule.up = host.take<float>(few * granule);
-        thread.intermediate = host.take<std::byte>(few * act_row);
-    }
+    cpu_lane_.place(letters, host);
     if (!letters_.data()) return;
     const size_t entries = std::max(rows_few, entries_many);
     // Runs of a prompt are written part by part, each part on a line of its own.
@@ -177,13 +161,8 @@ void DeviceFeedForward::score(int64_t il, const Work& work, int64_t n) {
 void DeviceFeedForward::ask(int64_t il, const Work& work, int64_t n) {
     const LayerWeights& layer = device_.layer(il);
     const auto n_logits = static_cast<size_t>(n * layer.routed->n_expert);
-    if (experts_->has_cpu_lane() && n <= kFewTokens) {
-        for (int kind = 0; kind < kActKinds; ++kind) {
-            if (!mailbox_.acts[kind] || !work.routed->acts().data[kind]) continue;
-            const size_t bytes = static_cast<size_t>(n) * mailbox_.act_stride[kind];
-            check(library_->post(work.routed->acts().data[kind], bytes / 4, mailbox_.acts[kind], mailbox_.unheard, 0, compute_.get()));
-        }
-    }
+    is_shared_with_cpu_ = experts_->may_share(layer.moe_layer);
+    if (is_shared_with_cpu_) cpu_lane_.send(work.routed->acts(), n, compute_);
     // Guesses are for a token that goes through the layers alone.
     for (int ahead = 1; batch_ == 1 && !is_forced() && ahead <= experts_->lookahead(); ++ahead) {
         const int target = layer.moe_layer + ahead;
@@ -252,26 +231,43 @@ void DeviceFeedForward::choose(int64_t il, int64_t n, int64_t first_position, co
     if (probe) probe({ProbeKind::routing, il, -1, -1, first_position, n, k, weights_.data(), ids_.data()});
 }
 
-// Tokens by expert, experts ascending.
+// How many tokens each expert has, experts ascending.
 void DeviceFeedForward::group(int64_t il, int64_t n) {
     const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
     const auto n_expert = static_cast<size_t>(model_.layer(il).routed->n_expert);
-    std::vector<int32_t> count(n_expert + 1, 0);
-    for (int64_t i = 0; i < n * k; ++i) ++count[static_cast<size_t>(ids_[static_cast<size_t>(i)]) + 1];
+    std::vector<int32_t> count(n_expert, 0);
+    for (int64_t i = 0; i < n * k; ++i) ++count[static_cast<size_t>(ids_[static_cast<size_t>(i)])];
     groups_.clear();
     distinct_.clear();
+    n_entries_.clear();
+    group_of_.resize(n_expert);
     for (size_t e = 0; e < n_expert; ++e) {
-        if (count[e + 1] > 0) {
-            groups_.push_back({static_cast<int32_t>(e), count[e], count[e + 1]});
-            distinct_.push_back(static_cast<int32_t>(e));
-        }
-        count[e + 1] += count[e];
+        if (count[e] == 0) continue;
+        group_of_[e] = static_cast<int32_t>(groups_.size());
+        groups_.push_back({static_cast<int32_t>(e), 0, count[e]});
+        distinct_.push_back(static_cast<int32_t>(e));
+        n_entries_.push_back(count[e]);
     }
+}
+
+// Tokens by expert, experts in the order in which their granules are placed.
+void DeviceFeedForward::number_entries(int64_t il, int64_t n, std::span<const DeviceExperts::Placed> placed) {
+    const int64_t k = model_.config().layers[static_cast<size_t>(il)].n_expert_used;
+    int32_t first = 0;
+    for (const DeviceExperts::Placed& at : placed) {
+        if (at.granule > 0) continue;  // an expert's come in order
+        Group& group = groups_[static_cast<size_t>(at.want)];
+        group.first_entry = first;
+        first += group.n_entries;
+    }
+    std::vector<int32_t> next;
+    for (const Group& group : groups_) next.push_back(group.first_entry);
     entry_token_.resize(static_cast<size_t>(n * k));
     entry_of_.resize(static_cast<size_t>(n * k));
     entry_weight_.resize(static_cast<size_t>(n * k));
     for (int64_t i = 0; i < n * k; ++i) {
-        const int32_t entry = count[static_cast<size_t>(ids_[static_cast<size_t>(i)])]++;
+        const int32_t expert = ids_[static_cast<size_t>(i)];
+        const int32_t entry = next[static_cast<size_t>(group_of_[static_cast<size_t>(expert)])]++;
         entry_token_[static_cast<size_t>(entry)] = static_cast<int32_t>(i / k);
         entry_weight_[static_cast<size_t>(entry)] = weights_[static_cast<size_t>(i)];
         entry_of_[static_cast<size_t>(i)] = entry;
@@ -291,9 +287,12 @@ void DeviceFeedForward::run_routed(int64_t il, const Work& work, int64_t n, int6
         DeviceExperts::Pass pass(*experts_, {.layer = layer.moe_layer,
                                              .ids = ids_,
                                              .experts = distinct_,
+                                             .entries = n_entries_,
                                              .n_tokens = static_cast<int>(n),
                                              .is_decode = batch_ == 1,
-                                             .compute = &compute_});
+                                             .compute = &compute_,
+                                             .cpu = {is_shared_with_cpu_, cpu_lane_.n_threads(), cpu_lane_.most_entries()}});
+        number_entries(il, n, pass.placed());
         if (n <= kFewTokens) {
             run_few(pass, il, work, n);
         } else {
@@ -346,20 +345,34 @@ void DeviceFeedForward::run_few(DeviceExperts::Pass& pass, int64_t il, const Wor
     if (entry_weight) job.entry_weight = tables_.on_device(entry_weight);
     job.intermediate = intermediate_;
     job.partials = partials_;
-    launch_few(job, pass.residents());
+    launch_all(pass, il, false, row, [&](DeviceExperts::Range range) { launch_few(job, range); });
+    check(library_->reduce(sum, compute_.get()));
+}
+
+// The kernels of everything that the device computes, as it gets there; beside them the CPU's part.
+void DeviceFeedForward::launch_all(DeviceExperts::Pass& pass, int64_t il, bool is_many, int64_t n_rows,
+                                   const DeviceCpuLane::Launch& launch) {
+    launch(pass.residents());
     pass.residents_launched();
     planned_s_ = 1e-9 * static_cast<double>(now_ns() - planned_from_ns_);
-    launch_few(job, pass.await_ahead());
-
-    first_returned_ = static_cast<int>(placed.size());
-    if (!pass.is_queue_empty()) share_queue(pass, job, il);
-    if (first_returned_ < static_cast<int>(placed.size())) {
-        const auto from = static_cast<size_t>(first_row_[static_cast<size_t>(first_returned_)]);
-        const auto n_embd = static_cast<size_t>(model_.config().n_embd);
-        compute_.copy(partials_ + from * n_embd, returned_ + from * n_embd, (n_rows - from) * n_embd * sizeof(float));
-        pass.returned();
+    launch(pass.await_ahead());
+    if (!pass.uses_cpu_lane()) {
+        while (const DeviceExperts::Range range = pass.next()) {
+            launch(range);
+            pass.launched(range);
+        }
+    } else if (!pass.is_queue_empty()) {
+        const bool weighted_input = model_.config().recipe->weight_on_input;
+        cpu_lane_.share(pass,
+                        {.set = &*model_.layer(il).routed,
+                         .is_many = is_many,
+                         .groups = groups_,
+                         .entry_token = entry_token_.data(),
+                         .entry_weight = weighted_input ? entry_weight_.data() : nullptr,
+                         .first_row = first_row_,
+                         .n_rows = n_rows},
+                        launch, partials_, compute_);
     }
-    check(library_->reduce(sum, compute_.get()));
 }
 
 void DeviceFeedForward::launch_few(const device::ExpertJob& job, DeviceExperts::Range range) {
@@ -369,74 +382,6 @@ void DeviceFeedForward::launch_few(const device::ExpertJob& job, DeviceExperts::
     part.n_tasks = range.count;
     check(library_->expert_intermediate(part, compute_.get()));
     check(library_->expert_down_few(part, compute_.get()));
-}
-
-// The pass's thread feeds the link; the others compute from the tail. Alone, it does both.
-void DeviceFeedForward::share_queue(DeviceExperts::Pass& pass, const device::ExpertJob& job, int64_t il) {
-    if (!pass.uses_cpu_lane()) {
-        while (const DeviceExperts::Range range = pass.next()) {
-            launch_few(job, range);
-            pass.launched(range);
-        }
-        return;
-    }
-    std::atomic<int> lowest{first_returned_};
-    std::atomic<bool> is_over{false};
-    const auto compute_one = [&](int thread) {
-        const int placed = pass.take_in_place();
-        if (placed < 0) return false;
-        for (int seen = lowest.load(); placed < seen && !lowest.compare_exchange_weak(seen, placed);) {
-        }
-        compute_in_place(pass, il, placed, thread);
-        return true;
-    };
-    const auto feed_link = [&] {
-        try {
-            while (!pass.is_queue_empty()) {
-                if (const DeviceExperts::Range range = pass.next()) {
-                    launch_few(job, range);
-                    pass.launched(range);
-                } else if (pool_.size() > 1 || !compute_one(0)) {
-                    std::this_thread::yield();
-                }
-            }
-        } catch (...) {
-            is_over = true;
-            throw;
-        }
-    };
-    pool_.run_beside(feed_link, pool_.size() - 1, [&](int64_t, int thread) {
-        while (!is_over && !pass.is_queue_empty()) {
-            if (!compute_one(thread)) std::this_thread::yield();
-        }
-    });
-    first_returned_ = lowest;
-}
-
-void DeviceFeedForward::compute_in_place(DeviceExperts::Pass& pass, int64_t il, int placed, int thread) {
-    const int64_t start = now_ns();
-    const ExpertSet& set = *model_.layer(il).routed;
-    const Group& group = groups_[static_cast<size_t>(pass.placed()[static_cast<size_t>(placed)].want)];
-    ThreadScratch scratch = threads_[static_cast<size_t>(thread)];
-    scratch.granule.kernel = workspace_.scratch(thread);
-    const size_t stride = intermediate_row_bytes(set.layout);
-    const int64_t n_embd = model_.config().n_embd;
-    GranuleInput input;
-    for (int kind = 0; kind < kActKinds; ++kind) {
-        input.acts[kind] = mailbox_.acts[kind];
-        input.act_stride[kind] = mailbox_.act_stride[kind];
-    }
-    input.rows = entry_token_.data() + group.first_entry;
-    input.entry_weight = model_.config().recipe->weight_on_input ? entry_weight_.data() + group.first_entry : nullptr;
-    input.n = group.n_entries;
-    input.glu = model_.config().recipe->glu;
-    const std::byte* granule = pass.host_data(placed);
-    const ops::Kernels& kernels = model_.kernels();
-    activate_granule(kernels, set.layout, granule, input, scratch.granule);
-    quantize_granule(kernels, set.layout, input.n, scratch.granule, scratch.intermediate, stride);
-    project_granule(kernels, set.layout, granule, input.n, scratch.intermediate, stride,
-                    returned_ + static_cast<int64_t>(first_row_[static_cast<size_t>(placed)]) * n_embd, n_embd, scratch.granule.kernel);
-    pass.done_in_place(1e-9 * static_cast<double>(now_ns() - start));
 }
 
 void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n) {
@@ -453,9 +398,11 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
         std::copy(entry_weight_.begin(), entry_weight_.end(), entry_weight);
     }
     device::ExpertJob job = job_of(set, *work.routed);
+    first_row_.clear();
     for (size_t i = 0; i < placed.size(); ++i) {
         const Group& group = groups_[static_cast<size_t>(placed[i].want)];
         tasks[i] = {placed[i].data, placed[i].granule, group.first_entry, group.n_entries, 0};
+        first_row_.push_back(group.first_entry);
         job.most_entries = std::max(job.most_entries, group.n_entries);
     }
     device::ReduceJob sum = reduce_of(il, work, n);
@@ -468,7 +415,7 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
     tasks_run_ += static_cast<int64_t>(placed.size());
 
     // Parts of the list in its order, so that granules of an expert are added up in theirs.
-    const auto launch = [&](DeviceExperts::Range range) {
+    launch_all(pass, il, true, n * k, [&](DeviceExperts::Range range) {
         if (range.count == 0) return;
         auto* runs = tables_.take<device::ExpertRun>(static_cast<size_t>(range.count));
         int32_t n_runs = 0;
@@ -490,14 +437,7 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
         part.runs = tables_.on_device(runs);
         part.n_runs = n_runs;
         check(library_->expert_down_many(part, compute_.get()));
-    };
-    launch(pass.residents());
-    pass.residents_launched();
-    launch(pass.await_ahead());
-    while (const DeviceExperts::Range range = pass.next()) {
-        launch(range);
-        pass.launched(range);
-    }
+    });
     check(library_->reduce(sum, compute_.get()));
 }
 

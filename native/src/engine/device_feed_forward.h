@@ -8,9 +8,9 @@
 // layer needs to know (tasks, tokens of entries, weights) goes to the device in one copy. A layer of few tokens whose experts are all
 // resident goes without: the device routes it and lists its tasks itself (device_resident_pass.cpp).
 //
-// Of few tokens an entry of the device's lists is a (token, expert, granule): its partials are one row. Rows are numbered in the order in
-// which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy. Of many tokens
-// an entry is a (token, expert), and partials of its granules are added up in order as they are computed.
+// Of few tokens an entry of the device's lists is a (token, expert, granule): its partials are one row. Of many tokens an entry is a
+// (token, expert), and partials of its granules are added up in order as they are computed. Rows of partials are numbered in the order in
+// which granules are placed, so what the CPU computes, the tail of the queue, is one run of rows and comes back in one copy.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +19,12 @@
 #include "base/thread_pool.h"
 #include "device/buffer.h"
 #include "device/library.h"
+#include "engine/device_cpu_lane.h"
 #include "engine/device_experts.h"
 #include "engine/device_model.h"
 #include "engine/device_tables.h"
 #include "engine/feed_forward.h"
 #include "engine/workspace.h"
-#include "expert/granule_math.h"
 
 namespace moepic {
 
@@ -40,16 +40,9 @@ private:
     // What the host hears of a layer: pinned and mapped.
     struct Mailbox {
         uint32_t* flag = nullptr;
-        uint32_t* unheard = nullptr;      // the flag of letters that another one follows
-        float* logits = nullptr;          // [n_batch][n_expert]
-        float* guess_logits[2] = {};      // [n_expert], one and two layers ahead
-        std::byte* acts[kActKinds] = {};  // [kFewTokens] rows, for the CPU
-        size_t act_stride[kActKinds] = {};
-    };
-    // A routed expert of the batch and its tokens.
-    struct Group {
-        int32_t expert;
-        int32_t first_entry, n_entries;
+        uint32_t* unheard = nullptr;  // the flag of letters that another one follows
+        float* logits = nullptr;      // [n_batch][n_expert]
+        float* guess_logits[2] = {};  // [n_expert], one and two layers ahead
     };
     // What the device makes of few tokens' routing, there: route() and list_tasks().
     struct Listed {
@@ -57,10 +50,7 @@ private:
         float *weights, *entry_weight;
         device::ExpertTask* tasks;
     };
-    struct ThreadScratch {
-        GranuleScratch granule;
-        std::byte* intermediate;
-    };
+    using Group = DeviceCpuLane::Group;
     void place(Carver& device, Carver& mailbox, Carver& host);
     void score(int64_t il, const Work& work, int64_t n);
     void ask(int64_t il, const Work& work, int64_t n);
@@ -69,11 +59,11 @@ private:
     void group(int64_t il, int64_t n);
     bool run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe);
     void launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
+    void number_entries(int64_t il, int64_t n, std::span<const DeviceExperts::Placed> placed);
     void run_routed(int64_t il, const Work& work, int64_t n, int64_t first_position);
     void run_few(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
     void run_many(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
-    void share_queue(DeviceExperts::Pass& pass, const device::ExpertJob& job, int64_t il);
-    void compute_in_place(DeviceExperts::Pass& pass, int64_t il, int placed, int thread);
+    void launch_all(DeviceExperts::Pass& pass, int64_t il, bool is_many, int64_t n_rows, const DeviceCpuLane::Launch& launch);
     void run_shared(int64_t il, const Work& work, int64_t n);
     void list_shared(int64_t n);
     void fetch_ahead(DeviceExperts::Pass& pass, int moe_layer, int64_t n, int64_t first_position);
@@ -107,7 +97,6 @@ private:
     Mailbox mailbox_;
     uint32_t letter_ = 0;
     device::OwnedEvent posted_;
-    float* returned_ = nullptr;  // [row][n_embd] partials of the CPU lane, by row of partials_
     Tables tables_;
     // The shared experts' tasks of all layers, for batches of shared_n_ tokens.
     Tables shared_tables_;
@@ -118,19 +107,21 @@ private:
     std::vector<const device::ExpertRun*> shared_runs_;    // [layer]
 
     // On the host, of the layer being run.
+    bool is_shared_with_cpu_ = false;  // its activations went to the CPU lane
     int64_t planned_from_ns_ = 0;
-    std::vector<int32_t> ids_;       // [n][k]
-    std::vector<float> weights_;     // [n][k]
-    std::vector<int32_t> distinct_;  // of ids_, ascending
-    std::vector<Group> groups_;
-    std::vector<int32_t> entry_token_, entry_of_;  // entries in the order of groups: the token; [n][k] the entry
+    std::vector<int32_t> ids_;                     // [n][k]
+    std::vector<float> weights_;                   // [n][k]
+    std::vector<int32_t> distinct_;                // of ids_, ascending
+    std::vector<Group> groups_;                    // of distinct_
+    std::vector<int32_t> n_entries_;               // of groups_
+    std::vector<int32_t> group_of_;                // [expert]
+    std::vector<int32_t> entry_token_, entry_of_;  // entries in the order in which experts are placed: the token; [n][k] the entry
     std::vector<float> entry_weight_;
-    std::vector<int32_t> first_row_;  // few: [placed] row of its first entry
-    int first_returned_ = 0;
+    std::vector<int32_t> first_row_;  // [placed] row of partials_ of its first entry
     std::vector<float> guess_weights_;
     std::vector<int32_t> guess_ids_;
     Region host_memory_;
-    std::vector<ThreadScratch> threads_;
+    DeviceCpuLane cpu_lane_;
 };
 
 }  // namespace moepic
