@@ -48,7 +48,7 @@ def eval_batches(path: Path, n_repeats: int) -> Rows:
     rows = []
     with Model.load(path, device="cpu", n_ctx=N_BEFORE + max(BATCHES)) as model:
         for repeat in range(-1, n_repeats):  # the first warms up
-            for n in alternating(BATCHES, repeat % 2):
+            for n in alternating(BATCHES, repeat):
                 model.context.clear()
                 model.context.native.eval(token_ids(N_BEFORE, model.info.n_vocab))
                 ids = token_ids(n, model.info.n_vocab, seed=100 * n + repeat)

@@ -14,13 +14,12 @@ import argparse
 import json
 import statistics
 import subprocess
-import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from measuring import alternating, markdown, new_folder, spread, write_record
 
+from moepic_gguf.cli.bench import measure_job
 from moepic_gguf.cli.bench_record import memory_ceiling
 from moepic_gguf.cli.bench_worker import Job
 
@@ -31,10 +30,7 @@ OURS, SETTINGS = "moepic", ("repack off", "repack on")
 def run_ours(path: Path, a: argparse.Namespace) -> dict[str, Any]:
     """One process; tok/s."""
     job = Job(OURS, str(path), a.depth or a.prompt, a.tokens, 1, a.threads, 512, a.seed, a.kv, a.isa)
-    command = [sys.executable, "-m", "moepic_gguf.cli.bench_worker", json.dumps(asdict(job))]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
-    if "error" in found:
-        raise SystemExit(f"'{path.name}': {found['error']}")
+    found = measure_job(job)
     (run,) = found["runs"]
     return {
         "prefill": None if a.depth else a.prompt / run["ttft_s"],

@@ -128,7 +128,7 @@ def run(
             job = Job(engine, of, n_prompt, n_gen, per_round, threads, **options)
             if not as_json:
                 click.echo(f"round {turn + 1} of {rounds}: {engine} ...", err=True)
-            rows.append(_measure(job))
+            rows.append(measure_job(job))
         ceilings.append(bench_record.memory_ceiling(threads))
     result = _result(rows, n_prompt, threads, max(ceilings))
     result["load_average"] = load_average
@@ -164,7 +164,7 @@ def _peer_path(path: Path, peer_file: str | None) -> Path:
     return path
 
 
-def _measure(job: Job) -> dict[str, Any]:
+def measure_job(job: Job) -> dict[str, Any]:
     """One engine process; its error becomes ours."""
     command = [sys.executable, "-m", "moepic_gguf.cli.bench_worker", json.dumps(asdict(job))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
