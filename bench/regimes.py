@@ -119,7 +119,8 @@ def compare(trace: Trace, n_seen: int, window: float, share: float) -> dict[str,
     costs = Costs.flat(trace.n_layer, compute_s=window * load_s, window_s=window * load_s, recall=RECALL)
     machine = Machine(LINK, DEVICE)
     budget = int(trace.total_bytes * share)
-    windows, none = Lanes(LINK, LINK, list(costs.window_s)), Lanes(LINK)
+    none = Lanes(LINK, compute_bytes_s=DEVICE)
+    windows = replace(none, prefetch_bytes_s=LINK, window_s=list(costs.window_s))
     # What a token pays whatever is cached: attention, which is the window, and its experts from fast memory.
     used_bytes = float((trace.n_used * trace.expert_bytes).sum())
     paid_s = trace.n_layer * window * load_s + used_bytes / DEVICE

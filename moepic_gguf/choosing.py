@@ -7,7 +7,7 @@ runs (native/src/engine/policy_chooser.h), from routing that nobody has seen yet
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,12 +25,12 @@ POLICIES = {
     "lrfu 8": CacheOptions("lrfu", half_life=8.0),
     "lrfu 96": CacheOptions("lrfu", half_life=96.0),
 }
-FINALISTS = 3  # shapes that are tried with every policy
-FIT = (
-    2 / 3
-)  # of the tokens make plans and fill caches, the others judge them: a plan needs more tokens than a comparison of six shapes
-# Equal budgets and decayed frequency: what runs where there are too few tokens to try anything.
-GRANULES, WHOLE = "granules", "tops of 1.00"
+FINALISTS = 2  # shapes that are tried with every policy, beside the plan's
+# Of the tokens make plans and fill caches, the others judge them: a plan needs more tokens than a comparison of a dozen shapes.
+FIT = 2 / 3
+GRANULES = "granules"  # equal budgets and decayed frequency: what runs where there are too few tokens to try anything
+PLAN = "granules of the plan"  # what runs unless another is better beyond doubt, where an expert was used USES times on average while the plan was made
+USES = 2.0
 BLOCK = 8  # tokens: those that follow each other are alike, so blocks of them are compared, not single ones
 # Of some forty policies one looks good by luck. It must be better by so many standard errors over blocks, and by this many over n more where there are n:
 # few blocks say little.
@@ -60,11 +60,12 @@ def choose_cache(
 ) -> Chosen:
     """Try caches of `budget_bytes` on the last `n_token` tokens of `trace`: the first of them fill them and make the plans, the others judge.
 
-    The shape that stalls least is taken, and another policy than the default where it is better beyond doubt.
+    A shape is judged by its mean over all policies, since the policy goes on being chosen while the model runs: of single caches the best of a few dozen tokens is
+    often the luckiest. The plan's own shape stays unless another is better beyond doubt; so does the default policy.
 
     lanes      what the tokens wait at; by default those of `machine` with the windows of `costs` (where there is a predictor).
     plan       of mode auto for this budget, where it is made already.
-    finalists  shapes that are tried with every policy; the others run the default one only.
+    finalists  shapes that are tried with every policy, beside the plan's; the others run the default one only.
     Raises     `ArgumentError`, `BudgetError`.
     """
     seen = recent(trace, n_token)
@@ -72,7 +73,6 @@ def choose_cache(
     lanes = lanes or lanes_of(
         trace, machine, costs, predictor=predictor, with_cpu=plan is not None and plan.link_share < 1.0
     )
-    has_window = lanes.window_s is not None and max(lanes.window_s) > 0.0 and predictor != "none"
 
     def plans_of(tokens: Trace) -> list[Plan]:
         return [make_plan(recent(tokens), budget_bytes, machine, costs, mode=mode) for mode in ("auto", "paper")]
@@ -85,16 +85,25 @@ def choose_cache(
         return sorted(candidates, key=lambda name: stalls[name].sum())
 
     # A plan that is tried on the tokens it was made of looks better than it is.
-    shapes = _shapes(seen, budget_bytes, plans_of(seen.tokens(slice(0, n_fit))), has_window)
+    shapes = _shapes(seen, budget_bytes, plans_of(seen.tokens(slice(0, n_fit))))
     order = attempt(shapes)
-    shape = order[0] if seen.n_token - n_fit >= BLOCK else next(iter(shapes))
-    variants = _variants(shapes, order[:finalists])
-    attempt(variants)
-    best = _convincing(stalls, shape)
+    trusts_plan = n_fit * seen.n_used >= USES * float(seen.n_expert.mean())
+    variants = {
+        shape: _variants(shape, shapes[shape])
+        for shape in dict.fromkeys([*order[:finalists], *([PLAN] if trusts_plan else [])])
+    }
+    means: dict[str, NDArray[np.float64]] = {}
+    for shape, of in variants.items():
+        attempt(of)
+        means[shape] = np.mean([stalls[name] for name in of], axis=0)
+    if seen.n_token - n_fit < BLOCK:
+        shape = best = GRANULES
+    else:
+        shape = _convincing(means, PLAN) if trusts_plan else min(means, key=lambda name: means[name].sum())
+        best = _convincing({name: stalls[name] for name in variants[shape]}, shape)
     # What is run may know all that was seen.
     auto, paper = plans_of(seen)
-    shapes = _shapes(seen, budget_bytes, [plan or auto, paper], has_window)
-    made = shapes | _variants(shapes, {name.split(",")[0] for name in variants})
+    made = _variants(shape, _shapes(seen, budget_bytes, [plan or auto, paper])[shape])
     return Chosen(best, made[best], {name: float(stall.sum()) for name, stall in stalls.items()})
 
 
@@ -109,25 +118,24 @@ def _convincing(stalls: Mapping[str, NDArray[np.float64]], default: str) -> str:
     return best if blocks.mean() > (SURE + SURER / n) * blocks.std(ddof=1) / np.sqrt(n) else default
 
 
-def _variants(shapes: Mapping[str, CacheOptions], names: Iterable[str]) -> dict[str, CacheOptions]:
-    """Shapes with every policy, each also with bypass."""
-    made = {}
-    for name in names:
-        made[name] = shapes[name]
-        for policy, with_ in POLICIES.items():
-            made[f"{name}, {policy}"] = replace(shapes[name], policy=with_.policy, half_life=with_.half_life)
-    return made | {f"{name}, bypass": replace(options, bypass=True) for name, options in made.items()}
+def _variants(name: str, shape: CacheOptions) -> dict[str, CacheOptions]:
+    """The shape with every policy, each also with bypass."""
+    made = {name: shape}
+    for policy, with_ in POLICIES.items():
+        made[f"{name}, {policy}"] = replace(shape, policy=with_.policy, half_life=with_.half_life)
+    return made | {f"{of}, bypass": replace(options, bypass=True) for of, options in made.items()}
 
 
-def _shapes(trace: Trace, budget_bytes: int, plans: Sequence[Plan], has_window: bool) -> dict[str, CacheOptions]:
-    """What of an expert is kept and in which steps it leaves, all under the default policy; the default shape first."""
-    whole = {WHOLE: CacheOptions(eviction="whole"), "tops of the paper's plan": plans[1].cache_options()}
-    if not has_window:
-        # Bytes never fall by a cut where hits are concave (routing-and-split.md, section 1.6), and without a window bytes are all there is.
-        return whole
-    made = {GRANULES: CacheOptions(), "granules of the plan": plans[0].cache_options(), **whole}
+def _shapes(trace: Trace, budget_bytes: int, plans: Sequence[Plan]) -> dict[str, CacheOptions]:
+    """What of an expert is kept and in which steps it leaves, all under the default policy."""
+    made = {
+        GRANULES: CacheOptions(),
+        PLAN: plans[0].cache_options(),
+        "tops of the paper's plan": plans[1].cache_options(),
+    }
     for share in sorted({*CUTS, min(1.0, budget_bytes / trace.total_bytes)}):
         top = [max(1, round(share * int(g))) for g in trace.n_granule]
         made[f"tops of {share:.2f}"] = CacheOptions(eviction="whole", top=top)
-        made[f"granules up to {share:.2f}"] = CacheOptions(top=top)
+        if share < 1.0:
+            made[f"granules up to {share:.2f}"] = CacheOptions(top=top)
     return made

@@ -276,8 +276,8 @@ def predict(
 
 
 def lanes_of(trace: Trace, machine: Machine, costs: Costs, *, predictor: str, with_cpu: bool) -> Lanes:
-    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts. While bytes are read those before them land; the last granule's
-    landing, by one thread, is waited for.
+    """Missing bytes at the rate of the lanes that serve them; windows where somebody predicts. While bytes are read those before them land and resident
+    granules are computed; the last granule's landing, by one thread, is waited for.
     """
     rate = machine.miss_bytes_s if with_cpu else machine.link_bytes_s
     last_s = (
@@ -291,6 +291,7 @@ def lanes_of(trace: Trace, machine: Machine, costs: Costs, *, predictor: str, wi
         list(costs.window_s) if predictor != "none" else None,
         wait_s=machine.miss_latency_s + last_s,
         landing_bytes_s=machine.landing_bytes_s,
+        compute_bytes_s=machine.device_bytes_s,
     )
 
 

@@ -55,7 +55,8 @@ class Lanes:
     """Rates in bytes per second, windows in seconds per layer (None: nothing is prefetched).
 
     wait_s           what a layer that misses anything waits besides its bytes.
-    landing_bytes_s  of what came ahead, before it can be computed; 0: it comes ready.
+    landing_bytes_s  granules made ready for the kernels once they came; 0: they come ready.
+    compute_bytes_s  of routed experts, behind which what is missing hides; 0: nothing does.
     """
 
     miss_bytes_s: float
@@ -63,6 +64,7 @@ class Lanes:
     window_s: Sequence[float] | None = None
     wait_s: float = 0.0
     landing_bytes_s: float = 0.0
+    compute_bytes_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,7 @@ class _Call:
         made.n_guess = 0 if predicted is None else predicted.shape[2]
         made.miss_bytes_s, made.prefetch_bytes_s = lanes.miss_bytes_s, lanes.prefetch_bytes_s
         made.wait_s, made.landing_bytes_s = lanes.wait_s, lanes.landing_bytes_s
+        made.compute_bytes_s = lanes.compute_bytes_s
         made.window_s = self.pointer(_sized(lanes.window_s, trace.n_layer, "windows"), "f8", "double *")
         return made
 

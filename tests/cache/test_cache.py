@@ -378,14 +378,40 @@ def test_a_layer_that_misses_anything_waits_besides_its_bytes_and_what_came_ahea
     trace = replace(make_trace(ids, 4, n_granule=2), predicted=np.array([[[0]], [[3]]], np.int32))
     window = Lanes(1e6, 1e6, [2e-3])
     assert replay(trace, 0, None, window, predictor="recorded").token_stall_s == pytest.approx([2e-3, 2e-3])
-    slow = replace(window, wait_s=5e-3, landing_bytes_s=1e5)
-    assert replay(trace, 0, None, slow, predictor="recorded").token_stall_s == pytest.approx([27e-3, 27e-3])
+    # All four granules land; the two that were asked for need 2 ms, their wait 5, and what lands meanwhile is not paid for twice.
+    for landing_bytes_s, stall_s in ((1e5, 40e-3), (1e6, 7e-3)):
+        slow = replace(window, wait_s=5e-3, landing_bytes_s=landing_bytes_s)
+        assert replay(trace, 0, None, slow, predictor="recorded").token_stall_s == pytest.approx([stall_s, stall_s])
     # Once everything is resident nothing waits.
     twice = make_trace(np.concatenate([ids, ids]), 4, n_granule=2)
     assert replay(twice, 8000, None, replace(slow, window_s=None)).token_stall_s == pytest.approx([9e-3, 9e-3, 0, 0])
-    for wrong in ({"wait_s": -1.0}, {"landing_bytes_s": -1.0}):
-        with pytest.raises(ArgumentError, match="expected both >= 0"):
+    for wrong in ({"wait_s": -1.0}, {"landing_bytes_s": -1.0}, {"compute_bytes_s": -1.0}):
+        with pytest.raises(ArgumentError, match="expected all >= 0"):
             replay(trace, 0, None, replace(window, **wrong))
+
+
+def test_missing_granules_hide_behind_the_computing_of_the_others() -> None:
+    """By hand: two experts of two granules of 1000 bytes, all four missing: 4 ms on the lane, and 3 of 4 granules are computed meanwhile."""
+    trace = make_trace(np.array([[[0, 1]], [[0, 2]]], np.int32), 4, n_granule=2)
+    for compute_bytes_s, first_s, second_s in ((0.0, 4e-3, 2e-3), (3e6, 3e-3, 1e-3), (1e6, 1e-3, 0.0), (1e5, 0.0, 0.0)):
+        found = replay(trace, 8000, None, Lanes(1e6, compute_bytes_s=compute_bytes_s))
+        assert found.token_stall_s == pytest.approx([first_s, second_s])
+    # Landing is done by the threads that compute: it hides behind nothing.
+    found = replay(trace, 8000, None, Lanes(1e6, landing_bytes_s=1e6, compute_bytes_s=1e5))
+    assert found.token_stall_s == pytest.approx([4e-3, 2e-3])
+
+
+def test_misses_spread_over_layers_stall_less_than_as_many_in_one() -> None:
+    """Two layers of two experts, half of the bytes there: an expert of each, or all of one layer."""
+    ids = np.tile(np.array([[[0, 1], [0, 1]]], np.int32), (4, 1, 1))
+    trace, lanes = make_trace(ids, 2, n_granule=2), Lanes(1e6, compute_bytes_s=1e6)
+
+    def stall_s(budgets: list[int]) -> float:
+        options = CacheOptions(policy="lfu", eviction="granules", bypass=True, layer_budget=budgets)
+        return replay(trace, 8000, options, lanes, n_warm=2).per_token("stall_s")
+
+    assert stall_s([4000, 4000]) == 0.0
+    assert stall_s([8000, 0]) == pytest.approx(1e-3)
 
 
 def test_a_window_hides_right_guesses_and_wrong_ones_cost_bytes() -> None:

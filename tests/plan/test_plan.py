@@ -346,7 +346,8 @@ def test_a_prediction_compares_modes_by_replaying_their_caches() -> None:
     }
     assert found["auto"].tpot_s < found["none"].tpot_s
     assert found["paper"].tpot_s < found["none"].tpot_s
-    assert found["none"].stall_s == pytest.approx(3 * 3 * 4000 / 1e6)
+    # Three layers, three experts of 4000 bytes each; all granules but the last are computed while others come.
+    assert found["none"].stall_s == pytest.approx(3 * (12000 / MACHINE.link_bytes_s - 11000 / MACHINE.device_bytes_s))
     for one in found.values():
         assert one.low_s <= one.tpot_s <= one.high_s or one.low_s == one.high_s
 

@@ -11,9 +11,9 @@ namespace {
 
 void validate(const Lanes& lanes, const Shape& shape) {
     if (!(lanes.miss_bytes_s > 0.0)) fail(Code::argument, "replay: missing bytes arrive at ", lanes.miss_bytes_s, " bytes/s, expected > 0");
-    if (!(lanes.wait_s >= 0.0 && lanes.landing_bytes_s >= 0.0)) {
-        fail(Code::argument, "replay: a wait of ", lanes.wait_s, " s and landing at ", lanes.landing_bytes_s,
-             " bytes/s, expected both >= 0");
+    if (!(lanes.wait_s >= 0.0 && lanes.landing_bytes_s >= 0.0 && lanes.compute_bytes_s >= 0.0)) {
+        fail(Code::argument, "replay: a wait of ", lanes.wait_s, " s, landing at ", lanes.landing_bytes_s, " and computing at ",
+             lanes.compute_bytes_s, " bytes/s, expected all >= 0");
     }
     if (lanes.window_s.empty()) return;
     if (lanes.window_s.size() != shape.size())
@@ -23,6 +23,16 @@ void validate(const Lanes& lanes, const Shape& shape) {
     }
     if (!(lanes.prefetch_bytes_s > 0.0))
         fail(Code::argument, "replay: windows need a prefetch rate, found ", lanes.prefetch_bytes_s, " bytes/s");
+}
+
+double stall_s(const Tally& of, const LayerShape& layer, const Lanes& lanes) {
+    const double landing_s =
+        lanes.landing_bytes_s > 0.0 ? static_cast<double>(of.demand_bytes + of.useful_bytes) / lanes.landing_bytes_s : 0.0;
+    if (of.demand_bytes == 0) return landing_s;
+    const double wait_s = static_cast<double>(of.demand_bytes) / lanes.miss_bytes_s + lanes.wait_s;
+    const double hides_s =
+        lanes.compute_bytes_s > 0.0 ? static_cast<double>(of.needed_bytes - layer.granule_bytes) / lanes.compute_bytes_s : 0.0;
+    return std::max(landing_s, wait_s - hides_s);
 }
 
 // Whether `better` saves stall over `worse` beyond doubt. A difference counts when it is larger than this many standard errors, and kSurer
@@ -96,8 +106,7 @@ Report replay(const Routing& routing, const Routing& predicted, const Shape& sha
                 tally.demand_bytes += absent;
             }
             cache.release();
-            tally.stall_s = static_cast<double>(tally.demand_bytes) / lanes.miss_bytes_s + (tally.demand_bytes > 0 ? lanes.wait_s : 0.0);
-            if (lanes.landing_bytes_s > 0.0) tally.stall_s += static_cast<double>(tally.useful_bytes) / lanes.landing_bytes_s;
+            tally.stall_s = stall_s(tally, layer, lanes);
             if (token < n_warm) continue;
             Tally& sum = report.layers[il];
             sum.n_hit += tally.n_hit, sum.n_partial += tally.n_partial, sum.n_miss += tally.n_miss;

@@ -3,9 +3,11 @@
 // Token-atomic: a layer's experts are looked up together, then told to the policy together, as in the engine; flattening tokens into single
 // accesses inflates misses by a quarter (routing-and-split.md, section 2).
 //
-// The stall of a layer is the time its missing bytes need on the lanes together, less what came ahead of the router, and what a layer that
-// misses anything waits besides (a request's latency, the last granule's landing); what came ahead has yet to land. Before each layer there
-// is a window of `window_s` in which predicted granules may arrive, guesses in order; wrong ones move real bytes and use up the window.
+// The stall of a layer is what it takes beyond computing its experts. What is missing needs its time on the lanes together, and a layer
+// that misses anything waits besides (a request's latency, the last granule's landing); all the while granules that are there are computed,
+// and only the one that comes last has nothing left to hide behind. Landing takes the threads that compute. So misses spread over layers
+// cost less than the same bytes in a few. Before each layer there is a window of `window_s` in which predicted granules may arrive, guesses
+// in order; wrong ones move real bytes and use up the window.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +24,8 @@ struct Lanes {
     double prefetch_bytes_s = 0.0;   // rate at which granules arrive in the window
     std::vector<double> window_s{};  // [layer]; empty: no window
     double wait_s = 0.0;             // of a layer that misses anything, besides its bytes
-    double landing_bytes_s = 0.0;    // of what came ahead; 0: it is ready as it comes
+    double landing_bytes_s = 0.0;    // granules made ready for the kernels once they came; 0: they are ready as they come
+    double compute_bytes_s = 0.0;    // of routed experts; 0: nothing hides behind computing
 };
 
 // Per layer, of counted tokens. A routed expert is a hit (all resident), a partial hit (some), or a miss (none); never merged.

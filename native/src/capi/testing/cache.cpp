@@ -58,7 +58,7 @@ CacheOptions make_options(const moepic_test_cache_options& given, int n_layer) {
 
 Lanes make_lanes(const moepic_test_trace& trace, int n_layer) {
     Lanes lanes{trace.miss_bytes_s, trace.prefetch_bytes_s};
-    lanes.wait_s = trace.wait_s, lanes.landing_bytes_s = trace.landing_bytes_s;
+    lanes.wait_s = trace.wait_s, lanes.landing_bytes_s = trace.landing_bytes_s, lanes.compute_bytes_s = trace.compute_bytes_s;
     if (trace.window_s) lanes.window_s.assign(trace.window_s, trace.window_s + n_layer);
     return lanes;
 }

@@ -35,7 +35,7 @@ typedef struct {
     const int32_t* ids;       /* [n_token, n_layer, n_used], -1: none */
     const int32_t* predicted; /* [n_token, n_layer, n_guess], or NULL */
     int32_t n_token, n_guess, n_warm;
-    double miss_bytes_s, prefetch_bytes_s, wait_s, landing_bytes_s;
+    double miss_bytes_s, prefetch_bytes_s, wait_s, landing_bytes_s, compute_bytes_s;
     const double* window_s; /* [n_layer], or NULL: none */
 } moepic_test_trace;
 
