@@ -17,6 +17,7 @@ those after 40 tokens at the earliest, the CPU lane's before prefetch's). The ot
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -266,6 +267,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     subject, machine = subject_of(arguments.model), Machine.read(arguments.machine)
+    n_threads = arguments.threads or len(os.sched_getaffinity(0))
+    if machine.n_threads != n_threads:
+        parser.error(
+            f"{arguments.machine} has the rates of {machine.n_threads:g} threads, and {n_threads} are to run: moepic-bench machine --threads {n_threads}"
+        )
     recorded = map_trace(find_trace(arguments.trace), subject.target, recall=arguments.recall, seed=arguments.seed)
     if recorded.n_token < arguments.warm + arguments.tokens:
         parser.error(f"the trace has {recorded.n_token} tokens, {arguments.warm} + {arguments.tokens} are wanted")

@@ -14,7 +14,6 @@ import itertools
 import json
 import subprocess
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
