@@ -5,7 +5,7 @@
 Ours runs once a round, llama-bench once with weights repacked for the processor and once without (`--repack`), each in a process of its own after a warm-up; every second round goes
 backwards. Ratios compare a round's runs: ours with the better of llama.cpp's two settings, which is chosen by its median over all rounds, for prefill and decode apart. The memory
 ceiling is probed before and after each process, because a virtual machine's moves: 46 GB/s for minutes, 75 for others, by where its host runs it. So decode is also compared as a share
-of the ceiling around it, ours / theirs. --depth: decode behind so many tokens of context, and no prefill. For --isa avx2, PATH must be a llama-bench that was built without AVX-512.
+of the ceiling around it, ours / theirs; prefill's products of weights, ours, as a share of the most that the instruction set multiplies (registers only), probed with it. --depth: decode behind so many tokens of context, and no prefill. For --isa avx2, PATH must be a llama-bench that was built without AVX-512.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from typing import Any
 from measuring import alternating, markdown, new_folder, spread, write_record
 
 from moepic_gguf.cli.bench import measure_job
-from moepic_gguf.cli.bench_record import memory_ceiling
+from moepic_gguf.cli.bench_record import code_products, memory_ceiling
 from moepic_gguf.cli.bench_worker import Job
+from moepic_gguf.metadata import GgufFile
 
 Rows = list[dict[str, Any]]
 OURS, SETTINGS = "moepic", ("repack off", "repack on")
@@ -36,7 +37,20 @@ def run_ours(path: Path, a: argparse.Namespace) -> dict[str, Any]:
         "prefill": None if a.depth else a.prompt / run["ttft_s"],
         "decode": len(run["token_s"]) / sum(run["token_s"]),
         "active_bytes": found["info"]["active_bytes"],
+        "products": products_per_token(path, found["info"]["n_expert"], found["info"]["n_expert_used"]),
+        "peak": code_products(found["info"]["isa"], a.threads),
     }
+
+
+def products_per_token(path: Path, n_expert: int, n_expert_used: int) -> float:
+    """Multiplications and additions that a prompt's token costs in weight matrices; the output head, which only the last token needs, and attention's own are not in it."""
+    total = 0.0
+    with GgufFile(path) as file:
+        for tensor in file.tensors:
+            if tensor.name.startswith("blk.") and tensor.name.endswith(".weight") and len(tensor.shape) > 1:
+                used = n_expert_used / n_expert if "_exps." in tensor.name else 1.0
+                total += 2 * tensor.n_weights * used
+    return total
 
 
 def run_llama(path: Path, setting: str, a: argparse.Namespace) -> dict[str, Any]:
@@ -69,6 +83,8 @@ def table(rows: Rows, phases: list[str]) -> str:
             ratios = [a[phase] / b[phase] for a, b in zip(ours, theirs, strict=True)]
             rates = [spread([row[phase] for row in of]) for of in (ours, theirs)]
             line += [rates[0], f"{rates[1]}, {best}", spread(ratios, 1, 2)]
+            if phase == "prefill":
+                line.append(spread([row[phase] * row["products"] / row["peak"] for row in ours], 100, 0))
             means.setdefault(phase, []).append(statistics.median(ratios))
         n_bytes = ours[0]["active_bytes"]
         shares = [[row["decode"] * n_bytes / row["ceiling"] for row in of] for of in (ours, theirs)]
@@ -80,6 +96,7 @@ def table(rows: Rows, phases: list[str]) -> str:
     heads = ["file"]
     for phase in phases:
         heads += [f"{phase} tok/s", "llama.cpp, the better setting", "ratio"]
+        heads += ["% of the int8 peak"] if phase == "prefill" else []
     heads += ["decode reads % of the ceiling", "llama.cpp", "ratio of these", "ceiling GB/s"]
     of = ", ".join(f"{name} {statistics.geometric_mean(ratios):.2f}" for name, ratios in means.items())
     return f"{markdown(heads, lines)}\nGeometric mean of the ratios: {of}.\n"

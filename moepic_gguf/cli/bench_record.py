@@ -28,6 +28,16 @@ def memory_ceiling(n_threads: int, seconds: float = 0.5) -> float:
     return float(best[0])
 
 
+def code_products(isa: str, n_threads: int, seconds: float = 0.3) -> float:
+    """Multiplications and additions of 8-bit codes a second, best of many short runs: the peak of `isa` (scalar, avx2, avx512)."""
+    from .._ffi import ffi, lib
+    from ..metadata import checked
+
+    best = ffi.new("double*")
+    checked(lib.moepic_test_code_products(best, ("scalar", "avx2", "avx512").index(isa), n_threads, seconds))
+    return float(best[0])
+
+
 def environment(path: Path, *, with_hash: bool) -> dict[str, Any]:
     """Machine, build and model file, for env.json."""
     return {

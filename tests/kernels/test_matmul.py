@@ -31,6 +31,9 @@ from matmul_native import (
 )
 from ops_native import assert_close, assert_same_bits, available_isas
 
+from moepic_gguf.cli.bench_record import code_products
+from moepic_gguf.errors import ArgumentError
+
 ISAS = available_isas()
 FAST = ISAS[-1]
 U = 2.0**-24
@@ -216,3 +219,11 @@ def test_all_instruction_sets_quantize_to_the_same_bytes(name: str) -> None:
     first = quantize(ISAS[0], name, x)[0]
     for isa in ISAS[1:]:
         assert np.array_equal(quantize(isa, name, x)[0], first), isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_ceiling_of_products_counts_what_it_multiplied(isa: str) -> None:
+    """Each product is 1, so the sums prove the count, or the call fails; a rate is all that comes out. No time is asserted."""
+    assert code_products(isa, 1, seconds=1e-3) > 0.0
+    with pytest.raises(ArgumentError, match="n_threads from 0"):
+        code_products(isa, -1)

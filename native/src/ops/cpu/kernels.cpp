@@ -33,6 +33,7 @@ const Kernels kKernels = {
     .tile_rows = tile_rows,
     .quantize_act = quantize_act,
     .matmul = matmul,
+    .multiply_codes = multiply_codes,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .rope = rope,
