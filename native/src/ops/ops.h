@@ -164,8 +164,8 @@ struct Kernels {
     // Activations of one token; x is [cols] floats. Non-finite input gives non-finite or saturated output, never a trap.
     void (*quantize_act)(ActKind kind, const float* x, int64_t cols, std::byte* out);
     void (*matmul)(const MatmulJob& job);
-    // No work of a model: products of 8-bit codes out of registers, to know this instruction set's ceiling. Returns how many multiplications
-    // and additions that were; sum: of all products, each 1, modulo 2^32.
+    // No work of a model: products of 8-bit codes out of registers, to know this instruction set's ceiling. Returns how many
+    // multiplications and additions that were; sum: of all products, each 1, modulo 2^32.
     int64_t (*multiply_codes)(int64_t rounds, int32_t* sum);
 
     // y = x / sqrt(mean(x^2) + eps) * weight; weight null: 1. y may be x.
