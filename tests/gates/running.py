@@ -5,11 +5,12 @@ A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from moepic_gguf import Model
+from moepic_gguf import Context, Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamStats
@@ -44,13 +45,13 @@ class Run:
     resident: int
 
 
-def logits_of(model: Model) -> bytes:
+def logits_of(model: Model, context: Context | None = None, steps: Sequence[Sequence[int]] = STEPS) -> bytes:
     """All logits of a run, from its first token on."""
-    native = model.context.native
+    native = (context or model.context).native
     out, rows = ffi.new("const float**"), ffi.new("int64_t*")
     native.truncate(0)
     found = b""
-    for step in STEPS:
+    for step in steps:
         native.eval(step, all_logits=True)
         checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
         found += bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
