@@ -45,16 +45,21 @@ class Run:
     resident: int
 
 
+def read_logits(model: Model, context: Context) -> bytes:
+    """The logits of the context's last call."""
+    out, rows = ffi.new("const float**"), ffi.new("int64_t*")
+    checked(lib.moepic_context_logits(out, rows, ffi.NULL, context.native.pointer))
+    return bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+
+
 def logits_of(model: Model, context: Context | None = None, steps: Sequence[Sequence[int]] = STEPS) -> bytes:
     """All logits of a run, from its first token on."""
-    native = (context or model.context).native
-    out, rows = ffi.new("const float**"), ffi.new("int64_t*")
-    native.truncate(0)
+    context = context or model.context
+    context.native.truncate(0)
     found = b""
     for step in steps:
-        native.eval(step, all_logits=True)
-        checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
-        found += bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+        context.native.eval(step, all_logits=True)
+        found += read_logits(model, context)
     return found
 
 

@@ -15,7 +15,7 @@ from moepic_gguf._ffi import lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamingOptions
 from tests.cuda.devices import set_options
-from tests.gates.running import logits_of
+from tests.gates.running import logits_of, read_logits
 from tests.python import tiny_gguf
 
 pytestmark = pytest.mark.threads  # streams are threads, whoever calls
@@ -82,12 +82,15 @@ def test_the_device_routes_what_is_resident(path, expected):
 @pytest.mark.parametrize("options", [STREAMED, RESIDENT], ids=["streamed", "resident"])
 def test_contexts_share_a_device(path, expected, options):
     with load(path, **options) as model:
-        contexts = [model.new_context() for _ in range(2)]
+        contexts = [model.new_context(n_batch=3) for _ in range(2)]
         found: list[bytes | BaseException] = [b""] * len(contexts)
 
         def work(i):
             try:
+                contexts[i].native.eval(TOKENS)  # the host runs ahead: it reads nothing before the last token's logits
+                last = read_logits(model, contexts[i])
                 found[i] = logits_of(model, contexts[i], STEPS)
+                assert found[i].endswith(last)
             except BaseException as error:
                 found[i] = error
 
