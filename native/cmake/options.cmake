@@ -21,8 +21,13 @@ if(MOEPIC_WERROR)
   target_compile_options(moepic_options INTERFACE -Werror)
 endif()
 if(MOEPIC_SANITIZE)
-  target_compile_options(moepic_options INTERFACE -fsanitize=${MOEPIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g)
+  target_compile_options(moepic_options INTERFACE -fsanitize=${MOEPIC_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all -g1)
   target_link_options(moepic_options INTERFACE -fsanitize=${MOEPIC_SANITIZE})
+endif()
+
+set(MOEPIC_X86 OFF)
+if(MOEPIC_X86_KERNELS AND CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  set(MOEPIC_X86 ON)
 endif()
 
 # moepic_room(name SOURCES ...): one room of native/src as an object library.

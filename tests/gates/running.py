@@ -5,11 +5,12 @@ A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from moepic_gguf import Model
+from moepic_gguf import Context, Model
 from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamStats
@@ -44,16 +45,21 @@ class Run:
     resident: int
 
 
-def logits_of(model: Model) -> bytes:
-    """All logits of a run, from its first token on."""
-    native = model.context.native
+def read_logits(model: Model, context: Context) -> bytes:
+    """The logits of the context's last call."""
     out, rows = ffi.new("const float**"), ffi.new("int64_t*")
-    native.truncate(0)
+    checked(lib.moepic_context_logits(out, rows, ffi.NULL, context.native.pointer))
+    return bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+
+
+def logits_of(model: Model, context: Context | None = None, steps: Sequence[Sequence[int]] = STEPS) -> bytes:
+    """All logits of a run, from its first token on."""
+    context = context or model.context
+    context.native.truncate(0)
     found = b""
-    for step in STEPS:
-        native.eval(step, all_logits=True)
-        checked(lib.moepic_context_logits(out, rows, ffi.NULL, native.pointer))
-        found += bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+    for step in steps:
+        context.native.eval(step, all_logits=True)
+        found += read_logits(model, context)
     return found
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from gguf.constants import TokenType
+from gguf.constants import GGMLQuantizationType, TokenType
+from gguf.quants import quantize
 
 TEMPLATE = (
     "{% for m in messages %}<|{{ m['role'] }}|>{{ m['content'] }}<|end|>{% endfor %}"
@@ -36,6 +37,7 @@ class Shape:
     template: bool = True
     tool_template: str | None = None  # source of a second chat template, 'tool_use'
     eos: bool = True  # the file names an end token
+    kind: GGMLQuantizationType = GGMLQuantizationType.F32  # of matrices
 
 
 def byte_tokens() -> list[str]:
@@ -114,7 +116,8 @@ def write(path: Path, shape: Shape = Shape()) -> Path:
             data *= 4 / np.sqrt(dims[-1])  # peaked, so that greedy text has a clear winner
         else:
             data /= np.sqrt(dims[-1])
-        writer.add_tensor(name, data.astype(np.float32))
+        kind = shape.kind if len(dims) > 1 and "gate_inp" not in name else GGMLQuantizationType.F32
+        writer.add_tensor(name, quantize(data.astype(np.float32), kind), raw_dtype=kind)
 
     head = shape.n_embd // shape.n_head
     add("token_embd.weight", n_vocab, shape.n_embd)

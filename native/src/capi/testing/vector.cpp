@@ -11,7 +11,7 @@ namespace moepic::ops {
 namespace scalar {
 void exp_each(float* x, int64_t n);
 }
-#if defined(__x86_64__)
+#if MOEPIC_X86
 namespace avx2 {
 void exp_each(float* x, int64_t n);
 }
@@ -77,7 +77,7 @@ int moepic_test_vector(int isa, int op, float* x, int64_t n) {
         switch (kernels.isa) {
             case ops::Isa::scalar:
                 return ops::scalar::exp_each(x, n);
-#if defined(__x86_64__)
+#if MOEPIC_X86
             case ops::Isa::avx2:
                 return ops::avx2::exp_each(x, n);
             case ops::Isa::avx512:

@@ -35,10 +35,11 @@ bool may_touch(Reach& reach, uintptr_t at, size_t bytes, bool writes) {
     return true;
 }
 
-void check(uintptr_t at, size_t bytes, bool writes, const void* where) {
+void check(const void* address, size_t bytes, bool writes, const void* where) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
     Reach* reach = t_reach;
     if (reach == nullptr || may_touch(*reach, at, bytes, writes)) return;
-    std::string why = Device::get().why_outside(reinterpret_cast<const void*>(at), bytes);
+    std::string why = Device::get().why_outside(address, bytes);
     if (const size_t offset = at - reach->shared.begin; reach->shared.bytes > 0 && offset < 2 * reach->shared.bytes)
         why = cat("ends ", offset + bytes - reach->shared.bytes, " bytes beyond the block's ", reach->shared.bytes,
                   " bytes of shared memory");
@@ -59,44 +60,44 @@ void forget_allocations() {
 
 }  // namespace moepic::simt
 
-// Called by compiled kernels, with the address; N has the size too.
+// Called by compiled kernels, with the address; N has the size too. Declared as gcc knows them, or -fsanitize=address refuses them.
 extern "C" {
 using moepic::simt::check;
-void __asan_load1_noabort(uintptr_t at) {
+void __asan_load1_noabort(void* at) {
     check(at, 1, false, __builtin_return_address(0));
 }
-void __asan_load2_noabort(uintptr_t at) {
+void __asan_load2_noabort(void* at) {
     check(at, 2, false, __builtin_return_address(0));
 }
-void __asan_load4_noabort(uintptr_t at) {
+void __asan_load4_noabort(void* at) {
     check(at, 4, false, __builtin_return_address(0));
 }
-void __asan_load8_noabort(uintptr_t at) {
+void __asan_load8_noabort(void* at) {
     check(at, 8, false, __builtin_return_address(0));
 }
-void __asan_load16_noabort(uintptr_t at) {
+void __asan_load16_noabort(void* at) {
     check(at, 16, false, __builtin_return_address(0));
 }
-void __asan_loadN_noabort(uintptr_t at, size_t bytes) {
-    check(at, bytes, false, __builtin_return_address(0));
+void __asan_loadN_noabort(void* at, long bytes) {
+    check(at, static_cast<size_t>(bytes), false, __builtin_return_address(0));
 }
-void __asan_store1_noabort(uintptr_t at) {
+void __asan_store1_noabort(void* at) {
     check(at, 1, true, __builtin_return_address(0));
 }
-void __asan_store2_noabort(uintptr_t at) {
+void __asan_store2_noabort(void* at) {
     check(at, 2, true, __builtin_return_address(0));
 }
-void __asan_store4_noabort(uintptr_t at) {
+void __asan_store4_noabort(void* at) {
     check(at, 4, true, __builtin_return_address(0));
 }
-void __asan_store8_noabort(uintptr_t at) {
+void __asan_store8_noabort(void* at) {
     check(at, 8, true, __builtin_return_address(0));
 }
-void __asan_store16_noabort(uintptr_t at) {
+void __asan_store16_noabort(void* at) {
     check(at, 16, true, __builtin_return_address(0));
 }
-void __asan_storeN_noabort(uintptr_t at, size_t bytes) {
-    check(at, bytes, true, __builtin_return_address(0));
+void __asan_storeN_noabort(void* at, long bytes) {
+    check(at, static_cast<size_t>(bytes), true, __builtin_return_address(0));
 }
 void __asan_handle_no_return() {}  // said before a call that does not return; there is nothing to tidy
 }

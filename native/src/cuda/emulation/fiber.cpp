@@ -117,6 +117,10 @@ Fiber::~Fiber() {
 #if MOEPIC_TSAN
     if (tsan_ != nullptr) __tsan_destroy_fiber(tsan_);
 #endif
+#if MOEPIC_ASAN
+    // Frames that were left and never returned from stay poisoned, and the next map here may be a model's file.
+    __asan_unpoison_memory_region(bottom_, size_);
+#endif
     munmap(map_, size_ + page_bytes());
 }
 
