@@ -1,12 +1,13 @@
 """How the engine with all experts resident behaves between the benchmarks' points: few tokens at once, threads, loading.
 
-    python bench/curves.py MODEL.gguf --out DIR [--parts batch,threads,load] [--llama-bench PATH] [--repeats 5]
+    python bench/curves.py MODEL.gguf --out DIR [--parts batch,threads,load] [--llama-bench PATH] [--beside LIBRARY_DIR] [--repeats 5]
 
 batch    tokens computed together, from 1 to 64, behind the same 64 tokens of context: what 2 to 32 draft tokens cost. With --llama-bench beside llama.cpp (-p n, its better
          setting of --repack).
 threads  decode with 1 thread to twice as many as there are cores, and one core alone with 1 thread and with as many as the machine has.
 load     the file read into fresh memory by as many threads, huge pages asked for, and loaded (read, re-tiled); from the page cache, and with its pages dropped before each.
-         Peak memory is the system's figure for the process that loads.
+         With --beside, loaded by that folder's build, too. Peak memory is the system's figure for the process that loads. The memory was had by the process right before
+         (a virtual machine's host takes back what was free for seconds, and to find it again takes longer than to read the file).
 
 Repeats alternate; the table gives medians with the smallest and largest.
 """
@@ -36,11 +37,14 @@ READ_BYTES = 4 << 20
 N_CORES = len(os.sched_getaffinity(0))
 
 
-def in_process(part: str, path: Path, *arguments: int, cores: set[int] | None = None) -> Any:
-    """Runs one of WORKERS in a process of its own, which may be given only some cores."""
+def in_process(
+    part: str, path: Path, *arguments: int, cores: set[int] | None = None, library: Path | None = None
+) -> Any:
+    """Runs one of WORKERS in a process of its own, which may be given only some cores, or another build."""
     command = [sys.executable, __file__, str(path), "--worker", part, *map(str, arguments)]
     pinned = None if cores is None else (lambda: os.sched_setaffinity(0, cores))
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=pinned)
+    env = os.environ | ({"MOEPIC_LIBRARY_DIR": str(library)} if library else {})
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, preexec_fn=pinned, env=env)
     return json.loads(done.stdout)
 
 
@@ -70,9 +74,20 @@ def decode_tokens(path: Path, n_threads: int, n_tokens: int) -> float:
         return (len(times) - 1) / (times[-1] - times[0])
 
 
-def load_once(path: Path, drops: int) -> dict[str, float]:
+def prepare(path: Path, drops: int) -> None:
+    """Drops the file's pages where asked, and has the kernel find the memory that a run will want, so that it is among what is free."""
     if drops:
         evict(path)
+    wanted = (2 if drops else 1) * path.stat().st_size
+    with mmap.mmap(-1, wanted, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for page in range(0, wanted, 2 << 20):
+            memory[page] = 1
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak of the process counts from here
+
+
+def load_once(path: Path, drops: int) -> dict[str, float]:
+    prepare(path, drops)
     start = time.perf_counter()
     model = Model.load(path, device="cpu", n_ctx=64)
     seconds = time.perf_counter() - start
@@ -85,11 +100,12 @@ def load_once(path: Path, drops: int) -> dict[str, float]:
 
 def read_once(path: Path, drops: int) -> dict[str, float]:
     """The whole file into anonymous memory, pieces shared among threads: what a load without any work would take."""
-    if drops:
-        evict(path)
+    prepare(path, drops)
     size = path.stat().st_size
     start = time.perf_counter()
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(
+        -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # as ours is; shared memory is cleared page by page
     memory.madvise(mmap.MADV_HUGEPAGE)
     view, file = memoryview(memory), os.open(path, os.O_RDONLY)
     with ThreadPoolExecutor(N_CORES) as pool:
@@ -144,22 +160,36 @@ def measure_threads(a: argparse.Namespace) -> tuple[Rows, str]:
 
 def measure_load(a: argparse.Namespace) -> tuple[Rows, str]:
     rows: Rows = []
-    cases = [(part, drops) for drops in (0, 1) for part in ("read", "load")]
+    parts = {"read": None, "load": None} | ({"load beside": a.beside} if a.beside else {})
+    cases = [(part, drops) for drops in (0, 1) for part in parts]
     for repeat in range(a.repeats):
+        in_process("read", a.model, 0)  # cached, as a read leaves it
         for part, drops in alternating(cases, repeat):
-            in_process("read", a.model, 0)  # every run finds the memory that this one gave back, and the file cached
-            rows.append({"what": part, "cold": drops} | in_process(part, a.model, drops))
-    size, lines = a.model.stat().st_size, list[list[str]]()
+            row = in_process(part.split()[0], a.model, drops, library=parts[part])
+            rows.append({"what": part, "cold": drops, "gigabytes": a.model.stat().st_size / 1e9} | row)
+    return rows, load_table(rows)
+
+
+def load_table(rows: Rows) -> str:
+    lines = list[list[str]]()
     for drops, name in ((0, "page cache"), (1, "disk")):
-        of = {p: [row for row in rows if (row["what"], row["cold"]) == (p, drops)] for p in ("read", "load")}
+        of = {p: [r for r in rows if (r["what"], r["cold"]) == (p, drops)] for p in {r["what"]: 0 for r in rows}}
         seconds = {p: [row["seconds"] for row in of[p]] for p in of}
-        ratio = statistics.median(seconds["load"]) / statistics.median(seconds["read"])
-        above = max((row["peak_bytes"] - row["final_bytes"]) / row["layer_bytes"] for row in of["load"])
-        lines.append(
-            [name, spread(seconds["read"], 1, 2), spread(seconds["load"], 1, 2), f"{ratio:.2f}", f"{above:.2f}"]
-        )
-    heads = ["from", "reading s", "loading s", "ratio", "most memory, above the final: layers"]
-    return rows, f"{size / 1e9:.2f} GB\n\n{markdown(heads, lines)}"
+        for part in (p for p in of if p != "read"):
+            ratios = [f"{pick(seconds[part]) / pick(seconds['read']):.2f}" for pick in (statistics.median, min)]
+            above = max((row["peak_bytes"] - row["final_bytes"]) / row["layer_bytes"] for row in of[part])
+            times = [spread(seconds["read"], 1, 2), spread(seconds[part], 1, 2)]
+            lines.append([name, part, *times, *ratios, f"{above:.2f}"])
+    heads = [
+        "from",
+        "what",
+        "reading s",
+        "loading s",
+        "ratio of medians",
+        "of the shortest",
+        "most memory, above the final: layers",
+    ]
+    return f"{rows[0]['gigabytes']:.2f} GB\n\n{markdown(heads, lines)}"
 
 
 def main() -> None:
@@ -168,6 +198,7 @@ def main() -> None:
     parser.add_argument("--out", type=new_folder)
     parser.add_argument("--parts", default="batch,threads,load")
     parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--beside", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -90,8 +90,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         for (const Tensor& tensor : file.tensors()) {
             touch(tensor, begin, begin + size, file.alignment());
             expect(file.find_tensor(tensor.name) == &tensor);
-            file.will_need(tensor);
-            file.dont_need(tensor);
+            std::byte ends[2]{};
+            if (tensor.n_bytes == 0) continue;
+            file.read(tensor, 0, {ends, 1});
+            file.read(tensor, tensor.n_bytes - 1, {ends + 1, 1});
+            expect(ends[0] == tensor.data[0] && ends[1] == tensor.data[tensor.n_bytes - 1]);
         }
     } catch (const moepic::Error& error) {
         expect(error.code() == moepic::Code::format || error.code() == moepic::Code::unsupported);

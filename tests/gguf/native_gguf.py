@@ -114,9 +114,11 @@ class File:
         _check(lib.moepic_test_gguf_facts(version, alignment, self._handle))
         return version[0], alignment[0]
 
-    def hint(self) -> None:
-        """Call both hints on every tensor."""
-        _check(lib.moepic_test_gguf_hint(self._handle))
+    def read(self, tensor: int, at: int, n: int) -> bytes:
+        """Bytes of a tensor's data by system calls."""
+        out = bytearray(n)
+        _check(lib.moepic_test_gguf_read(ffi.from_buffer("uint8_t[]", out), self._handle, tensor, at, n))
+        return bytes(out)
 
     @property
     def shard_paths(self) -> list[str]:

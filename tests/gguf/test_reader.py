@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 import time
@@ -166,13 +167,35 @@ def test_tensors_point_at_their_own_bytes() -> None:
     assert file.find_key("no.such.key") == -1
 
 
-def test_hints_change_no_byte(tmp_path: Path) -> None:
+def reads_what_is_mapped(file: File) -> bool:
+    tensors = [(i, t.data) for i, t in enumerate(file.tensors) if t.data]
+    return all(
+        file.read(i, at, n) == data[at : at + n]
+        for i, data in tensors
+        for at, n in ((0, len(data)), (1, len(data) - 1), (len(data) // 2, 1), (len(data), 0))
+    )
+
+
+def test_reading_gives_the_mapped_bytes(tmp_path: Path) -> None:
     path = tmp_path / "sample.gguf"
     write_sample(path, n_tensors=40)
-    for file in (File.open(path), File.parse(path.read_bytes())):
-        before = file.tensors
-        file.hint()
-        assert file.tensors == before
+    assert reads_what_is_mapped(File.open(path))
+    assert reads_what_is_mapped(File.parse(path.read_bytes()))
+
+
+def test_reading_a_file_that_lost_its_end_is_an_error_that_names_the_tensor(tmp_path: Path) -> None:
+    path = tmp_path / "sample.gguf"
+    write_sample(path, n_tensors=40)
+    file = File.open(path)
+    last = max(range(40), key=lambda i: file.tensors[i].offset)
+    tensor = file.tensors[last]
+    assert tensor.data
+    os.truncate(path, tensor.offset + 1)
+    with pytest.raises(
+        Refused, match=f"{tensor.name}.* ends at byte .* the file now at {tensor.offset + 1}: it was shortened"
+    ):
+        file.read(last, 0, len(tensor.data))
+    assert file.read(last, 0, 1) == tensor.data[:1]
 
 
 # ---- what lies is refused, with the place ----
@@ -347,7 +370,7 @@ def test_a_split_opens_from_any_shard(tmp_path: Path, start: int) -> None:
     assert file.keys["general.architecture"][2] == [b"olmoe"], "keys come from the first shard"
     assert [Path(p).name for p in file.shard_paths] == [f"model-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
     assert all(t.data and len(t.data) == 32 for t in file.tensors)
-    file.hint()
+    assert reads_what_is_mapped(file)
 
 
 @pytest.mark.parametrize("alignment", [32, 4096])

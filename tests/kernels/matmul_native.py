@@ -110,11 +110,11 @@ def sizes(name: str, rows: int, cols: int) -> tuple[int, int]:
     return tiles[0], acts[0]
 
 
-def write_tiles(isa: str, name: str, blocks: Bytes, cols: int, out: Bytes) -> float:
-    """Re-tile GGUF rows [rows, row_bytes] to `out`; the seconds it took."""
+def write_tiles(isa: str, name: str, blocks: Bytes, cols: int, out: Bytes, *, past: bool = False) -> float:
+    """Re-tile GGUF rows [rows, row_bytes] to `out`, past the caches or through them; the seconds it took."""
     seconds = ffi.new("double *")
     source, to, type_id = pointer(blocks, "void *"), pointer(out, "void *"), int(GGMLQuantizationType[name])
-    check(lib.moepic_test_tile(ISAS[isa], type_id, source, blocks.shape[1], len(blocks), cols, to, 1, seconds))
+    check(lib.moepic_test_tile(ISAS[isa], type_id, source, blocks.shape[1], len(blocks), cols, to, past, 1, seconds))
     return seconds[0]
 
 

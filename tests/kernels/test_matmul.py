@@ -20,6 +20,7 @@ from matmul_native import (
     Bytes,
     Floats,
     act_codes,
+    aligned,
     block_len,
     dequantize,
     make_tiles,
@@ -28,6 +29,7 @@ from matmul_native import (
     random_blocks,
     reference,
     sizes,
+    write_tiles,
 )
 from ops_native import assert_close, assert_same_bits, available_isas
 
@@ -209,6 +211,10 @@ def test_tiles_are_the_same_bytes_whatever_wrote_them(name: str) -> None:
     first = make_tiles(ISAS[0], name, blocks, cols).data
     for isa in ISAS[1:]:
         assert np.array_equal(make_tiles(isa, name, blocks, cols).data, first), f"{isa} {name}"
+    for isa in ISAS:
+        past = aligned(len(first))
+        write_tiles(isa, name, blocks, cols, past, past=True)  # some of these tiles begin inside a cache line
+        assert np.array_equal(past, first), f"{isa} {name}"
     padded = 48 * blocks.shape[1]
     assert sizes(name, 37, cols)[0] == (padded + 63) // 64 * 64
 

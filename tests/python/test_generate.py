@@ -4,6 +4,10 @@ logits().
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from tiny_gguf import Shape
@@ -559,6 +563,14 @@ def test_progress_is_told_and_can_stop_the_load(tiny_file):
         Model.load(tiny_file(), progress=lambda *_: False)
     with pytest.raises(ZeroDivisionError):
         Model.load(tiny_file(), progress=lambda *_: 1 / 0)
+
+
+def test_a_file_that_loses_its_end_while_it_loads_is_an_error_that_names_the_tensor(tiny_file, tmp_path):
+    from moepic_gguf import IoError
+
+    path = shutil.copy(tiny_file(), tmp_path / "model.gguf")
+    with pytest.raises(IoError, match=r"blk.* ends at byte .* it was shortened since it was opened"):
+        Model.load(path, progress=lambda *_: os.truncate(path, Path(path).stat().st_size // 2))
 
 
 # ---- life ------------------------------------------------------------------------------------------------------------

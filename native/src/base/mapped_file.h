@@ -1,8 +1,9 @@
-// A whole file, mapped read-only. Knows nothing of what the bytes mean.
+// A whole file, mapped read-only, and the descriptor behind it. Knows nothing of what the bytes mean.
 //
-// The bytes are the page cache's: nothing is read until touched, and clean pages cost no memory that the kernel can't take back.
+// The mapped bytes are the page cache's: nothing is read until touched, and clean pages cost no memory that the kernel can't take back.
 // A file that another process shortens while it is mapped kills the reader with SIGBUS when a lost page is touched. No reader of
-// mappings can check that away; replace files by renaming a new one over them, never by rewriting in place.
+// mappings can check that away, so what is large is read by calls; replace files by renaming a new one over them, never by rewriting in
+// place.
 #pragma once
 
 #include <cstddef>
@@ -28,17 +29,17 @@ public:
 
     std::span<const std::byte> bytes() const noexcept { return {data_, size_}; }
 
-    // Hints over [offset, offset + size), clipped to the file; failures are ignored because only speed is at stake.
-    void will_need(uint64_t offset, uint64_t size) const noexcept;  // start reading ahead; rounds out to whole pages
-    // Gives the pages back from this process; they stay in the page cache, so the next start is fast and other readers keep
-    // theirs. Rounds in to whole pages, so that a neighbour's bytes stay.
-    void dont_need(uint64_t offset, uint64_t size) const noexcept;
+    // Fills `to` with the bytes from `offset` on, by system calls: any thread. Returns how many there were, fewer only where the file ends;
+    // Error(io) with the system's reason.
+    size_t read(uint64_t offset, std::span<std::byte> to) const;
 
 private:
     void swap(MappedFile& other) noexcept {
+        std::swap(fd_, other.fd_);
         std::swap(data_, other.data_);
         std::swap(size_, other.size_);
     }
+    int fd_ = -1;
     const std::byte* data_ = nullptr;
     size_t size_ = 0;
 };

@@ -1,6 +1,7 @@
 #include "base/region.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cstdint>
@@ -11,9 +12,17 @@
 namespace moepic {
 namespace {
 
-constexpr size_t kHugePage = size_t{2} << 20;
+constexpr int kPopulateWrite = 23;  // MADV_POPULATE_WRITE of Linux 5.14, which older headers lack
 
 }  // namespace
+
+void populate(const std::byte* begin, size_t bytes) noexcept {
+    const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+    const uintptr_t first = reinterpret_cast<uintptr_t>(begin) / page * page;
+    const uintptr_t last = (reinterpret_cast<uintptr_t>(begin) + bytes + page - 1) / page * page;
+    madvise(reinterpret_cast<void*>(first), last - first,
+            kPopulateWrite);  // a hint: an older kernel brings the pages when they are written
+}
 
 Region::Region(size_t bytes, const char* what) {
     if (bytes == 0) return;

@@ -7,6 +7,8 @@
 
 namespace moepic {
 
+inline constexpr size_t kHugePage = size_t{2} << 20;
+
 class Region {
 public:
     Region() = default;
@@ -33,6 +35,10 @@ private:
     std::byte* data_ = nullptr;
     size_t size_ = 0;
 };
+
+// Has the kernel find the pages of [begin, begin + bytes), of a region, now; what they hold stays. Two threads that write to a fresh huge
+// page at once have it cleared twice, so who shares a region among threads gives each pages of its own to clear first.
+void populate(const std::byte* begin, size_t bytes) noexcept;
 
 // Hands out consecutive 64-byte aligned parts; first run it without memory to learn the total.
 class Carver {

@@ -6,7 +6,6 @@
 #include <cstdint>
 
 #include "base/thread_pool.h"
-#include "gguf/file.h"
 #include "model/config.h"
 #include "ops/ops.h"
 
@@ -16,8 +15,8 @@ namespace moepic {
 ops::TiledMatrix latent_keys_shape(const LatentConfig& latent, int64_t n_head) noexcept;
 ops::TiledMatrix latent_values_shape(const LatentConfig& latent, int64_t n_head, Type type) noexcept;
 
-// Fills keys and values, of those shapes, from `joined` [n_head * (plain + head_dim_v), kv_rank].
-void fill_latent_parts(const ops::Kernels& kernels, ThreadPool& pool, const gguf::Tensor& joined, const LatentConfig& latent,
+// Fills keys and values, of those shapes, from the file's bytes of a joined matrix [n_head * (plain + head_dim_v), kv_rank].
+void fill_latent_parts(const ops::Kernels& kernels, ThreadPool& pool, const std::byte* joined, Type type, const LatentConfig& latent,
                        int64_t n_head, std::byte* keys, std::byte* values);
 
 }  // namespace moepic

@@ -9,6 +9,7 @@
 #include "engine/context.h"
 #include "engine/device_model.h"
 #include "engine/latent_parts.h"
+#include "engine/loader.h"
 #include "expert/granule.h"
 #include "model/type_lookup.h"
 
@@ -39,8 +40,6 @@ const ops::Kernels& choose_kernels(int isa, bool strict) {
 
 // Left alone on a device where no budget was given: its driver, its screen and other programs need a little too.
 constexpr uint64_t kDeviceMargin = uint64_t{256} << 20;
-// Rows of one matrix that a task re-tiles: a few hundred kilobytes.
-constexpr int64_t kRowsPerTask = 256;
 
 }  // namespace
 
@@ -84,35 +83,6 @@ public:
     }
 
 private:
-    struct Copy {  // plain bytes or floats
-        const gguf::Tensor* tensor;
-        std::byte* dst;
-        bool to_float;
-        bool turned = false;  // floats [ne0][ne1] instead of the file's [ne1][ne0]
-    };
-    struct Tile {
-        const gguf::Tensor* tensor;
-        int64_t rows, cols;
-        std::byte* dst;
-    };
-    struct Strips {
-        const ExpertBinding* binding;
-        const StripLayout* layout;
-        std::byte* dst;
-    };
-    struct LatentParts {
-        const gguf::Tensor* joined;
-        int64_t n_head;
-        std::byte *keys, *values;
-    };
-    // What one layer (or the rest of the model) wants filled.
-    struct Batch {
-        std::vector<Copy> copies;
-        std::vector<Tile> tiles;
-        std::vector<Strips> strips;
-        std::vector<LatentParts> latent_parts;
-    };
-
     // Address space here, memory on a device.
     void reserve() {
         place();
@@ -307,12 +277,12 @@ private:
         host_carver_ = Carver(model_.host_weights_.data());
         strips_carver_ = Carver(model_.strips_.data());
         n_moe_ = 0;
-        batches_.assign(static_cast<size_t>(model_.config_.n_layer) + 1, {});
+        lists_.assign(static_cast<size_t>(model_.config_.n_layer) + 1, {});
         const ModelBinding& b = model_.binding_;
-        batch_ = &batches_.back();
+        list_ = &lists_.back();
         model_.embedding_type_ = Type{b.token_embd->type};
         std::byte* embedding = host_carver_.take<std::byte>(b.token_embd->n_bytes);
-        batch_->copies.push_back({b.token_embd, embedding, false});
+        list_->bytes.push_back({b.token_embd, embedding});
         model_.embedding_ = embedding;
         model_.output_norm_ = floats(b.output_norm);
         model_.rope_freqs_ = host_floats(b.rope_freqs);
@@ -322,7 +292,7 @@ private:
         model_.output_ = linear(b.output, b.output_bias);
         model_.layers_.assign(b.layers.size(), {});
         for (size_t il = 0; il < b.layers.size(); ++il) {
-            batch_ = &batches_[il];
+            list_ = &lists_[il];
             place_layer(b.layers[il], model_.layers_[il]);
         }
     }
@@ -383,7 +353,7 @@ private:
         std::byte* values = carver_.take<std::byte>(ops::tiled_bytes(w.wv_b.w.type, w.wv_b.w.rows, w.wv_b.w.cols));
         w.wk_b.w.data = keys;
         w.wv_b.w.data = values;
-        batch_->latent_parts.push_back({joined, n_head, keys, values});
+        list_->latent_parts.push_back({joined, n_head, keys, values});
     }
 
     void place_experts(const ExpertBinding& b, std::optional<ExpertSet>& out, bool routed) {
@@ -402,7 +372,7 @@ private:
         std::byte* strips = is_resident ? carver.take<std::byte>(set.layout.strip_bytes() * static_cast<size_t>(b.n_expert)) : nullptr;
         set.strips = strips;
         out = set;
-        if (is_resident) batch_->strips.push_back({&b, &out->layout, strips});
+        if (is_resident) list_->strips.push_back({&b, &out->layout, strips});
     }
 
     // What the host itself reads, wherever the steps of a pass run (engine/steps.h).
@@ -411,112 +381,40 @@ private:
     const float* floats(const gguf::Tensor* tensor, bool turned = false, Carver* carver = nullptr) {
         if (!tensor) return nullptr;
         float* dst = (carver ? carver : &carver_)->take<float>(static_cast<size_t>(tensor->ne[0] * tensor->ne[1]));
-        batch_->copies.push_back({tensor, reinterpret_cast<std::byte*>(dst), true, turned});
+        list_->floats.push_back({tensor, dst, turned});
         return dst;
-    }
-
-    static void turn(float* data, size_t rows, size_t cols) {
-        const std::vector<float> old(data, data + rows * cols);
-        for (size_t i = 0; i < old.size(); ++i) data[i % cols * rows + i / cols] = old[i];
     }
 
     Linear linear(const gguf::Tensor* tensor, const gguf::Tensor* bias) {
         const int64_t cols = static_cast<int64_t>(tensor->ne[0]), rows = static_cast<int64_t>(tensor->ne[1] * tensor->ne[2]);
         const Type type{tensor->type};
         std::byte* dst = carver_.take<std::byte>(ops::tiled_bytes(type, rows, cols));
-        batch_->tiles.push_back({tensor, rows, cols, dst});
+        list_->matrices.push_back({tensor, 0, type, rows, cols, dst});
         return {{type, rows, cols, dst}, floats(bias)};
     }
 
     void fill() {
-        ThreadPool pool(options_.n_threads);
+        Loader loader(model_.file_, *model_.kernels_, model_.config_.latent, options_.n_threads);
         uint64_t done = 0;
         report(0);
-        if (!batches_.empty()) read_ahead(batches_.front());
-        for (size_t i = 0; i < batches_.size(); ++i) {
-            const Batch& batch = batches_[i];
-            if (i + 1 < batches_.size()) read_ahead(batches_[i + 1]);
-            fill_batch(batch, pool);
-            done += batch_bytes(batch);
+        for (const LoadList& list : lists_) {
+            loader.load(list);
+            done += list.file_bytes();
             report(std::min<uint64_t>(done, weight_bytes()));
         }
         report(weight_bytes());
-    }
-
-    // The disk fetches one batch while the one before it is put in place.
-    void read_ahead(const Batch& batch) const {
-        for (const Copy& copy : batch.copies) model_.file_.will_need(*copy.tensor);
-        for (const Tile& tile : batch.tiles) model_.file_.will_need(*tile.tensor);
-        for (const LatentParts& p : batch.latent_parts) model_.file_.will_need(*p.joined);
-        for (const Strips& s : batch.strips) each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.will_need(t); });
-    }
-
-    template <class Visit>
-    static void each_tensor(const ExpertBinding& binding, const Visit& visit) {
-        for (const RowSegment& r : binding.gate) visit(*r.tensor);
-        for (const RowSegment& r : binding.up) visit(*r.tensor);
-        for (const ColumnSegment& c : binding.down) visit(*c.tensor);
-    }
-
-    static uint64_t batch_bytes(const Batch& batch) {
-        uint64_t bytes = 0;
-        for (const Copy& copy : batch.copies) bytes += copy.tensor->n_bytes;
-        for (const Tile& tile : batch.tiles) bytes += tile.tensor->n_bytes;
-        for (const LatentParts& p : batch.latent_parts) bytes += p.joined->n_bytes;
-        for (const Strips& s : batch.strips) bytes += s.layout->strip_bytes() * static_cast<size_t>(s.binding->n_expert);
-        return bytes;
     }
 
     void report(uint64_t done) {
         if (options_.progress && !options_.progress(done, weight_bytes())) fail(Code::cancelled, "load: cancelled");
     }
 
-    void fill_batch(const Batch& batch, ThreadPool& pool) {
-        const ops::Kernels& kernels = *model_.kernels_;
-        for (const Copy& copy : batch.copies) {
-            if (copy.to_float) {
-                type_info(Type{copy.tensor->type})
-                    .decode(copy.tensor->data, reinterpret_cast<float*>(copy.dst),
-                            static_cast<int64_t>(copy.tensor->ne[0] * copy.tensor->ne[1]));
-                if (copy.turned) turn(reinterpret_cast<float*>(copy.dst), copy.tensor->ne[1], copy.tensor->ne[0]);
-            } else {
-                std::memcpy(copy.dst, copy.tensor->data, copy.tensor->n_bytes);
-            }
-            model_.file_.dont_need(*copy.tensor);
-        }
-        for (const Tile& tile : batch.tiles) {
-            const Type type{tile.tensor->type};
-            const size_t stride = row_bytes(type, tile.cols);
-            pool.run((tile.rows + kRowsPerTask - 1) / kRowsPerTask, [&](int64_t task, int) {
-                const int64_t first = task * kRowsPerTask;
-                const size_t at = static_cast<size_t>(first) * stride;  // 16 rows take 16 row_bytes in both layouts
-                kernels.tile_rows(type, tile.tensor->data + at, stride, std::min(kRowsPerTask, tile.rows - first), tile.cols,
-                                  tile.dst + at);
-            });
-            model_.file_.dont_need(*tile.tensor);
-        }
-        for (const LatentParts& p : batch.latent_parts) {
-            fill_latent_parts(kernels, pool, *p.joined, model_.config_.latent, p.n_head, p.keys, p.values);
-            model_.file_.dont_need(*p.joined);
-        }
-        for (const Strips& s : batch.strips) {
-            std::vector<StripFiller> fillers;
-            for (int i = 0; i < pool.size(); ++i) fillers.emplace_back(kernels).reserve(*s.binding, *s.layout);
-            const int64_t n_granules = s.layout->n_granules;
-            pool.run(s.binding->n_expert * n_granules, [&](int64_t task, int thread) {
-                fillers[static_cast<size_t>(thread)].fill(*s.binding, *s.layout, MappedSource(), task / n_granules, task % n_granules,
-                                                          s.dst + static_cast<size_t>(task) * s.layout->granule_bytes);
-            });
-            each_tensor(*s.binding, [&](const gguf::Tensor& t) { model_.file_.dont_need(t); });
-        }
-    }
-
     Model& model_;
     const LoadOptions& options_;
     // What steps read (on a device: there); what the host reads; routed experts.
     Carver carver_, host_carver_, strips_carver_;
-    std::vector<Batch> batches_;
-    Batch* batch_ = nullptr;
+    std::vector<LoadList> lists_;  // of each layer, then of the rest
+    LoadList* list_ = nullptr;
     int n_moe_ = 0;
     bool streams_ = false, links_ = false, smallest_ = false;
     StreamNeeds needs_;

@@ -1,7 +1,6 @@
 #include "expert/store.h"
 
 #include <algorithm>
-#include <cassert>
 #include <cstring>
 
 namespace moepic {
@@ -23,25 +22,6 @@ void ExpertStore::measure_longest() {
 }
 
 namespace {
-
-// Finds an extent inside what was fetched. A transfer has a handful of pieces.
-class FetchedSource final : public ExtentSource {
-public:
-    FetchedSource(std::span<const Extent> extents, std::span<const std::byte* const> pieces) : extents_(extents), pieces_(pieces) {}
-    const std::byte* find(const Extent& wanted) const noexcept override {
-        for (size_t i = 0; i < extents_.size(); ++i) {
-            const Extent& held = extents_[i];
-            if (held.tensor == wanted.tensor && wanted.at >= held.at && wanted.at + wanted.bytes <= held.at + held.bytes)
-                return pieces_[i] + (wanted.at - held.at);
-        }
-        assert(false && "a filler asked for bytes that list_extents did not name");
-        return nullptr;
-    }
-
-private:
-    std::span<const Extent> extents_;
-    std::span<const std::byte* const> pieces_;
-};
 
 class FileStore final : public ExpertStore {
 public:

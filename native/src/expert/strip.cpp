@@ -88,6 +88,50 @@ GranuleRun read_unit(const ExpertBinding& set, const StripLayout& layout, int64_
     return {first, last - first};
 }
 
+const std::byte* FetchedSource::find(const Extent& wanted) const noexcept {
+    for (size_t i = 0; i < extents_.size(); ++i) {
+        const Extent& held = extents_[i];
+        if (held.tensor == wanted.tensor && wanted.at >= held.at && wanted.at + wanted.bytes <= held.at + held.bytes)
+            return pieces_[i] + (wanted.at - held.at);
+    }
+    assert(false && "a filler asked for bytes that list_extents did not name");
+    return nullptr;
+}
+
+bool has_whole_granules(const ExpertBinding& set, const StripLayout& layout) noexcept {
+    const int64_t granule = layout.granule;
+    const auto rows_fit = [&](const RowSegment& s) { return s.first % granule == 0 && s.count % granule == 0; };
+    const auto columns_fit = [&](const ColumnSegment& s) { return s.first % granule == 0 && s.file_granule % granule == 0; };
+    return std::all_of(set.gate.begin(), set.gate.end(), rows_fit) && std::all_of(set.up.begin(), set.up.end(), rows_fit) &&
+           std::all_of(set.down.begin(), set.down.end(), columns_fit);
+}
+
+void list_matrices(const ExpertBinding& set, const StripLayout& layout, int64_t expert, std::byte* strip, std::vector<FileMatrix>& out) {
+    const int64_t granule = layout.granule;
+    const auto granule_at = [&](int64_t neuron) { return strip + static_cast<size_t>(neuron / granule) * layout.granule_bytes; };
+    const auto rows = [&](Type type, const std::vector<RowSegment>& segments, size_t offset, size_t bias_offset) {
+        for (const RowSegment& s : segments) {
+            for (int64_t from = s.first; from < s.first + s.count; from += granule) {
+                const Extent extent = rows_of(s, row_bytes(type, layout.n_embd), expert, from, from + granule);
+                out.push_back({extent.tensor, extent.at, type, granule, layout.n_embd, granule_at(from) + offset});
+                if (!s.bias) continue;
+                const Extent biases = biases_of(s, expert, from, from + granule);  // tiles of one column of floats are those floats
+                out.push_back({biases.tensor, biases.at, Type::f32, granule, 1, granule_at(from) + bias_offset});
+            }
+        }
+    };
+    rows(layout.gate_type, set.gate, 0, layout.gate_bias_offset);
+    rows(layout.up_type, set.up, layout.up_offset, layout.up_bias_offset);
+    for (const ColumnSegment& s : set.down) {
+        for (int64_t matrix = 0; matrix < s.count / s.file_granule; ++matrix) {
+            const Extent extent = matrices_of(s, layout.down_type, layout.n_embd, expert, matrix, matrix);
+            out.push_back({extent.tensor, extent.at, layout.down_type, layout.n_embd, granule,
+                           granule_at(s.first + matrix * s.file_granule) + layout.down_offset, s.file_granule / granule,
+                           layout.granule_bytes});
+        }
+    }
+}
+
 void StripFiller::reserve(const ExpertBinding& set, const StripLayout& layout) {
     const size_t rows =
         static_cast<size_t>(layout.granule) * std::max(row_bytes(set.gate_type, set.n_embd), row_bytes(set.up_type, set.n_embd));
@@ -121,7 +165,7 @@ void StripFiller::fill_rows(const Job& job, Type type, const std::vector<RowSegm
     for (const RowSegment& s : segments) {
         if (job.first >= s.first && last <= s.first + s.count) {
             const std::byte* rows = job.source.find(rows_of(s, stride, job.expert, job.first, last));
-            kernels_.tile_rows(type, rows, stride, layout.granule, layout.n_embd, dst);
+            kernels_.tile_rows(type, rows, stride, layout.granule, layout.n_embd, dst, ops::TileStores::cached);
             return;
         }
     }
@@ -129,7 +173,7 @@ void StripFiller::fill_rows(const Job& job, Type type, const std::vector<RowSegm
         const Extent extent = rows_of(s, stride, job.expert, from, to);
         std::memcpy(joined_.data() + static_cast<size_t>(from - job.first) * stride, job.source.find(extent), extent.bytes);
     });
-    kernels_.tile_rows(type, joined_.data(), stride, layout.granule, layout.n_embd, dst);
+    kernels_.tile_rows(type, joined_.data(), stride, layout.granule, layout.n_embd, dst, ops::TileStores::cached);
 }
 
 void StripFiller::fill_columns(const Job& job, std::byte* dst) {
@@ -145,7 +189,8 @@ void StripFiller::fill_columns(const Job& job, std::byte* dst) {
         if (first < s.first || last > s.first + s.count) continue;
         const int64_t in = first - s.first;
         if (in / s.file_granule == (in + layout.granule - 1) / s.file_granule) {
-            kernels_.tile_rows(type, columns_at(s, first), row_bytes(type, s.file_granule), n_embd, layout.granule, dst);
+            kernels_.tile_rows(type, columns_at(s, first), row_bytes(type, s.file_granule), n_embd, layout.granule, dst,
+                               ops::TileStores::cached);
             return;
         }
     }
@@ -164,7 +209,7 @@ void StripFiller::fill_columns(const Job& job, std::byte* dst) {
         }
         column += run;
     }
-    kernels_.tile_rows(type, joined_.data(), stride, n_embd, layout.granule, dst);
+    kernels_.tile_rows(type, joined_.data(), stride, n_embd, layout.granule, dst, ops::TileStores::cached);
 }
 
 }  // namespace moepic

@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "model/binding.h"
@@ -54,7 +55,7 @@ struct Extent {
     uint64_t bytes = 0;
 };
 
-// Where a filler finds the bytes of an extent: in the mapped file, or in buffers they were read into.
+// Where a filler finds the bytes of an extent.
 class ExtentSource {
 public:
     virtual const std::byte* find(const Extent& extent) const noexcept = 0;
@@ -63,10 +64,33 @@ protected:
     ~ExtentSource() = default;
 };
 
-class MappedSource final : public ExtentSource {
+// Extents as list_extents gave them, each in a buffer of its own. A run has a handful.
+class FetchedSource final : public ExtentSource {
 public:
-    const std::byte* find(const Extent& extent) const noexcept override { return extent.tensor->data + extent.at; }
+    FetchedSource(std::span<const Extent> extents, std::span<const std::byte* const> pieces) : extents_(extents), pieces_(pieces) {}
+    const std::byte* find(const Extent& wanted) const noexcept override;
+
+private:
+    std::span<const Extent> extents_;
+    std::span<const std::byte* const> pieces_;
 };
+
+// A matrix of the file, and the tiled ones it becomes: a row of the file has the `cols` columns of each of n_parts, one after the other.
+struct FileMatrix {
+    const gguf::Tensor* tensor = nullptr;
+    uint64_t at = 0;  // its first byte in the tensor's data
+    Type type{};
+    int64_t rows = 0, cols = 0;
+    std::byte* dst = nullptr;  // of part 0
+    int64_t n_parts = 1;
+    size_t dst_step = 0;  // from part to part
+};
+
+// Whether each granule's rows, and its columns, lie in one matrix of the file: so it is with ordinary files, and with those that were cut
+// at the granules of this layout or at multiples.
+bool has_whole_granules(const ExpertBinding& set, const StripLayout& layout) noexcept;
+// What fills the strip of an expert, where that is so: every byte of the file once, however its rows are shared out.
+void list_matrices(const ExpertBinding& set, const StripLayout& layout, int64_t expert, std::byte* strip, std::vector<FileMatrix>& out);
 
 // What a run of granules needs from the file, as few extents as the file's layout allows. Rows of gate and up are exactly the run's; down
 // comes in whole matrices of the file's granules, so a run that ends inside one reads all of it.

@@ -1,6 +1,7 @@
 // Opens files, joins the shards of a split, and answers look-ups. The bytes are read by Parser, the rules of splits are in shards.h.
 #include "gguf/file.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "base/error.h"
@@ -187,12 +188,22 @@ uint64_t File::file_bytes() const {
     return total;
 }
 
-void File::will_need(const Tensor& tensor) const {
-    impl_->shards[tensor.shard].map.will_need(tensor.file_offset, tensor.n_bytes);
-}
-
-void File::dont_need(const Tensor& tensor) const {
-    impl_->shards[tensor.shard].map.dont_need(tensor.file_offset, tensor.n_bytes);
+void File::read(const Tensor& tensor, uint64_t at, std::span<std::byte> to) const {
+    const Impl::Shard& shard = impl_->shards[tensor.shard];
+    if (shard.map.bytes().empty()) {  // the bytes are the caller's
+        std::copy_n(tensor.data + at, to.size(), to.data());
+        return;
+    }
+    size_t n = 0;
+    try {
+        n = shard.map.read(tensor.file_offset + at, to);
+    } catch (const Error& error) {
+        fail(error.code(), "gguf: ", shard.path, ": ", quoted(tensor.name), " ", error.text());
+    }
+    if (n < to.size()) {
+        fail(Code::io, "gguf: ", shard.path, ": ", quoted(tensor.name), " ends at byte ", tensor.file_offset + tensor.n_bytes,
+             ", the file now at ", tensor.file_offset + at + n, ": it was shortened since it was opened (replace files by renaming)");
+    }
 }
 
 }  // namespace moepic::gguf

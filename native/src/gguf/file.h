@@ -102,9 +102,9 @@ public:
     uint32_t shard_count() const;
     const std::string& shard_path(uint32_t index) const;
     uint64_t file_bytes() const;  // all shards
-    // Tell the kernel which mapped bytes are wanted soon / no more. Hints: failures are ignored.
-    void will_need(const Tensor& tensor) const;
-    void dont_need(const Tensor& tensor) const;
+    // Bytes [at, at + to.size()) of a tensor's data, which has that many, read by system calls and not through the mapping: any thread, no
+    // page faults, and a file that lost its end since it was opened is an Error(io) instead of the end of the process.
+    void read(const Tensor& tensor, uint64_t at, std::span<std::byte> to) const;
 
 private:
     friend class Parser;

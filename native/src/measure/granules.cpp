@@ -74,9 +74,9 @@ void GranuleWork::fill() {
 }
 
 void GranuleWork::tile(const std::byte* gate, const std::byte* up, const std::byte* down, std::byte* granule) const {
-    kernels_.tile_rows(kType, gate, row_bytes(kType, kEmbd), kGranule, kEmbd, granule);
-    kernels_.tile_rows(kType, up, row_bytes(kType, kEmbd), kGranule, kEmbd, granule + up_bytes());
-    kernels_.tile_rows(kType, down, row_bytes(kType, kGranule), kEmbd, kGranule, granule + 2 * up_bytes());
+    kernels_.tile_rows(kType, gate, row_bytes(kType, kEmbd), kGranule, kEmbd, granule, ops::TileStores::cached);
+    kernels_.tile_rows(kType, up, row_bytes(kType, kEmbd), kGranule, kEmbd, granule + up_bytes(), ops::TileStores::cached);
+    kernels_.tile_rows(kType, down, row_bytes(kType, kGranule), kEmbd, kGranule, granule + 2 * up_bytes(), ops::TileStores::cached);
 }
 
 // From random experts of the first half to the experts of the second, each in its turn: nobody reads what another thread writes.

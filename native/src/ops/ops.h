@@ -29,6 +29,9 @@ struct TiledMatrix {
     int64_t n_tiles() const noexcept { return (rows + kTileRows - 1) / kTileRows; }
 };
 
+// How tiles are written: through the caches, for who computes with them at once, or past them, which spares reading what is overwritten.
+enum class TileStores : uint8_t { cached, past };
+
 // Tiles need as many bytes as the padded rows did in the file (rounded up to 64 per matrix).
 size_t tiled_bytes(Type type, int64_t rows, int64_t cols) noexcept;
 
@@ -160,7 +163,7 @@ struct Kernels {
     const char* name;
 
     // Re-tile rows given as GGUF blocks: row r starts at src + r * row_stride and is `cols` long. dst: tiled_bytes(type, rows, cols).
-    void (*tile_rows)(Type type, const std::byte* src, size_t row_stride, int64_t rows, int64_t cols, std::byte* dst);
+    void (*tile_rows)(Type type, const std::byte* src, size_t row_stride, int64_t rows, int64_t cols, std::byte* dst, TileStores stores);
     // Activations of one token; x is [cols] floats. Non-finite input gives non-finite or saturated output, never a trap.
     void (*quantize_act)(ActKind kind, const float* x, int64_t cols, std::byte* out);
     void (*matmul)(const MatmulJob& job);

@@ -56,9 +56,6 @@ int moepic_test_gguf_find_tensor(int64_t* out, const moepic_file* file, const ch
     });
 }
 
-int moepic_test_gguf_hint(const moepic_file* file) {
-    return guard([&] {
-        for (const gguf::Tensor& tensor : file->file->tensors()) file->file->will_need(tensor);
-        for (const gguf::Tensor& tensor : file->file->tensors()) file->file->dont_need(tensor);
-    });
+int moepic_test_gguf_read(uint8_t* out, const moepic_file* file, int64_t tensor, uint64_t at, uint64_t n) {
+    return guard([&] { file->file->read(file->file->tensors()[static_cast<size_t>(tensor)], at, {reinterpret_cast<std::byte*>(out), n}); });
 }

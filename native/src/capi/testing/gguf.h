@@ -27,6 +27,6 @@ MOEPIC_API int moepic_test_gguf_get(moepic_test_gguf_element* out, const moepic_
 MOEPIC_API int moepic_test_gguf_find_key(int64_t* out, const moepic_file* file, const char* name);
 MOEPIC_API int moepic_test_gguf_find_tensor(int64_t* out, const moepic_file* file, const char* name);
 
-/* Hint for every tensor: wanted soon, then no more. */
-MOEPIC_API int moepic_test_gguf_hint(const moepic_file* file);
+/* Bytes [at, at + n) of a tensor's data, read by calls. */
+MOEPIC_API int moepic_test_gguf_read(uint8_t* out, const moepic_file* file, int64_t tensor, uint64_t at, uint64_t n);
 /* cdef: end */

@@ -287,14 +287,14 @@ int moepic_test_matmul_bytes(uint32_t type, int64_t rows, int64_t cols, int64_t*
     });
 }
 
-int moepic_test_tile(int isa, uint32_t type, const void* src, int64_t row_stride, int64_t rows, int64_t cols, void* dst, int repeats,
-                     double* seconds) {
+int moepic_test_tile(int isa, uint32_t type, const void* src, int64_t row_stride, int64_t rows, int64_t cols, void* dst, int past,
+                     int repeats, double* seconds) {
     return guard([&] {
         const auto& kernels = kernels_of(isa);
         const Type t = type_of(type, cols);
         timed(repeats, seconds, [&](int) {
             kernels.tile_rows(t, static_cast<const std::byte*>(src), static_cast<size_t>(row_stride), rows, cols,
-                              static_cast<std::byte*>(dst));
+                              static_cast<std::byte*>(dst), past ? ops::TileStores::past : ops::TileStores::cached);
         });
     });
 }

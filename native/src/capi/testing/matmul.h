@@ -14,9 +14,10 @@
 /* Bytes of the tiles of a matrix, and of one token's activations for it. */
 MOEPIC_API int moepic_test_matmul_bytes(uint32_t type, int64_t rows, int64_t cols, int64_t* tiles, int64_t* acts);
 
-/* Re-tile rows of GGUF blocks that lie row_stride bytes apart. repeats > 1 is for timing; seconds (may be null) is the shortest of them. */
+/* Re-tile rows of GGUF blocks that lie row_stride bytes apart; past: ops::TileStores. repeats > 1 is for timing; seconds (may be null) is
+ * the shortest of them. */
 MOEPIC_API int moepic_test_tile(int isa, uint32_t type, const void* src, int64_t row_stride, int64_t rows, int64_t cols, void* dst,
-                                int repeats, double* seconds);
+                                int past, int repeats, double* seconds);
 
 /* Activations of n tokens x[n][cols] for weights of a type, one after another in out. */
 MOEPIC_API int moepic_test_quantize(int isa, uint32_t type, const float* x, int64_t n, int64_t cols, void* out, int repeats,

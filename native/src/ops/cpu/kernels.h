@@ -9,7 +9,7 @@
 
 namespace moepic::ops::MOEPIC_ISA {
 
-void tile_rows(Type type, const std::byte* src, size_t row_stride, int64_t rows, int64_t cols, std::byte* dst);
+void tile_rows(Type type, const std::byte* src, size_t row_stride, int64_t rows, int64_t cols, std::byte* dst, TileStores stores);
 void quantize_act(ActKind kind, const float* x, int64_t cols, std::byte* out);
 void matmul(const MatmulJob& job);
 int64_t multiply_codes(int64_t rounds, int32_t* sum);

@@ -40,11 +40,18 @@ struct Rows {
 inline void i_store_low_halves(void* p, I16x a) {
     _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
-// The lower halves, then the upper ones: 64 bytes.
-inline void i_store_halves(void* p, I16x a) {
+// The lower halves, then the upper ones.
+inline I16x i_halves(I16x a) {
     const __m512i apart = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
-    _mm512_storeu_si512(p, _mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(a.v, apart)));
+    return {_mm512_permutexvar_epi64(order, _mm512_shuffle_epi8(a.v, apart))};
+}
+// Past the caches, to a cache line; the fence puts such stores before all that follows.
+inline void i_stream(void* p, I16x a) {
+    _mm512_stream_si512(static_cast<__m512i*>(p), a.v);
+}
+inline void stream_fence() {
+    _mm_sfence();
 }
 
 #elif MOEPIC_SIMD_AVX2
@@ -68,11 +75,19 @@ inline void i_store_halves(void* p, I16x a) {
     for (int i = 0; i < 4; ++i) c[i] = {lo[i], hi[i]};
 }
 
-inline void i_store_halves(void* p, I16x a) {
+inline I16x i_halves(I16x a) {
     const __m256i apart = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15));
     const __m256i lo = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(a.lo, apart), 0xd8);
     const __m256i hi = _mm256_permute4x64_epi64(_mm256_shuffle_epi8(a.hi, apart), 0xd8);
-    i_store(p, {_mm256_permute2x128_si256(lo, hi, 0x20), _mm256_permute2x128_si256(lo, hi, 0x31)});
+    return {_mm256_permute2x128_si256(lo, hi, 0x20), _mm256_permute2x128_si256(lo, hi, 0x31)};
+}
+inline void i_stream(void* p, I16x a) {
+    __m256i* const to = static_cast<__m256i*>(p);
+    _mm256_stream_si256(to, a.lo);
+    _mm256_stream_si256(to + 1, a.hi);
+}
+inline void stream_fence() {
+    _mm_sfence();
 }
 inline void i_store_low_halves(void* p, I16x a) {
     const __m256i low = _mm256_set1_epi32(0xffff);
@@ -93,11 +108,21 @@ inline void i_store_low_halves(void* p, I16x a) {
         std::memcpy(static_cast<std::byte*>(p) + 2 * r, &half, 2);
     }
 }
-inline void i_store_halves(void* p, I16x a) {
-    i_store_low_halves(p, a);
-    i_store_low_halves(static_cast<std::byte*>(p) + 2 * kLanes, i_shr<16>(a));
+inline I16x i_halves(I16x a) {
+    I16x halves;
+    i_store_low_halves(halves.v, a);
+    i_store_low_halves(halves.v + kLanes / 2, i_shr<16>(a));
+    return halves;
 }
+inline void i_stream(void* p, I16x a) {
+    i_store(p, a);
+}
+inline void stream_fence() {}
 
 #endif
+
+inline void i_store_halves(void* p, I16x a) {
+    i_store(p, i_halves(a));
+}
 
 }  // namespace moepic::ops::MOEPIC_ISA
