@@ -150,14 +150,17 @@ def attend(
     window: int = 0,
     sinks: Floats | None = None,
     with_scratch: bool = True,
+    slack: tuple[int, int] = (0, 0),
 ) -> tuple[Floats, bool]:
-    """Attention of q [n, n_head, head_dim_k], and whether the device asked for scratch."""
+    """Attention of q [n, n_head, head_dim_k], and whether the device asked for scratch. The launch is made for first positions from slack[0]
+    before it to slack[1] behind it.
+    """
     n, n_head, _ = q.shape
     out = np.full((n, n_head, cache.head_dim_v), np.nan, dtype=np.float32)
     split = ffi.new("int *")
     checked(
         lib.moepic_test_device_attention(
-            DEVICES[device], device_kv(cache), as_float(q), as_float(out), n, n_head, first_pos, scale, window,
+            DEVICES[device], device_kv(cache), as_float(q), as_float(out), n, n_head, first_pos, *slack, scale, window,
             as_float(sinks), int(with_scratch), split,
         )
     )  # fmt: skip

@@ -41,8 +41,8 @@ public:
 
 private:
     void place(Carver& carver);
-    // x_, angles and factors of the tokens, made on the host.
-    void bring_in(const int32_t* tokens, int64_t n, int64_t first_pos);
+    // place_, x_, angles and factors of the tokens, made on the host.
+    void bring_in(const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos);
     // projected = mixer(rms(x)) of layer il, whichever it has, for acts_ that hold the normed input.
     void mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos);
     ActMask mixer_mask(int64_t il) const noexcept;
@@ -71,6 +71,7 @@ private:
     int64_t q_rows_ = 0, k_rows_ = 0, v_rows_ = 0, out_rows_ = 0;  // widest layer
     size_t attention_bytes_ = 0;
     std::byte* attention_scratch_ = nullptr;
+    device::PassPlace* place_ = nullptr;
     float *x_ = nullptr, *normed_ = nullptr;            // [n_batch][n_embd]
     float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;  // [n_batch][rows]
     float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr, *window_angles_ = nullptr;
