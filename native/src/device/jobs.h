@@ -220,6 +220,16 @@ struct ExpertJob {
     float* partials = nullptr;          // few: rows of [n_embd]; many: [entry][n_embd]
 };
 
+// What the host is told of layers that a device routes: letters of ids, one after the other in a ring. They are numbered by the device,
+// from its own memory, so that launches which were captured once write ever new ones.
+struct Letters {
+    uint64_t* n_written = nullptr;  // on the device
+    uint64_t n_letters = 0;         // of the ring
+    int64_t most_ids = 0;           // of a letter
+    int32_t* ids = nullptr;         // mapped, [n_letters][most_ids]
+    uint32_t* flags = nullptr;      // mapped, [n_letters]: the number of the letter, written behind its ids
+};
+
 // The lists of a layer of few tokens whose experts all lie on the device, made there from what route() chose. Entries are (token, expert),
 // ascending by expert, then by token. Of an expert that several tokens use, the tasks stand at its first entry and are for all of them; at
 // the others stand tasks without entries.
@@ -232,10 +242,7 @@ struct TaskListJob {
     int32_t* entry_token = nullptr;              // [n k]
     float* entry_weight = nullptr;               // [n k]
     int32_t* token_entry = nullptr;              // [n][k + 1], the last is t: as ReduceJob has it
-    // What the host is told of it, mapped: the ids, then *flag = value.
-    int32_t* told = nullptr;  // [n][k]
-    uint32_t* flag = nullptr;
-    uint32_t value = 0;
+    Letters letters;
 };
 
 // x[t] += the token's experts, in the order of CpuFeedForward::reduce_row.

@@ -144,30 +144,28 @@ public:
         bool is_finished_ = false;
     };
 
-    // A layer of few tokens that the device runs by itself, since all its experts are resident and nobody needs the host to know the
-    // routing at once. What it used is accounted later, from a letter.
+    // Layers of few tokens that the device runs by itself, since all their experts are resident and nobody needs the host to know the
+    // routing at once. What they used is accounted later, from letters.
     class ResidentPass {
     public:
-        // Waits for other contexts' passes. False where the layer needs a Pass.
-        ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode, const device::OwnedStream& compute);
+        // Waits for other contexts' passes. False where one of the layers [first, first + n) needs a Pass.
+        ResidentPass(DeviceExperts& experts, int first, int n, int n_tokens, bool is_decode, const device::OwnedStream& compute);
         ~ResidentPass();
         ResidentPass(const ResidentPass&) = delete;
         ResidentPass& operator=(const ResidentPass&) = delete;
         explicit operator bool() const { return owner_.owns_lock(); }
 
-        // Fills in where granules lie, and the letter.
-        void address(device::TaskListJob& job) const;
-        // Every kernel of the layer has been launched.
+        // Fills in where a layer's granules lie, and the letters. It is the same in every pass.
+        void address(int layer, device::TaskListJob& job) const;
+        // Every kernel of the layers has been launched.
         void finish();
 
     private:
         DeviceExperts& e_;
         std::unique_lock<std::mutex> owner_;
-        const int layer_;
+        const int first_, n_;
         const bool is_decode_;
         const device::OwnedStream& compute_;
-        const std::byte* const* table_ = nullptr;
-        DeviceResident::Letter letter_{};
         bool is_finished_ = false;
     };
 

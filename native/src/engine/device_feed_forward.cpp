@@ -139,9 +139,11 @@ void DeviceFeedForward::run(int64_t il, const Work& work, int64_t n, int64_t fir
 // Few tokens of a layer whose experts are all resident, unless somebody wants to see the routing, or prescribes it.
 bool DeviceFeedForward::run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe) {
     if (n > kFewTokens || probe || is_forced() || trace_.is_on()) return false;
-    DeviceExperts::ResidentPass pass(*experts_, model_.layer(il).moe_layer, static_cast<int>(n), batch_ == 1, compute_);
-    if (pass) launch_resident(pass, il, work, n);
-    return static_cast<bool>(pass);
+    DeviceExperts::ResidentPass pass(*experts_, model_.layer(il).moe_layer, 1, static_cast<int>(n), batch_ == 1, compute_);
+    if (!pass) return false;
+    launch_resident(pass, il, work, n);
+    pass.finish();
+    return true;
 }
 
 // ---- the router ------------------------------------------------------------------------------------------------------------------------

@@ -58,7 +58,7 @@ private:
     void choose(int64_t il, int64_t n, int64_t first_position, const Probe& probe);
     void group(int64_t il, int64_t n);
     bool run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe);
-    void launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
+    void launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
     void number_entries(int64_t il, int64_t n, std::span<const DeviceExperts::Placed> placed);
     void run_routed(int64_t il, const Work& work, int64_t n, int64_t first_position);
     void run_few(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);

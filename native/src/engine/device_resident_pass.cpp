@@ -19,37 +19,39 @@ bool DeviceExperts::needs_no_host(int layer) {
     return true;
 }
 
-DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode,
+DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int first, int n, int n_tokens, bool is_decode,
                                           const device::OwnedStream& compute)
-    : e_(experts), owner_(experts.owner_), layer_(layer), is_decode_(is_decode), compute_(compute) {
-    if (!e_.needs_no_host(layer)) {
+    : e_(experts), owner_(experts.owner_), first_(first), n_(n), is_decode_(is_decode), compute_(compute) {
+    for (int layer = first; layer < first + n; ++layer) {
+        if (e_.needs_no_host(layer)) continue;
         owner_.unlock();
         return;
     }
-    if (e_.resident_.is_full()) e_.await_letters();
+    if (!e_.resident_.has_room(n)) e_.await_letters();
     compute_.wait(e_.last_use_);
-    table_ = e_.resident_.table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
-    letter_ = e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
+    for (int layer = first; layer < first + n; ++layer)
+        e_.resident_.bring_table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
+    e_.resident_.tell_count(compute_);
+    for (int layer = first; layer < first + n; ++layer)
+        e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
 }
 
 DeviceExperts::ResidentPass::~ResidentPass() {
     if (is_finished_ || !owner_) return;
-    (void)e_.library_->synchronize(compute_.get());  // a launch failed, maybe behind one that writes the letter
-    e_.resident_.drop_last();
+    (void)e_.library_->synchronize(compute_.get());  // a launch failed, maybe behind one that writes a letter
+    e_.resident_.drop_last(n_);
 }
 
-void DeviceExperts::ResidentPass::address(device::TaskListJob& job) const {
-    job.granules = table_;
-    job.told = letter_.ids;
-    job.flag = letter_.flag;
-    job.value = letter_.value;
+void DeviceExperts::ResidentPass::address(int layer, device::TaskListJob& job) const {
+    job.granules = e_.resident_.table(layer);
+    job.letters = e_.resident_.letters();
 }
 
 void DeviceExperts::ResidentPass::finish() {
     compute_.record(e_.last_use_);
     is_finished_ = true;
-    e_.books_.end_layer(layer_, is_decode_, 0);
-    ++e_.round_trips_.n_routed_there;
+    for (int layer = first_; layer < first_ + n_; ++layer) e_.books_.end_layer(layer, is_decode_, 0);
+    e_.round_trips_.n_routed_there += n_;
 }
 
 void DeviceExperts::account_letters() {
@@ -67,7 +69,7 @@ void DeviceExperts::await_letters() {
 
 // ---- DeviceFeedForward -----------------------------------------------------------------------------------------------------------------
 
-void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
+void DeviceFeedForward::launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
     const Config& config = model_.config();
     const LayerConfig& layer_config = config.layers[static_cast<size_t>(il)];
     const LayerWeights& layer = device_.layer(il);
@@ -101,7 +103,7 @@ void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64
     list.entry_token = listed_.entry_token;
     list.entry_weight = listed_.entry_weight;
     list.token_entry = listed_.token_entry;
-    pass.address(list);
+    pass.address(layer.moe_layer, list);
     check(library_->list_tasks(list, compute_.get()));
     if (layer.shared) run_shared(il, work, n);
 
@@ -124,7 +126,6 @@ void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64
     check(library_->reduce(sum, compute_.get()));
     experts_used_ += n * route.k;
     tasks_run_ += job.n_tasks;
-    pass.finish();
 }
 
 }  // namespace moepic

@@ -343,9 +343,11 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
             granules.push_back(reinterpret_cast<const std::byte*>(given->granules[i]));
         std::vector<device::ExpertTask> tasks(static_cast<size_t>(n_tasks));
         const device::Library& library = bench.library();
-        const device::HostMemory told = device::allocate_host(library, static_cast<size_t>(n_entries) * sizeof(int32_t), "ids told"),
-                                 flag = device::allocate_host(library, sizeof(uint32_t), "their flag");
-        *flag.as<uint32_t>() = 0;
+        constexpr uint64_t kLetters = 4;
+        const auto most_ids = static_cast<size_t>(n_entries) + 1;
+        const device::HostMemory ids = device::allocate_host(library, kLetters * most_ids * sizeof(int32_t), "ids of letters"),
+                                 flags = device::allocate_host(library, kLetters * sizeof(uint32_t), "flags of letters");
+        std::fill_n(flags.as<uint32_t>(), kLetters, 0u);
         device::TaskListJob job;
         job.n = given->n;
         job.k = given->k;
@@ -357,9 +359,9 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
         job.entry_token = bench.in_out(given->entry_token, n_entries);
         job.entry_weight = bench.in_out(given->entry_weight, n_entries);
         job.token_entry = bench.in_out(given->token_entry, given->n * (given->k + 1));
-        job.told = told.as<int32_t>();
-        job.flag = flag.as<uint32_t>();
-        job.value = given->value;
+        const uint64_t letter = given->n_written % kLetters;
+        job.letters = {bench.in_out(&given->n_written, 1), kLetters, static_cast<int64_t>(most_ids), ids.as<int32_t>(),
+                       flags.as<uint32_t>()};
         bench.finish(bench.api().list_tasks(job, bench.stream()));
         for (size_t i = 0; i < tasks.size(); ++i) {
             const device::ExpertTask& task = tasks[i];
@@ -367,7 +369,7 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
             const int32_t fields[] = {task.granule, task.first_entry, task.n_entries, task.first_row};
             std::copy_n(fields, 4, given->tasks + 4 * i);
         }
-        std::copy_n(told.as<int32_t>(), n_entries, given->told);
-        given->flag = *flag.as<uint32_t>();
+        std::copy_n(ids.as<int32_t>() + letter * most_ids, n_entries, given->told);
+        given->flag = flags.as<uint32_t>()[letter];
     });
 }

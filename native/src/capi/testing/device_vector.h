@@ -109,7 +109,7 @@ typedef struct {
 } moepic_test_route_job;
 MOEPIC_API int moepic_test_route(int device, int isa, const moepic_test_route_job* job);
 
-/* device::TaskListJob; addresses are only copied. The host is told `value` behind the ids. */
+/* device::TaskListJob; addresses are only copied. The host is told the ids in the letter that follows n_written others, of a ring. */
 typedef struct {
     int64_t n, k, n_granules, n_expert;
     const int32_t* ids;
@@ -121,7 +121,8 @@ typedef struct {
     float* entry_weight; /* or null */
     int32_t* token_entry;
     int32_t* told;
-    uint32_t value, flag; /* flag: as it was found */
+    uint32_t flag;      /* of the letter */
+    uint64_t n_written; /* before, and after */
 } moepic_test_task_list_job;
 MOEPIC_API int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* job);
 /* cdef: end */
