@@ -158,12 +158,35 @@ void Decoder::bring_in(const SequenceState& state, const int32_t* tokens, int64_
 
 void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits,
                       float* logits, const Probe& probe, const std::function<bool(int64_t)>& stop) {
-    const int64_t n_embd = config_.n_embd;
-    Timeline& timeline = feed_forward_.timeline();
     steps_.begin();
     feed_forward_.begin(n);
     bring_in(state, tokens, n, first_pos);
+    if (n == 1 && n_logits == 1 && run_token(kv, state, first_pos, logits, probe, stop)) return;
+    run_layers(kv, state, n, first_pos, n_logits, probe, stop);
+    if (n_logits > 0) head(n, n_logits, logits);
+}
 
+// One token as a whole, where whoever runs the steps may know it already. Its launches depend on the chunk of its position alone.
+bool Decoder::run_token(KvCache& kv, const SequenceState& state, int64_t first_pos, float* logits, const Probe& probe,
+                        const std::function<bool(int64_t)>& stop) {
+    if (steps_.is_host() || feed_forward_.timeline().is_on()) return false;
+    if (stop(0)) fail(Code::cancelled, "eval: cancelled before a token");
+    const int64_t start = now_ns();
+    const bool has_run = feed_forward_.run_whole(first_pos / ops::kKvChunk, probe, [&] {
+        run_layers(kv, state, 1, first_pos, 1, probe, stop);
+        project(x_, 1, logits_);
+    });
+    if (!has_run) return false;
+    std::copy_n(steps_.read(logits_, config_.n_vocab), config_.n_vocab, logits);
+    feed_forward_.note_whole(1e-9 * static_cast<double>(now_ns() - start));
+    finish_logits(logits, 1);
+    return true;
+}
+
+void Decoder::run_layers(KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos, int64_t n_logits, const Probe& probe,
+                         const std::function<bool(int64_t)>& stop) {
+    const int64_t n_embd = config_.n_embd;
+    Timeline& timeline = feed_forward_.timeline();
     for (int64_t il = 0; il < config_.n_layer; ++il) {
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = steps_.layer(il);
@@ -183,18 +206,20 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
         feed(il, x, rest, first_pos, probe);
         if (w.output_scale) steps_.scale(x, *model_.layer(il).output_scale, rest * n_embd);
     }
-    if (n_logits > 0) head(n, n_logits, logits);
+}
+
+void Decoder::project(const float* x, int64_t n, float* logits) {
+    const WeightsView& weights = steps_.weights();
+    norm({weights.output_norm, weights.output_norm_bias}, acts_, act_mask(weights.output), x, n, normed_);
+    steps_.matmul({matmul_job(weights.output, acts_, logits)}, n);
 }
 
 void Decoder::head(int64_t n_tokens, int64_t n, float* logits) {
-    const WeightsView& weights = steps_.weights();
     const int64_t rows = steps_.is_host() ? n : logit_rows_;
     for (int64_t first = 0; first < n; first += rows) {
         const int64_t count = std::min(rows, n - first);
         float* to = logits + first * config_.n_vocab;
-        norm({weights.output_norm, weights.output_norm_bias}, acts_, act_mask(weights.output), x_ + (n_tokens - n + first) * config_.n_embd,
-             count, normed_);
-        steps_.matmul({matmul_job(weights.output, acts_, steps_.is_host() ? to : logits_)}, count);
+        project(x_ + (n_tokens - n + first) * config_.n_embd, count, steps_.is_host() ? to : logits_);
         if (!steps_.is_host()) std::copy_n(steps_.read(logits_, count * config_.n_vocab), count * config_.n_vocab, to);
     }
     finish_logits(logits, n);

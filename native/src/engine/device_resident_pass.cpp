@@ -1,5 +1,8 @@
 // A layer that the device runs by itself: what DeviceFeedForward launches for it, one thing after the other and without a wait, and how
-// DeviceExperts keeps its order and its accounts.
+// DeviceExperts keeps its order and its accounts. And a token that has only such layers, which may be captured in a graph.
+#include <utility>
+
+#include "base/log.h"
 #include "engine/device_experts.h"
 #include "engine/device_feed_forward.h"
 
@@ -54,6 +57,20 @@ void DeviceExperts::ResidentPass::finish() {
     e_.round_trips_.n_routed_there += n_;
 }
 
+bool DeviceExperts::ResidentPass::give_up_graphs(const Error& why) {
+    if (e_.graphs_ != Graphs::automatic) return false;
+    e_.graphs_ = Graphs::never;
+    log_message(LogLevel::warning, cat("device: tokens are launched step by step, for they could not be made a graph: ", why.text()));
+    return true;
+}
+
+// A token that ran the other way than the trial has it, or while another context's changed that, is no part of it.
+void DeviceExperts::note_token(double seconds, bool was_graph) {
+    const std::lock_guard owner(owner_);
+    n_graph_tokens_ += was_graph;
+    if (graphs_ == Graphs::automatic && was_graph == graph_trial_.is_on()) graph_trial_.observe(seconds, 0.0);
+}
+
 void DeviceExperts::account_letters() {
     while (const auto used = resident_.take()) books_.account_resident(used->layer, used->ids, used->is_decode);
 }
@@ -68,6 +85,54 @@ void DeviceExperts::await_letters() {
 }
 
 // ---- DeviceFeedForward -----------------------------------------------------------------------------------------------------------------
+
+bool DeviceFeedForward::run_whole(int64_t shape, const Probe& probe, const std::function<void()>& give) {
+    if (experts_ == nullptr || !needs_no_host(probe)) return false;
+    DeviceExperts::ResidentPass pass(*experts_, 0, experts_->n_layer(), 1, true, compute_);
+    if (!pass) return false;
+    list_shared(1);  // is waited for, which a capture must not do
+    const struct Scope {
+        Scope(const DeviceExperts::ResidentPass*& whole, const DeviceExperts::ResidentPass& pass) : whole_(whole) { whole_ = &pass; }
+        ~Scope() { whole_ = nullptr; }
+        const DeviceExperts::ResidentPass*& whole_;
+    } scope(whole_, pass);
+    was_graph_ = is_warm_ && pass.wants_graph() && (graph_.shape == shape || capture(shape, pass, give));
+    if (was_graph_) {
+        compute_.launch(graph_.launches);
+        tasks_run_ += graph_.n_tasks;
+        experts_used_ += graph_.n_experts;
+    } else {
+        give();
+        is_warm_ = true;
+    }
+    pass.finish();
+    return true;
+}
+
+// False: it could not be done, and graphs have been given up.
+bool DeviceFeedForward::capture(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give) {
+    const int64_t start = now_ns(), n_tasks = tasks_run_, n_experts = experts_used_;
+    graph_ = {};
+    bool is_captured = true;
+    try {
+        graph_.launches = compute_.capture(give);
+        graph_.shape = shape;
+        pass.captured();
+    } catch (const Error& error) {
+        if (error.code() == Code::cancelled || !pass.give_up_graphs(error)) throw;
+        is_captured = false;
+    }
+    graph_.n_tasks = std::exchange(tasks_run_, n_tasks) - n_tasks;
+    graph_.n_experts = std::exchange(experts_used_, n_experts) - n_experts;
+    capture_s_ = 1e-9 * static_cast<double>(now_ns() - start);
+    return is_captured;
+}
+
+// A graph serves as many tokens as its shape has positions, so each bears that part of its making.
+void DeviceFeedForward::note_whole(double seconds) {
+    const double capture_s = std::exchange(capture_s_, 0.0);
+    experts_->note_token(seconds - capture_s + capture_s / static_cast<double>(ops::kKvChunk), was_graph_);
+}
 
 void DeviceFeedForward::launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
     const Config& config = model_.config();
