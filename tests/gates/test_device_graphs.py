@@ -209,10 +209,13 @@ def test_a_graph_that_fails_leaves_its_accounts_right(fault, counter):
         assert decode(model.context) == expected
 
 
-def test_without_memory_for_a_graph_steps_are_launched_and_that_is_said(caplog):
+@pytest.mark.parametrize("fault", ["failing_allocation", "starving_launch", "failing_launch"])
+def test_where_a_graph_fails_steps_are_launched_and_that_is_said(caplog, fault):
+    """When it is made, while it is captured, and when it is launched."""
     with Model.load(split("qwen3_moe_256", "q4_k"), device="emulated", graphs="auto", n_ctx=64) as model:
+        set_options()
         evaluate(model.context, TOKENS[:1])
-        set_options(failing_allocation=1)
+        set_options(**{fault: counters()["n_launches"] + 1 if fault == "failing_launch" else 1})
         found = decode(model.context)
         assert "could not be made a graph" in caplog.text
         stats = stats_of(model)

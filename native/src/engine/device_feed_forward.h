@@ -68,7 +68,7 @@ private:
     void group(int64_t il, int64_t n);
     // Whether nobody wants to see the routing, or prescribes it.
     bool needs_no_host(const Probe& probe) const { return !probe && !is_forced() && !trace_.is_on(); }
-    bool capture(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give);
+    bool launch_graph(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give);
     bool run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe);
     void launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
     void number_entries(int64_t il, int64_t n, std::span<const DeviceExperts::Placed> placed);

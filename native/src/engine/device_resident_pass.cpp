@@ -96,12 +96,8 @@ bool DeviceFeedForward::run_whole(int64_t shape, const Probe& probe, const std::
         ~Scope() { whole_ = nullptr; }
         const DeviceExperts::ResidentPass*& whole_;
     } scope(whole_, pass);
-    was_graph_ = is_warm_ && pass.wants_graph() && (graph_.shape == shape || capture(shape, pass, give));
-    if (was_graph_) {
-        compute_.launch(graph_.launches);
-        tasks_run_ += graph_.n_tasks;
-        experts_used_ += graph_.n_experts;
-    } else {
+    was_graph_ = is_warm_ && pass.wants_graph() && launch_graph(shape, pass, give);
+    if (!was_graph_) {
         give();
         is_warm_ = true;
     }
@@ -109,23 +105,30 @@ bool DeviceFeedForward::run_whole(int64_t shape, const Probe& probe, const std::
     return true;
 }
 
-// False: it could not be done, and graphs have been given up.
-bool DeviceFeedForward::capture(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give) {
+// False: it could not be done, graphs have been given up, and nothing runs.
+bool DeviceFeedForward::launch_graph(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give) {
     const int64_t start = now_ns(), n_tasks = tasks_run_, n_experts = experts_used_;
-    graph_ = {};
-    bool is_captured = true;
     try {
-        graph_.launches = compute_.capture(give);
-        graph_.shape = shape;
-        pass.captured();
+        if (graph_.shape != shape) {
+            graph_ = {};
+            graph_.launches = compute_.capture(give);
+            graph_.n_tasks = std::exchange(tasks_run_, n_tasks) - n_tasks;
+            graph_.n_experts = std::exchange(experts_used_, n_experts) - n_experts;
+            graph_.shape = shape;
+            pass.captured();
+            capture_s_ = 1e-9 * static_cast<double>(now_ns() - start);
+        }
+        compute_.launch(graph_.launches);
     } catch (const Error& error) {
+        tasks_run_ = n_tasks;
+        experts_used_ = n_experts;
         if (error.code() == Code::cancelled || !pass.give_up_graphs(error)) throw;
-        is_captured = false;
+        graph_ = {};
+        return false;
     }
-    graph_.n_tasks = std::exchange(tasks_run_, n_tasks) - n_tasks;
-    graph_.n_experts = std::exchange(experts_used_, n_experts) - n_experts;
-    capture_s_ = 1e-9 * static_cast<double>(now_ns() - start);
-    return is_captured;
+    tasks_run_ += graph_.n_tasks;
+    experts_used_ += graph_.n_experts;
+    return true;
 }
 
 // A graph serves as many tokens as its shape has positions, so each bears that part of its making.
