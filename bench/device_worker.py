@@ -92,8 +92,17 @@ def served(stats: StreamStats, target: Target, n_tokens: int) -> dict[str, Any]:
     row: dict[str, Any] = {name: int(stats.total(name)) for name in COUNTS}
     row |= {f"{name}_per_token": stats.total(name) / n_tokens for name in AMOUNTS}
     row |= {"link_bytes_per_token": stats.lane_bytes / n_tokens, "in_place_bytes_per_token": in_place / n_tokens}
-    names = ("cache_bytes", "n_device_routed", "n_round_trips", "waited_s", "planned_s", "prefetch_on", "cpu_lane_on")
-    names += ("prefetch_cost", "cpu_lane_cost", "lane", "policy", "note")
+    names = (
+        "cache_bytes",
+        "n_device_routed",
+        "n_round_trips",
+        "waited_s",
+        "planned_s",
+        "prefetch_on",
+        "cpu_lane_on",
+        "graphs_on",
+    )
+    names += ("prefetch_cost", "cpu_lane_cost", "graphs_cost", "n_graph_tokens", "lane", "policy", "note")
     return row | {name: getattr(stats, name) for name in names}
 
 

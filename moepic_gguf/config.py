@@ -16,6 +16,7 @@ from .errors import ArgumentError, DeviceError
 
 ISA_NAMES = ("scalar", "avx2", "avx512")  # position: number in the C API; "auto" is -1
 DEVICE_KINDS = {"cpu": 0, "cuda": 1, "emulated": 2}  # numbers in the C API
+GRAPHS = {"auto": -1, "off": 0, "on": 1}  # the same
 KV_TYPES = {"f16": 1, "q8_0": 8}  # GGUF type ids
 
 
@@ -56,6 +57,7 @@ class LoadOptions(_Printable):
     granule: int = 0  # neurons; 0: the engine's rule. Results depend on it in the last bits
     strict: bool = False  # a downgrade is an error instead of a warning
     cpu_lane: bool = True  # on a device: the CPU computes granules beside it where that ends a layer sooner
+    graphs: str = "auto"  # on a device: a token's launches as one graph; auto: where a trial finds that faster
     pin: Budget = None  # RAM pinned for a device's link at most; None: all experts
 
     def validate(self) -> None:
@@ -63,6 +65,7 @@ class LoadOptions(_Printable):
         kind, _, number = str(self.device).partition(":")
         known = kind in ("auto", *DEVICE_KINDS) and (not number or (kind == "cuda" and number.isdigit()))
         need(known, f"device: expected 'auto', 'cpu' or 'cuda', found {self.device!r}")
+        need(self.graphs in GRAPHS, f"graphs: expected {', '.join(GRAPHS)}, found {self.graphs!r}")
         need(
             number in ("", "0"),
             f"device: {self.device!r} names another GPU than the first; one is driven now, choose it by CUDA_VISIBLE_DEVICES",

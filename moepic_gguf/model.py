@@ -56,6 +56,7 @@ class Model:
         granule: int = 0,
         strict: bool = False,
         cpu_lane: bool = True,
+        graphs: str = "auto",
         pin: Budget = None,
         policy: str | None = None,
         predictor: str | None = None,
@@ -82,6 +83,8 @@ class Model:
         vram           most of a device's memory to use: weights, one context, frames and the expert cache. None: what is free.
                        The experts lie in RAM and are divided between this cache, the link and the CPU.
         cpu_lane       on a device: the CPU computes granules beside it where that ends a layer sooner.
+        graphs         on a device: launch a token whose experts are all resident as one graph; 'auto' (where that is measured to be faster),
+                       'on', 'off'.
         pin            most RAM to pin for the device's link; None: all experts, as far as the system grants it.
         n_ctx          positions; 0: what the model was trained for, at most 4096. kv_type 'f16' or 'q8_0'.
         n_threads      0: all cores this process may use. The result does not depend on it.
@@ -91,7 +94,7 @@ class Model:
         Raises         `IoError`, `ModelFormatError`, `UnsupportedModelError` (names what is not supported),
                        `BudgetError` (need and have), `DeviceError`, `OutOfMemory`, `CancelledError`.
         """
-        load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict, cpu_lane, pin)
+        load = LoadOptions(device, vram, ram, n_threads, isa, granule, strict, cpu_lane, graphs, pin)
         options = ContextOptions(n_ctx, n_batch, n_threads, kv_type)
         options.validate()
         need(progress is None or callable(progress), f"progress: expected a function, found {progress!r}")

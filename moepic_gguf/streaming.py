@@ -203,9 +203,10 @@ class StreamStats:
     """What was streamed since load (or `reset_stats()`), all contexts together; decode and prefill apart.
 
     lane_bytes were delivered, lane_raw_bytes moved (with what alignment added), lane_dropped_bytes moved in vain;
-    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost and cpu_lane_cost are
+    lane_busy_s is wall time during which something moved, lane_bytes_s and cpu_bytes_s rates of late. prefetch_cost, cpu_lane_cost and graphs_cost are
     what the last trial found it to cost, as shares of a token's time; below 0 it saves, 0 before a trial decided. Of a device:
-    n_device_routed layers, all of whose experts were resident, it routed itself; in n_round_trips layers of decode the host waited waited_s for the
+    n_device_routed layers, all of whose experts were resident, it routed itself, and n_graph_tokens tokens of nothing but such layers were launched
+    as one of n_graphs graphs; in n_round_trips layers of decode the host waited waited_s for the
     router and took planned_s from there to the first launch; given_back_bytes are what its cache gave up since load for contexts that found no
     other memory, and of the experts in RAM pinned_bytes are pinned for the link and to_pin_bytes still to be;
     cpu_bytes_s is one thread's, for one token.
@@ -227,11 +228,16 @@ class StreamStats:
     n_policy_changes: int
     prefetch_on: int
     cpu_lane_on: int
+    graphs_on: int
     prefetch_cost: float
     cpu_lane_cost: float
+    graphs_cost: float
     n_prefetch_off: int
     n_cpu_lane_off: int
+    n_graphs_off: int
     n_device_routed: int
+    n_graph_tokens: int
+    n_graphs: int
     n_round_trips: int
     waited_s: float
     planned_s: float
@@ -269,7 +275,11 @@ class StreamStats:
         in_place = int(self.total("n_in_place"))
         tried = "".join(
             f"tried         {name}: {abs(cost):.1%} of a token's time {'lost' if cost > 0.0 else 'saved'}, so it is {'off' if cost > 0.0 else 'on'}\n"
-            for name, cost in (("prefetch", self.prefetch_cost), ("CPU lane", self.cpu_lane_cost))
+            for name, cost in (
+                ("prefetch", self.prefetch_cost),
+                ("CPU lane", self.cpu_lane_cost),
+                ("graphs", self.graphs_cost),
+            )
             if cost
         )
         return (
@@ -301,7 +311,8 @@ class StreamStats:
                 f"{1e6 * self.waited_s / n:.0f} us a layer for the router, {1e6 * self.planned_s / n:.0f} us to the first launch"
             )
         if self.n_device_routed:
-            said.append(f"{self.n_device_routed} layers were routed on the device, without one")
+            graphs = f", {self.n_graph_tokens} tokens as a graph" if self.n_graph_tokens else ""
+            said.append(f"{self.n_device_routed} layers were routed on the device, without one{graphs}")
         return f"\nround trips   {'; '.join(said)}" if said else ""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .budgets import show_bytes
-from .config import ISA_NAMES, ContextOptions, DeviceChoice, LoadOptions, choose_device
+from .config import GRAPHS, ISA_NAMES, ContextOptions, DeviceChoice, LoadOptions, choose_device
 from .errors import MoepicError, TemplateError, UnsupportedModelError
 from .metadata import Metadata, checked, resolve_path, text_of, type_name
 from .progress import NativeProgress, Progress
@@ -365,6 +365,7 @@ def _native_options(
     native_device = ffi.new("moepic_device_options*")
     lib.moepic_device_options_init(native_device)
     native_device.kind, native_device.cpu_lane = device.kind, int(options.cpu_lane)
+    native_device.graphs = GRAPHS[options.graphs]
     native_device.vram_bytes, native_device.pin_bytes = device.vram_bytes or 0, options.pin_bytes or 0
     native_context = context.to_native()
     native_streaming, arrays = streaming.to_native(_read_profile(path, streaming))

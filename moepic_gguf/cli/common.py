@@ -17,6 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ..config import GRAPHS
 from ..errors import InternalError, IoError, MoepicError
 from ..metadata import resolve_path
 from ..model import Model
@@ -193,6 +194,12 @@ def load_options(command: F) -> F:
                 "--cpu-lane/--no-cpu-lane", default=True, help="On a GPU: the CPU computes granules beside it."
             ),
             click.option(
+                "--graphs",
+                type=click.Choice(list(GRAPHS)),
+                default="auto",
+                help="On a GPU: a token's launches as one graph; auto: where that is faster.",
+            ),
+            click.option(
                 "--isa",
                 type=click.Choice(["auto", "scalar", "avx2", "avx512"]),
                 default="auto",
@@ -256,6 +263,7 @@ LOADING = (
     "vram",
     "device",
     "cpu_lane",
+    "graphs",
     "isa",
     "granule",
     "strict",

@@ -180,6 +180,8 @@ typedef struct moepic_device_options {
     int32_t kind; /* MOEPIC_DEVICE_*; the CPU by default */
     int32_t index;
     int32_t cpu_lane;    /* non-zero (default): the CPU computes granules beside the device, where that ends a layer sooner */
+    int32_t graphs;      /* launches of a token all of whose experts are resident as one graph. -1 (default): measured from time to time,
+                            and done where it is faster; 0: never; 1: always */
     uint64_t vram_bytes; /* for weights, one context, frames and the expert cache together; 0: what is free, less 256 MiB. What the driver
                             takes for itself is not part of it. E_BUDGET when not even an empty cache fits */
     uint64_t
@@ -278,15 +280,16 @@ typedef struct moepic_stream_stats {
     double lane_busy_s;               /* wall time during which something moved */
     double lane_bytes_s, cpu_bytes_s; /* rates of late; 0: not measured, or no such lane */
     int64_t n_device_routed;          /* of a device: layers that it routed itself, of up to 8 tokens; */
+    int64_t n_graph_tokens, n_graphs; /* tokens that were launched as a graph, and graphs made for them; */
     int64_t n_round_trips;            /* layers of decode that the host routed, and what it did in them: */
     double waited_s, planned_s;       /* waiting for the router's logits; from there to the launch of the residents' kernels */
     int32_t n_policy_changes;
-    int32_t prefetch_on, cpu_lane_on; /* non-zero: the next token runs with it, or is the one that tries it */
+    int32_t prefetch_on, cpu_lane_on, graphs_on; /* non-zero: the next token runs with it, or is the one that tries it */
     /* What the last trial found (`adapt`): the cost of having it on, as a share of a token's time; below 0: it saves. 0: none decided yet.
      */
-    double prefetch_cost, cpu_lane_cost;
-    int32_t n_prefetch_off, n_cpu_lane_off; /* trials that switched it off */
-    moepic_text lane, policy, note;         /* for people; valid until the next call on this thread */
+    double prefetch_cost, cpu_lane_cost, graphs_cost;
+    int32_t n_prefetch_off, n_cpu_lane_off, n_graphs_off; /* trials that switched it off */
+    moepic_text lane, policy, note;                       /* for people; valid until the next call on this thread */
     /* Of a device: what its expert cache gave up since load for contexts that found no other memory, no longer in cache_bytes; and of the
      * experts in RAM what is pinned for the link, and what is still to come (0: pinning has ended). */
     uint64_t given_back_bytes, pinned_bytes, to_pin_bytes;

@@ -314,6 +314,54 @@ void host_pointer() {
     machine.print(data, 1);
 }
 
+// Adds 1 to each of data.
+__global__ void count_kernel(Job job) {
+    if (static_cast<int>(threadIdx.x) < job.n) job.data[threadIdx.x] += 1.0f;
+}
+
+// A clearing, a copy and a kernel, three times what they were captured once; and what may not happen in a capture.
+void captured(const std::string& fault) {
+    Machine machine, other;
+    float* data = machine.make(3 * 16);
+    Event event = nullptr;
+    need(make_event(&event));
+    need(record(event, other.stream));
+    need(begin_capture(machine.stream));
+    if (fault == "waits") (void)wait(machine.stream, event);
+    if (fault == "records") (void)record(event, machine.stream);
+    if (fault == "synchronizes") (void)synchronize(other.stream);
+    if (fault == "allocates") {
+        void* more = nullptr;
+        (void)allocate(64, &more);
+    }
+    if (fault == "frees") release(data);
+    need(clear(data, 64, machine.stream));
+    need(launch(count_kernel, dim3(1), dim3(kThreads), 0, machine.stream, Job{data, 32}));
+    need(copy(data + 32, data + 16, 64, machine.stream));
+    Graph graph = nullptr;
+    need(end_capture(machine.stream, &graph));
+    std::fill_n(machine.host, 48, 5.0f);
+    need(copy(data, machine.host, 3 * 64, machine.stream));
+    for (int i = 0; i < 3; ++i) need(launch_graph(graph, machine.stream));
+    free_graph(graph);  // while it runs
+    if (fault == "frees_later") {
+        need(synchronize(machine.stream));
+        Graph again = nullptr;
+        need(begin_capture(machine.stream));
+        need(copy(data + 16, data, 64, machine.stream));
+        need(end_capture(machine.stream, &again));
+        release(data);
+        need(launch_graph(again, machine.stream));
+        need(synchronize(machine.stream));
+    }
+    need(copy(machine.host, data, 3 * 64, machine.stream));
+    need(synchronize(machine.stream));
+    for (int i = 0; i < 48; i += 16) std::printf(i ? " %g" : "%g", static_cast<double>(machine.host[i]));
+    std::printf("\n");
+    free_event(event);
+    release(data);
+}
+
 // The host, reading the device's memory as if it were its own.
 void host_reads() {
     Machine machine;
@@ -409,6 +457,7 @@ bool run(const std::string& name) {
     if (is("freed")) return freed(), true;
     if (is("unopened")) return unopened(), true;
     if (is("after_failure")) return after_failure(), true;
+    if (name.starts_with("captured")) return captured(name == "captured" ? "" : name.substr(sizeof "captured")), true;
     if (is("use_after_free")) return use_after_free(), true;
     return false;
 }

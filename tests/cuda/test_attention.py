@@ -106,6 +106,18 @@ def test_a_ring_that_wrapped_is_read_like_the_cpus(device: str) -> None:
         assert_attends_alike(device, ring, 1300, 10, 4, window=window)
 
 
+@pytest.mark.parametrize("window", [0, 1, 100, 300, -256, -100])
+def test_a_launch_made_for_all_positions_of_a_chunk_serves_each(device: str, window: int) -> None:
+    """As in a graph, which is captured at one of them. The window begins in one chunk or another."""
+    for n_pos in (257, 300, 512):
+        cache, into_chunk = filled("f16", n_pos, 2, 32, 32), (n_pos - 1) % 256
+        q, scale = draw(3, 1, 4, 32) * 2, float(np.float32(32**-0.5))
+        expected, _ = cpu_attend(FAST, cache, q, n_pos - 1, scale=scale, window=window)
+        slack = (into_chunk, 255 - into_chunk)
+        found, _ = attend(device, cache, q, n_pos - 1, scale=scale, window=window, slack=slack)
+        assert_same_bits(found, expected, f"at {n_pos - 1}")
+
+
 def test_many_chunks_are_joined_like_the_cpus(device: str) -> None:
     """More than a warp scans at once; keys that grow move the maximum in each chunk."""
     n_pos = 40 * 256 + 3

@@ -25,6 +25,7 @@ CORRECT = {
     + " ".join(str(i) for i in range(96)),
     "handover": "3",
     "mailbox": "0 wrong",
+    "captured": "1 8 8",
 }
 
 
@@ -139,6 +140,12 @@ def test_threads_that_would_hang_a_gpu_are_an_error_with_a_place(asan, scenario,
         ("pinned_twice", "pinned already"),
         ("unopened", "opened no device"),
         ("after_failure", "__trap"),
+        ("captured_waits", "the capture is lost: making a stream wait"),
+        ("captured_records", "the capture is lost: recording an event"),
+        ("captured_synchronizes", "the capture is lost: waiting for a stream"),
+        ("captured_allocates", "the capture is lost: allocating"),
+        ("captured_frees", "the capture is lost: freeing"),
+        ("captured_frees_later", "a graph: the target of a copy is neither memory of the device"),
     ],
 )
 def test_calls_that_cuda_would_refuse_or_slow_down_are_errors(asan, scenario, words):

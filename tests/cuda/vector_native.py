@@ -150,14 +150,17 @@ def attend(
     window: int = 0,
     sinks: Floats | None = None,
     with_scratch: bool = True,
+    slack: tuple[int, int] = (0, 0),
 ) -> tuple[Floats, bool]:
-    """Attention of q [n, n_head, head_dim_k], and whether the device asked for scratch."""
+    """Attention of q [n, n_head, head_dim_k], and whether the device asked for scratch. The launch is made for first positions from slack[0]
+    before it to slack[1] behind it.
+    """
     n, n_head, _ = q.shape
     out = np.full((n, n_head, cache.head_dim_v), np.nan, dtype=np.float32)
     split = ffi.new("int *")
     checked(
         lib.moepic_test_device_attention(
-            DEVICES[device], device_kv(cache), as_float(q), as_float(out), n, n_head, first_pos, scale, window,
+            DEVICES[device], device_kv(cache), as_float(q), as_float(out), n, n_head, first_pos, *slack, scale, window,
             as_float(sinks), int(with_scratch), split,
         )
     )  # fmt: skip
@@ -233,10 +236,11 @@ class TaskList:
     token_entry: NDArray[np.int32]  # [n, k + 1]
     told: NDArray[np.int32]  # [n, k]
     flag: int
+    n_written: int
 
 
 def list_tasks(
-    device: str, ids: NDArray[np.int32], weights: Floats | None, granules: NDArray[np.uint64], value: int
+    device: str, ids: NDArray[np.int32], weights: Floats | None, granules: NDArray[np.uint64], n_written: int
 ) -> TaskList:
     """ids and weights [n, k], granules [n_expert, n_granules]; what nobody writes is -1, or NaN."""
     (n, k), (n_expert, n_granules) = ids.shape, granules.shape
@@ -244,10 +248,10 @@ def list_tasks(
     out = TaskList(
         np.zeros(n_tasks, np.uint64), np.full((n_tasks, 4), -1, np.int32), np.full(n * k, -1, np.int32),
         None if weights is None else np.full(n * k, np.nan, np.float32), np.full((n, k + 1), -1, np.int32),
-        np.full((n, k), -1, np.int32), 0,
+        np.full((n, k), -1, np.int32), 0, n_written,
     )  # fmt: skip
     job = ffi.new("moepic_test_task_list_job *")
-    job.n, job.k, job.n_granules, job.n_expert, job.value = n, k, n_granules, n_expert, value
+    job.n, job.k, job.n_granules, job.n_expert, job.n_written = n, k, n_granules, n_expert, n_written
     job.ids, job.weights = ffi.cast("int32_t *", ids.ctypes.data), as_float(weights)
     job.granules = ffi.cast("uint64_t *", granules.ctypes.data)
     job.task_data = ffi.cast("uint64_t *", out.data.ctypes.data)
@@ -255,4 +259,4 @@ def list_tasks(
         setattr(job, name, ffi.cast("int32_t *", getattr(out, name).ctypes.data))
     job.entry_weight = as_float(out.entry_weight)
     checked(lib.moepic_test_device_list_tasks(DEVICES[device], job))
-    return replace(out, flag=job.flag)
+    return replace(out, flag=job.flag, n_written=job.n_written)

@@ -47,7 +47,7 @@ def test_a_shown_size_reads_back_within_its_digits(n_bytes):
 @pytest.mark.parametrize(
     "options",
     [
-        LoadOptions(device="gpu"), LoadOptions(device="cpu:1"), LoadOptions(n_threads=-1), LoadOptions(isa="sse9"), LoadOptions(granule=-1),
+        LoadOptions(device="gpu"), LoadOptions(device="cpu:1"), LoadOptions(graphs="often"), LoadOptions(n_threads=-1), LoadOptions(isa="sse9"), LoadOptions(granule=-1),
         LoadOptions(ram="lots"), LoadOptions(vram="120%"), ContextOptions(n_ctx=-1), ContextOptions(kv_type="f32"), ContextOptions(n_batch=1.5),
         SamplingOptions(temperature=-1), SamplingOptions(temperature=math.nan), SamplingOptions(top_p=1.5), SamplingOptions(top_k=-1),
         SamplingOptions(min_p="0.1"), SamplingOptions(seed=-3), SamplingOptions(repeat_penalty=0), SamplingOptions(logit_bias={-1: 0}),

@@ -19,7 +19,7 @@ DeviceKind read_kind(int32_t kind) {
 }  // namespace
 
 void moepic_device_options_init(moepic_device_options* options) {
-    if (options) *options = {sizeof(moepic_device_options), MOEPIC_DEVICE_CPU, 0, 1, 0, 0, nullptr};
+    if (options) *options = {sizeof(moepic_device_options), MOEPIC_DEVICE_CPU, 0, 1, -1, 0, 0, nullptr};
 }
 
 DeviceOptions moepic::read_device_options(const moepic_device_options* given) {
@@ -31,6 +31,9 @@ DeviceOptions moepic::read_device_options(const moepic_device_options* given) {
     options.vram_bytes = o.vram_bytes;
     options.pin_bytes = o.pin_bytes;
     options.cpu_lane = o.cpu_lane != 0;
+    if (o.graphs < -1 || o.graphs > 1)
+        fail(Code::argument, "device: graphs is ", o.graphs, ", expected -1 (measured), 0 (never) or 1 (always)");
+    options.graphs = static_cast<Graphs>(o.graphs);
     return options;
 }
 

@@ -114,9 +114,11 @@ int32_t moepic_model_stream_stats(moepic_stream_stats* out, const moepic_model* 
         stats.lane_bytes_s = s.lane_bytes_s;
         stats.cpu_bytes_s = s.cpu_bytes_s;
         stats.n_policy_changes = s.n_policy_changes;
-        stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on;
-        stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost;
+        stats.prefetch_on = s.prefetch.is_on, stats.cpu_lane_on = s.cpu_lane.is_on, stats.graphs_on = s.graphs.is_on;
+        stats.prefetch_cost = s.prefetch.cost, stats.cpu_lane_cost = s.cpu_lane.cost, stats.graphs_cost = s.graphs.cost;
         stats.n_prefetch_off = s.prefetch.n_switched_off, stats.n_cpu_lane_off = s.cpu_lane.n_switched_off;
+        stats.n_graphs_off = s.graphs.n_switched_off;
+        stats.n_graph_tokens = s.n_graph_tokens, stats.n_graphs = s.n_graphs;
         stats.n_device_routed = s.round_trips.n_routed_there;
         stats.n_round_trips = s.round_trips.n_layers;
         stats.waited_s = s.round_trips.waited_s;

@@ -31,13 +31,13 @@ constexpr float kInfinity = __builtin_inff();
 // Fewer blocks than this leave a device idle, and a chunk becomes a block.
 constexpr int64_t kEnoughBlocks = 64;
 
-// Of a (row, chunk) in scratch. Rows are those of out: token * n_head + head. Chunk 0 is the first that the first token sees.
+// Of a (row, chunk) in scratch. Rows are those of out: token * n_head + head. Chunks count from the first that the first token sees.
 struct Parts {
     float* top = nullptr;      // [rows][n_chunks]
     float* partial = nullptr;  // [rows][n_chunks][16], denominators by position % 16
     float* out = nullptr;      // [rows][n_chunks][head_dim_v]
-    int64_t n_chunks = 0, first_chunk = 0;
-    __device__ int64_t at(int64_t row, int64_t chunk) const { return row * n_chunks + chunk - first_chunk; }
+    int64_t n_chunks = 0;      // room for so many
+    __device__ int64_t at(int64_t row, int64_t index) const { return row * n_chunks + index; }
 };
 
 struct Args {
@@ -47,14 +47,21 @@ struct Args {
     int dim_k, dim_v;  // of a head
     int q_stride;      // floats of a query in shared memory, a multiple of 4
     Parts parts;       // where the work is split
+};
 
-    // Positions [first, last) that a token sees.
-    __host__ __device__ int64_t last(int64_t token) const { return job.first_pos + token + 1; }
+// Positions [first, last) that a token sees, and their chunks, where the batch begins at first_pos.
+struct Sight {
+    const AttentionJob& job;
+    int64_t first_pos;
+
+    __host__ __device__ int64_t last(int64_t token) const { return first_pos + token + 1; }
     __host__ __device__ int64_t first(int64_t token) const {
         if (job.window <= 0) return 0;
         if (job.chunked) return (last(token) - 1) / job.window * job.window;
         return last(token) > job.window ? last(token) - job.window : 0;
     }
+    __host__ __device__ int64_t first_chunk(int64_t token) const { return first(token) / kChunk; }
+    __host__ __device__ int64_t last_chunk(int64_t token) const { return (last(token) - 1) / kChunk; }
 };
 
 // How a stored block becomes floats. Both are exact: a half widens, and an 8-bit code times a half has at most 19 significant bits.
@@ -170,6 +177,7 @@ __device__ Weighed weigh_row(float* scores, int begin, int end) {
 // Rows of a block: `n` from `first` on, of the tokens' rows for one KV head, heads fastest.
 struct Rows {
     const Args& args;
+    const Sight& sight;
     int kv_head, first, n;
     __device__ int64_t token(int row) const { return (first + row) / args.group; }
     __device__ int64_t head(int row) const { return kv_head * args.group + (first + row) % args.group; }
@@ -194,7 +202,7 @@ __device__ void score_chunk(const Rows& rows, const Shared<R>& shared, int64_t s
     const int thread = static_cast<int>(threadIdx.x);
     if (thread < R) {
         const int64_t token = rows.token(thread < rows.n ? thread : rows.n - 1);
-        const int64_t begin = rows.args.first(token) - start, end = rows.args.last(token) - start;
+        const int64_t begin = rows.sight.first(token) - start, end = rows.sight.last(token) - start;
         shared.begin()[thread] = static_cast<int>(begin < 0 ? 0 : begin > kChunk ? kChunk : begin);
         shared.end()[thread] = static_cast<int>(end < 0 ? 0 : end > kChunk ? kChunk : end);
     }
@@ -263,18 +271,19 @@ __global__ void __launch_bounds__(kThreads, R < 16 ? 3 : 2) split_kernel(Args ar
     constexpr int W = kRowsTogether<R>;
     const int token = static_cast<int>(blockIdx.x) / tiles, first_head = static_cast<int>(blockIdx.x) % tiles * R;
     const int n = args.group - first_head < R ? args.group - first_head : R;
-    const Rows rows{args, static_cast<int>(blockIdx.y), token * args.group + first_head, n};
+    const Sight sight{args.job, args.job.place->first_pos};
+    const Rows rows{args, sight, static_cast<int>(blockIdx.y), token * args.group + first_head, n};
     const Shared<R> shared{args.q_stride};
     const int64_t first_row = rows.of_all(0);  // those of one token follow each other
-    const int64_t chunk = args.parts.first_chunk + blockIdx.z;
-    if (chunk < args.first(token) / kChunk || chunk > (args.last(token) - 1) / kChunk) return;
+    const int64_t index = blockIdx.z, chunk = sight.first_chunk(0) + index;
+    if (chunk < sight.first_chunk(token) || chunk > sight.last_chunk(token)) return;
 
     load_queries(rows, shared);
     score_chunk<Blocks, R>(rows, shared, chunk * kChunk);
     const int warp = static_cast<int>(threadIdx.x / 32), lane = static_cast<int>(threadIdx.x % 32);
     for (int r = warp; r < n; r += kWarps) {
         const Weighed found = weigh_row(shared.weights() + r * kChunk, shared.begin()[r], shared.end()[r]);
-        const int64_t at = args.parts.at(first_row + r, chunk);
+        const int64_t at = args.parts.at(first_row + r, index);
         if (lane < 16) args.parts.partial[at * 16 + lane] = found.partial;
         if (lane == 0) args.parts.top[at] = found.top;
     }
@@ -285,7 +294,7 @@ __global__ void __launch_bounds__(kThreads, R < 16 ? 3 : 2) split_kernel(Args ar
         const int c = item % args.dim_v, row = item / args.dim_v * W;
         float sum[W];
         weigh_values<Blocks, R, W, true>(args, shared, values, c, row, sum);
-        for (int w = 0; w < W && row + w < n; ++w) args.parts.out[args.parts.at(first_row + row + w, chunk) * args.dim_v + c] = sum[w];
+        for (int w = 0; w < W && row + w < n; ++w) args.parts.out[args.parts.at(first_row + row + w, index) * args.dim_v + c] = sum[w];
     }
 }
 
@@ -306,12 +315,13 @@ constexpr int kJoinWarps = 4;
 // denominators. The maxima of 32 chunks at a time are one scan, so that two exponentials a lane serve all of them.
 __global__ void join_kernel(Args args) {
     const AttentionJob& job = args.job;
+    const Sight sight{job, job.place->first_pos};
     const int lane = static_cast<int>(threadIdx.x % 32), dim = args.dim_v;
     const int64_t row = blockIdx.x, token = row / job.n_head;
     const int c = static_cast<int>(blockIdx.y * kJoinWarps * 32 + threadIdx.x);
-    const int64_t last = (args.last(token) - 1) / kChunk;
+    const int64_t first = sight.first_chunk(token) - sight.first_chunk(0), last = sight.last_chunk(token) - sight.first_chunk(0);
     float top = -kInfinity, partial = 0.0f, out = 0.0f;
-    for (int64_t begin = args.first(token) / kChunk; begin <= last; begin += 32) {
+    for (int64_t begin = first; begin <= last; begin += 32) {
         const float own_top = begin + lane <= last ? args.parts.top[args.parts.at(row, begin + lane)] : -kInfinity;
         float largest = own_top;  // becomes that of all chunks up to this lane's
         for (int step = 1; step < 32; step *= 2) {
@@ -342,7 +352,8 @@ __global__ void __launch_bounds__(kThreads, 2) walk_kernel(Args args) {
     const AttentionJob& job = args.job;
     // Later tokens see more: their blocks start first, so that the last to start are short.
     const int first = static_cast<int>(gridDim.x - 1 - blockIdx.x) * R, all = static_cast<int>(job.n) * args.group;
-    const Rows rows{args, static_cast<int>(blockIdx.y), first, all - first < R ? all - first : R};
+    const Sight sight{job, job.place->first_pos};
+    const Rows rows{args, sight, static_cast<int>(blockIdx.y), first, all - first < R ? all - first : R};
     const Shared<R> shared{args.q_stride};
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32, dim = args.dim_v;
     const auto is_seen = [&](int r) { return r < rows.n && shared.begin()[r] < shared.end()[r]; };
@@ -352,8 +363,8 @@ __global__ void __launch_bounds__(kThreads, 2) walk_kernel(Args args) {
     for (int i = thread; i < R * 16; i += kThreads) shared.partial()[i] = 0.0f;
     if (thread < R) shared.top()[thread] = -kInfinity;
 
-    const int64_t last_chunk = (args.last(rows.token(rows.n - 1)) - 1) / kChunk;
-    for (int64_t chunk = args.first(rows.token(0)) / kChunk; chunk <= last_chunk; ++chunk) {
+    const int64_t last_chunk = sight.last_chunk(rows.token(rows.n - 1));
+    for (int64_t chunk = sight.first_chunk(rows.token(0)); chunk <= last_chunk; ++chunk) {
         score_chunk<Blocks, R>(rows, shared, chunk * kChunk);
         for (int r = warp; r < rows.n; r += kWarps) {
             if (!is_seen(r)) continue;
@@ -464,8 +475,7 @@ int32_t attention(const AttentionJob& job, Stream stream) {
     args.q_stride = query_stride(job.kv);
 
     Parts& parts = args.parts;
-    parts.first_chunk = args.first(0) / kChunk;
-    parts.n_chunks = (args.last(job.n - 1) - 1) / kChunk - parts.first_chunk + 1;
+    parts.n_chunks = Sight{job, job.highest_pos}.last_chunk(job.n - 1) - Sight{job, job.lowest_pos}.first_chunk(0) + 1;
     const int64_t n_rows = job.n * job.n_head, n_parts = n_rows * parts.n_chunks;
     const bool is_split =
         blocks_of(job.kv, job.n, job.n_head) < kEnoughBlocks && static_cast<size_t>(n_parts) * part_bytes(job.kv) <= job.scratch_bytes;

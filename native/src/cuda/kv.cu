@@ -1,8 +1,9 @@
 // Keys and values of new positions into the cache: Kernels::kv_store of each token.
 //   k [n][k_stride], v [n][v_stride] f32; the cache f16 or q8_0 in blocks of 16 positions (ops/cpu/kv_layout.h)
 //
-// One block of threads per (KV head, 16 positions of one block), so that the two bytes that a position adds to a row of keys meet their
-// neighbours in one store of a warp. Reads 4 bytes a channel and writes 2 or 1; in decode one token, so the launch is all there is.
+// One block of threads per (KV head, 16 positions of one block), as many as n positions can touch, so that the two bytes that a position
+// adds to a row of keys meet their neighbours in one store of a warp. Reads 4 bytes a channel and writes 2 or 1; in decode one token, so
+// the launch is all there is.
 #include "cuda/kv.cuh"
 #include "cuda/kv.h"
 
@@ -14,26 +15,26 @@ constexpr int kThreads = 256;
 struct KvStoreArgs {
     KvStoreJob job;
     KvBlocks keys, values;
-    int64_t first_block;
 };
 
 // Half of a warp is 16 positions for a key's channel, and 16 channels of a position for a value.
 __global__ void store_halves(KvStoreArgs args) {
     const KvStoreJob& job = args.job;
-    const int64_t head = blockIdx.y, start = (args.first_block + blockIdx.x) * ops::kKvBlock;
+    const int64_t first_pos = job.place->first_pos;
+    const int64_t head = blockIdx.y, start = (first_pos / ops::kKvBlock + blockIdx.x) * ops::kKvBlock;
     const int fast = static_cast<int>(threadIdx.x % 16), slow = static_cast<int>(threadIdx.x / 16);
-    const auto is_new = [&](int64_t pos) { return pos >= job.first_pos && pos < job.first_pos + job.n; };
+    const auto is_new = [&](int64_t pos) { return pos >= first_pos && pos < first_pos + job.n; };
 
     auto* const keys = reinterpret_cast<__half*>(args.keys.at(head, start));
     for (int64_t d = slow; d < job.kv.head_dim_k; d += kThreads / 16) {
         if (!is_new(start + fast)) break;
-        const float x = job.k[(start + fast - job.first_pos) * job.k_stride + head * job.kv.head_dim_k + d];
+        const float x = job.k[(start + fast - first_pos) * job.k_stride + head * job.kv.head_dim_k + d];
         keys[d * ops::kKvBlock + fast] = __float2half_rn(x);
     }
     auto* const values = reinterpret_cast<__half*>(args.values.at(head, start));
     for (int64_t d = fast; is_new(start + slow) && d < (job.kv.head_dim_v + 15) / 16 * 16; d += 16) {
         // Padding channels are zero.
-        const float* const v = job.v + (start + slow - job.first_pos) * job.v_stride + head * job.kv.head_dim_v;
+        const float* const v = job.v + (start + slow - first_pos) * job.v_stride + head * job.kv.head_dim_v;
         values[d / 16 * 256 + slow * 16 + fast] = __float2half_rn(d < job.kv.head_dim_v ? v[d] : 0.0f);
     }
 }
@@ -54,11 +55,12 @@ __device__ int8_t to_code(float x, __half& scale) {
 // A warp per position and group of 32 channels, of keys and then of values.
 __global__ void store_codes(KvStoreArgs args) {
     const KvStoreJob& job = args.job;
-    const int64_t head = blockIdx.y, start = (args.first_block + blockIdx.x) * ops::kKvBlock;
+    const int64_t first_pos = job.place->first_pos;
+    const int64_t head = blockIdx.y, start = (first_pos / ops::kKvBlock + blockIdx.x) * ops::kKvBlock;
     const int lane = static_cast<int>(threadIdx.x % 32);
     const int64_t key_groups = job.kv.head_dim_k / ops::kKvGroup, groups = key_groups + job.kv.head_dim_v / ops::kKvGroup;
     for (int64_t item = threadIdx.x / 32; item < groups * ops::kKvBlock; item += kThreads / 32) {
-        const int64_t place = item / groups, token = start + place - job.first_pos;
+        const int64_t place = item / groups, token = start + place - first_pos;
         if (token < 0 || token >= job.n) continue;
         const bool is_key = item % groups < key_groups;
         const int64_t g = is_key ? item % groups : item % groups - key_groups;
@@ -77,9 +79,9 @@ __global__ void store_codes(KvStoreArgs args) {
 
 int32_t kv_store(const KvStoreJob& job, Stream stream) {
     if (job.n == 0) return kOk;
-    const int64_t first = job.first_pos / ops::kKvBlock, last = (job.first_pos + job.n - 1) / ops::kKvBlock;
-    const KvStoreArgs args{job, key_blocks(job.kv), value_blocks(job.kv), first};
-    const dim3 grid(static_cast<unsigned>(last - first + 1), static_cast<unsigned>(job.kv.n_head_kv));
+    const KvStoreArgs args{job, key_blocks(job.kv), value_blocks(job.kv)};
+    const int64_t blocks = (job.n + ops::kKvBlock - 2) / ops::kKvBlock + 1;
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(job.kv.n_head_kv));
     return launch(job.kv.type == ops::KvType::f16 ? store_halves : store_codes, grid, dim3(kThreads), 0, stream, args);
 }
 

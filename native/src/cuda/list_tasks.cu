@@ -15,7 +15,9 @@ __global__ void __launch_bounds__(kThreads) list_tasks_kernel(TaskListJob job) {
     auto* const ids = shared_memory<int32_t>();  // [n][k]
     const int k = static_cast<int>(job.k), n_ids = static_cast<int>(job.n) * k, n_granules = static_cast<int>(job.n_granules);
     const int thread = static_cast<int>(threadIdx.x);
-    for (int i = thread; i < n_ids; i += kThreads) job.told[i] = ids[i] = job.ids[i];
+    const uint64_t letter = *job.letters.n_written, at_letter = letter % job.letters.n_letters;
+    int32_t* const told = job.letters.ids + at_letter * job.letters.most_ids;
+    for (int i = thread; i < n_ids; i += kThreads) told[i] = ids[i] = job.ids[i];
     __syncthreads();
     for (int task = thread; task < n_ids * n_granules; task += kThreads) {
         const int i = task / n_granules, granule = task % n_granules, id = ids[i];
@@ -36,7 +38,9 @@ __global__ void __launch_bounds__(kThreads) list_tasks_kernel(TaskListJob job) {
         job.token_entry[token * (k + 1) + i % k] = entry;
         if (i % k == 0) job.token_entry[token * (k + 1) + k] = token;
     }
-    if (thread == 0) store_release(job.flag, job.value);  // all of `told` came before the barrier
+    if (thread > 0) return;
+    *job.letters.n_written = letter + 1;  // all have read it before the barrier, as all of `told` was written
+    store_release(job.letters.flags + at_letter, static_cast<uint32_t>(letter + 1));
 }
 
 }  // namespace

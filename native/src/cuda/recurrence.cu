@@ -21,8 +21,23 @@ constexpr int kConvThreads = 128;
 constexpr int kTaps = static_cast<int>(ops::kMostTaps);
 constexpr int kAhead = 8;  // tokens
 
+// Tokens of a leg, and the states it leads from (null: zeros) and to.
+struct Leg {
+    __device__ Leg(const StateSlots& states, int which) {
+        const StateLeg leg = states.place->legs[which];
+        begin = leg.begin;
+        end = leg.end;
+        from = leg.from < 0 ? nullptr : states.first + leg.from * states.slot_floats;
+        to = states.first + leg.to * states.slot_floats;
+    }
+    int64_t begin, end;
+    const float* from;
+    float* to;
+};
+
 // The oldest taps of kTaps may be missing; loops have a fixed length so that taps and window are registers.
-__global__ void conv_kernel(ConvJob job, StateLeg leg) {
+__global__ void conv_kernel(ConvJob job, int which) {
+    const Leg leg(job.states, which);
     const int64_t channel = static_cast<int64_t>(blockIdx.x) * kConvThreads + threadIdx.x, stride = job.n_channels;
     if (channel >= job.n_channels) return;
     const int missing = kTaps - static_cast<int>(job.n_taps);
@@ -88,7 +103,8 @@ __global__ void gates_kernel(DeltaGatesJob job, GateScales scales) {
 constexpr int kColumns = 32;
 
 // Grid: (value heads, columns / 32).
-__global__ void rule_kernel(DeltaRuleJob job, StateLeg leg, int64_t state_stride) {
+__global__ void rule_kernel(DeltaRuleJob job, int which, int64_t state_stride) {
+    const Leg leg(job.states, which);
     const int64_t rows = job.head_dim_k, h = blockIdx.x;
     const int64_t column = static_cast<int64_t>(blockIdx.y) * kColumns + threadIdx.x;
     const bool is_stored = column < state_stride, is_real = column < job.head_dim_v;  // padding of the state stays zero
@@ -131,9 +147,9 @@ __global__ void rule_kernel(DeltaRuleJob job, StateLeg leg, int64_t state_stride
 
 // Legs follow each other: the second may begin where the first ends. Two are rare, so each is a launch.
 template <class Launch>
-int32_t each_leg(const StateLeg (&legs)[2], int n_legs, Launch launch_one) {
-    for (int l = 0; l < n_legs; ++l) {
-        if (const int32_t code = launch_one(legs[l]); code != kOk) return code;
+int32_t each_leg(const StateSlots& states, Launch launch_one) {
+    for (int which = 0; which < states.n_legs; ++which) {
+        if (const int32_t code = launch_one(which); code != kOk) return code;
     }
     return kOk;
 }
@@ -143,8 +159,7 @@ int32_t each_leg(const StateLeg (&legs)[2], int n_legs, Launch launch_one) {
 int32_t conv(const ConvJob& job, Stream stream) {
     if (job.n_taps < 2 || job.n_taps > kTaps) return refuse(kUnsupported, "convolutions have 2 to 8 taps");
     const auto blocks = static_cast<unsigned>((job.n_channels + kConvThreads - 1) / kConvThreads);
-    return each_leg(job.legs, job.n_legs,
-                    [&](const StateLeg& leg) { return launch(conv_kernel, dim3(blocks), dim3(kConvThreads), 0, stream, job, leg); });
+    return each_leg(job.states, [&](int which) { return launch(conv_kernel, dim3(blocks), dim3(kConvThreads), 0, stream, job, which); });
 }
 
 int32_t delta_gates(const DeltaGatesJob& job, Stream stream) {
@@ -159,8 +174,7 @@ int32_t delta_rule(const DeltaRuleJob& job, Stream stream) {
     const int64_t stride = ops::delta_state_floats(1, job.head_dim_v);
     const dim3 grid(static_cast<unsigned>(job.n_head_v), static_cast<unsigned>((stride + kColumns - 1) / kColumns));
     const size_t bytes = static_cast<size_t>(job.head_dim_k * (kColumns + 2)) * sizeof(float);
-    return each_leg(job.legs, job.n_legs,
-                    [&](const StateLeg& leg) { return launch(rule_kernel, grid, dim3(kColumns), bytes, stream, job, leg, stride); });
+    return each_leg(job.states, [&](int which) { return launch(rule_kernel, grid, dim3(kColumns), bytes, stream, job, which, stride); });
 }
 
 }  // namespace moepic::device

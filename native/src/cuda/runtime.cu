@@ -14,6 +14,10 @@ cudaEvent_t native(Event event) {
     return reinterpret_cast<cudaEvent_t>(event);
 }
 
+cudaGraphExec_t native(Graph graph) {
+    return reinterpret_cast<cudaGraphExec_t>(graph);
+}
+
 // Words to mapped memory, then the flag: the host that sees the flag sees the words. One block, because the words of a mailbox are few and
 // a second block would need a count between the blocks and the flag.
 constexpr unsigned kPostThreads = 256;
@@ -167,6 +171,29 @@ int32_t elapsed(Event from, Event to, double* seconds) {
     const int32_t code = check(cudaEventElapsedTime(&ms, native(from), native(to)), "timing between events");
     *seconds = 1e-3 * static_cast<double>(ms);
     return code;
+}
+
+// Of this thread alone: others allocate, pin and wait meanwhile.
+int32_t begin_capture(Stream stream) {
+    return check(cudaStreamBeginCapture(native(stream), cudaStreamCaptureModeThreadLocal), "beginning to capture a stream");
+}
+
+int32_t end_capture(Stream stream, Graph* out) {
+    cudaGraph_t graph = nullptr;
+    cudaGraphExec_t exec = nullptr;
+    int32_t code = check(cudaStreamEndCapture(native(stream), &graph), "capturing a stream");
+    if (code == kOk && out != nullptr) code = check(cudaGraphInstantiate(&exec, graph, 0), "making a graph");
+    if (graph != nullptr) (void)cudaGraphDestroy(graph);
+    if (out != nullptr) *out = reinterpret_cast<Graph>(exec);
+    return code;
+}
+
+int32_t launch_graph(Graph graph, Stream stream) {
+    return check(cudaGraphLaunch(native(graph), native(stream)), "launching a graph");
+}
+
+void free_graph(Graph graph) {
+    if (graph != nullptr) (void)cudaGraphExecDestroy(native(graph));
 }
 
 int32_t copy(void* to, const void* from, size_t bytes, Stream stream) {

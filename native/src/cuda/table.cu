@@ -41,6 +41,10 @@ Api make_table() {
     api.is_done = is_done;
     api.wait_host = wait_host;
     api.elapsed = elapsed;
+    api.begin_capture = begin_capture;
+    api.end_capture = end_capture;
+    api.launch_graph = launch_graph;
+    api.free_graph = free_graph;
     api.copy = copy;
     api.clear = clear;
     api.post = post;

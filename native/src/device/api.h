@@ -13,10 +13,11 @@
 
 namespace moepic::device {
 
-inline constexpr uint32_t kApiVersion = 2;
+inline constexpr uint32_t kApiVersion = 3;
 
 using Stream = struct StreamState*;
 using Event = struct EventState*;
+using Graph = struct GraphState*;
 
 struct Info {
     char name[128];
@@ -57,6 +58,15 @@ struct Api {
     int32_t (*is_done)(Event event, int32_t* out);  // 1: its last record has been reached; never blocks
     int32_t (*wait_host)(Event event);
     int32_t (*elapsed)(Event from, Event to, double* seconds);  // between two records that have been reached
+
+    // From begin_capture on, what the calling thread gives the stream does not run but becomes a graph, which launch_graph gives to a
+    // stream as a whole, as often as wanted: with the arguments of then, and the memory as it is when it runs. Until end_capture the stream
+    // takes part in nothing else, and the thread waits for nothing and allocates and frees nothing; end_capture fails if it did. `out`
+    // null: the capture is given up.
+    int32_t (*begin_capture)(Stream stream);
+    int32_t (*end_capture)(Stream stream, Graph* out);
+    int32_t (*launch_graph)(Graph graph, Stream stream);
+    void (*free_graph)(Graph graph);
 
     int32_t (*copy)(void* to, const void* from, size_t bytes, Stream stream);  // any direction; host memory must be pinned
     int32_t (*clear)(void* data, size_t bytes, Stream stream);                 // zeros

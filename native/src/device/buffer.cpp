@@ -73,4 +73,21 @@ void OwnedStream::clear(void* data, size_t bytes) const {
     library_->check(library_->api().clear(data, bytes, handle_), "clearing");
 }
 
+OwnedGraph OwnedStream::capture(const std::function<void()>& give) const {
+    library_->check(library_->api().begin_capture(handle_), "beginning to capture a stream");
+    try {
+        give();
+    } catch (...) {
+        (void)library_->api().end_capture(handle_, nullptr);
+        throw;
+    }
+    Graph graph = nullptr;
+    library_->check(library_->api().end_capture(handle_, &graph), "capturing a stream");
+    return {*library_, graph};
+}
+
+void OwnedStream::launch(const OwnedGraph& graph) const {
+    library_->check(library_->api().launch_graph(graph.get(), handle_), "launching a graph");
+}
+
 }  // namespace moepic::device

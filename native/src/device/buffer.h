@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <utility>
 
@@ -72,6 +73,8 @@ public:
     void wait_host() const;
 };
 
+using OwnedGraph = Owned<Graph, &Api::free_graph>;
+
 class OwnedStream : public Owned<Stream, &Api::free_stream> {
 public:
     OwnedStream() = default;
@@ -81,6 +84,9 @@ public:
     void wait(const OwnedEvent& event) const;
     void copy(void* to, const void* from, size_t bytes) const;
     void clear(void* data, size_t bytes) const;
+    // What `give` gives this stream, which does not run yet; see Api::begin_capture. What give throws is thrown on.
+    OwnedGraph capture(const std::function<void()>& give) const;
+    void launch(const OwnedGraph& graph) const;
 };
 
 }  // namespace moepic::device

@@ -15,6 +15,17 @@
 
 namespace moepic::device {
 
+// What tells passes of one shape apart. Kernels read it from memory, and nothing else of a step depends on it, so that launches that were
+// captured once (api.h, begin_capture) serve all later passes of that shape.
+struct StateLeg {
+    int64_t begin = 0, end = 0;  // tokens of the batch
+    int32_t from = -1, to = 0;   // slots of SequenceState; below 0: zeros
+};
+struct PassPlace {
+    int64_t first_pos = 0;  // of the batch's first token
+    StateLeg legs[2];
+};
+
 inline constexpr int kActKinds = 3;
 // Activations of a batch in the forms that weights want, as ActSet has them; null where nobody wants the form.
 struct Acts {
@@ -89,12 +100,13 @@ struct LatentHeadsJob {
     uint32_t mask = 0;
 };
 
-// Tokens at positions [first_pos, first_pos + n) into the KV cache.
+// Tokens at positions [place->first_pos, place->first_pos + n) into the KV cache.
 struct KvStoreJob {
     ops::KvView kv;
     const float *k = nullptr, *v = nullptr;  // [n][k_stride], [n][v_stride]
     int64_t k_stride = 0, v_stride = 0;
-    int64_t first_pos = 0, n = 0;
+    const PassPlace* place = nullptr;
+    int64_t n = 0;
 };
 
 // ops::AttentionJob for all tokens and heads.
@@ -102,7 +114,9 @@ struct AttentionJob {
     ops::KvView kv;
     const float* q = nullptr;  // [n][n_head * head_dim_k]
     float* out = nullptr;      // [n][n_head * head_dim_v]
-    int64_t n = 0, n_head = 0, first_pos = 0;
+    int64_t n = 0, n_head = 0;
+    const PassPlace* place = nullptr;
+    int64_t lowest_pos = 0, highest_pos = 0;  // place->first_pos lies between them: for these a launch is made
     float scale = 1.0f;
     int64_t window = 0;
     bool chunked = false;
@@ -124,11 +138,12 @@ struct GluJob {
 };
 
 // The gated delta net between its projections (engine/delta_net.cpp): convolution, lengths and gates, the rule.
-// Legs as SequenceState has them: tokens [begin, end) lead from one state to another.
-struct StateLeg {
-    int64_t begin = 0, end = 0;
-    const float* from = nullptr;  // null: zeros
-    float* to = nullptr;
+// Tokens of each leg of the batch's place lead from one state to another.
+struct StateSlots {
+    const PassPlace* place = nullptr;
+    int n_legs = 0;
+    float* first = nullptr;   // the layer's state in slot 0
+    int64_t slot_floats = 0;  // from one slot to the next
 };
 struct ConvJob {
     float* x = nullptr;  // [n][n_channels], overwritten
@@ -136,8 +151,7 @@ struct ConvJob {
     const float* taps = nullptr;  // [n_taps][n_channels]
     int64_t n_taps = 0;
     bool silu = false;
-    StateLeg legs[2];
-    int n_legs = 0;
+    StateSlots states;
 };
 // Queries and keys to unit length, queries times 1 / sqrt(head_dim_k) as well; beta = sigmoid(raw), decay = decay_of(rate, alpha + bias).
 struct DeltaGatesJob {
@@ -156,9 +170,8 @@ struct DeltaRuleJob {
     const float* channels = nullptr;
     const float *beta = nullptr, *decay = nullptr;
     float* out = nullptr;      // [n][n_head_v * head_dim_v]
-    int64_t state_offset = 0;  // floats from the beginning of a leg's state to the matrix of head 0
-    StateLeg legs[2];
-    int n_legs = 0;
+    int64_t state_offset = 0;  // floats from the beginning of a layer's state to the matrix of head 0
+    StateSlots states;
 };
 
 // The router: route_token (engine/router.cpp) for n tokens. Fields as Config and LayerConfig have them.
@@ -207,6 +220,16 @@ struct ExpertJob {
     float* partials = nullptr;          // few: rows of [n_embd]; many: [entry][n_embd]
 };
 
+// What the host is told of layers that a device routes: letters of ids, one after the other in a ring. They are numbered by the device,
+// from its own memory, so that launches which were captured once write ever new ones.
+struct Letters {
+    uint64_t* n_written = nullptr;  // on the device
+    uint64_t n_letters = 0;         // of the ring
+    int64_t most_ids = 0;           // of a letter
+    int32_t* ids = nullptr;         // mapped, [n_letters][most_ids]
+    uint32_t* flags = nullptr;      // mapped, [n_letters]: the number of the letter, written behind its ids
+};
+
 // The lists of a layer of few tokens whose experts all lie on the device, made there from what route() chose. Entries are (token, expert),
 // ascending by expert, then by token. Of an expert that several tokens use, the tasks stand at its first entry and are for all of them; at
 // the others stand tasks without entries.
@@ -219,10 +242,7 @@ struct TaskListJob {
     int32_t* entry_token = nullptr;              // [n k]
     float* entry_weight = nullptr;               // [n k]
     int32_t* token_entry = nullptr;              // [n][k + 1], the last is t: as ReduceJob has it
-    // What the host is told of it, mapped: the ids, then *flag = value.
-    int32_t* told = nullptr;  // [n][k]
-    uint32_t* flag = nullptr;
-    uint32_t value = 0;
+    Letters letters;
 };
 
 // x[t] += the token's experts, in the order of CpuFeedForward::reduce_row.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 
 #include "engine/norm.h"
 #include "ops/decay.h"
@@ -28,6 +29,14 @@ int64_t heads_together(const ops::KvView& kv, int64_t n_head) {
 // What the chunks of one token's attention leave.
 size_t part_bytes(const ops::KvView& kv, int64_t n_head, int64_t n_chunks) {
     return static_cast<size_t>(n_head * n_chunks * ops::attention_part_floats(kv.head_dim_v)) * sizeof(float);
+}
+
+std::span<const device::StateLeg> legs_of(const device::StateSlots& states) {
+    return {states.place->legs, static_cast<size_t>(states.n_legs)};
+}
+
+float* state_in(const device::StateSlots& states, int32_t slot) {
+    return slot < 0 ? nullptr : states.first + slot * states.slot_floats;
 }
 
 }  // namespace
@@ -113,12 +122,12 @@ void CpuSteps::latent_heads(const device::LatentHeadsJob& job) {
 
 void CpuSteps::kv_store(const device::KvStoreJob& job) {
     // Positions of one block share cache lines, so a task stores whole blocks.
-    const int64_t end_pos = job.first_pos + job.n, first_block = job.first_pos / ops::kKvBlock;
+    const int64_t first_pos = job.place->first_pos, end_pos = first_pos + job.n, first_block = first_pos / ops::kKvBlock;
     workspace_.pool().run((end_pos - 1) / ops::kKvBlock - first_block + 1, [&](int64_t b, int) {
-        const int64_t begin = std::max(job.first_pos, (first_block + b) * ops::kKvBlock),
+        const int64_t begin = std::max(first_pos, (first_block + b) * ops::kKvBlock),
                       end = std::min(end_pos, (first_block + b + 1) * ops::kKvBlock);
         for (int64_t pos = begin; pos < end; ++pos) {
-            const int64_t t = pos - job.first_pos;
+            const int64_t t = pos - first_pos;
             workspace_.kernels().kv_store(job.kv, pos, job.k + t * job.k_stride, job.v + t * job.v_stride);
         }
     });
@@ -140,7 +149,7 @@ void CpuSteps::attention(const device::AttentionJob& job) {
     whole.q = job.q;
     whole.out = job.out;
     whole.n_head = job.n_head;
-    whole.first_pos = job.first_pos;
+    whole.first_pos = job.place->first_pos;
     whole.scale = job.scale;
     whole.window = job.window;
     whole.chunked = job.chunked;
@@ -156,8 +165,8 @@ void CpuSteps::attention(const device::AttentionJob& job) {
     };
 
     const ops::Kernels& kernels = workspace_.kernels();
-    whole.first_chunk = ops::first_seen(job.first_pos, job.window, job.chunked) / ops::kKvChunk;
-    whole.n_chunks = job.first_pos / ops::kKvChunk - whole.first_chunk + 1;
+    whole.first_chunk = ops::first_seen(whole.first_pos, job.window, job.chunked) / ops::kKvChunk;
+    whole.n_chunks = whole.first_pos / ops::kKvChunk - whole.first_chunk + 1;
     if (job.n == 1 && groups < workspace_.pool().size() && whole.n_chunks > 1 &&
         part_bytes(job.kv, job.n_head, whole.n_chunks) <= job.scratch_bytes) {
         whole.parts = reinterpret_cast<float*>(job.scratch);
@@ -209,11 +218,11 @@ void CpuSteps::conv(const device::ConvJob& job) {
         part.channel_begin = task * kConvChannels;
         part.channel_end = std::min(job.n_channels, part.channel_begin + kConvChannels);
         part.silu = job.silu;
-        for (const device::StateLeg* leg = job.legs; leg < job.legs + job.n_legs; ++leg) {
-            part.x = job.x + leg->begin * job.n_channels;
-            part.n_tokens = leg->end - leg->begin;
-            part.from = leg->from;
-            part.to = leg->to;
+        for (const device::StateLeg& leg : legs_of(job.states)) {
+            part.x = job.x + leg.begin * job.n_channels;
+            part.n_tokens = leg.end - leg.begin;
+            part.from = state_in(job.states, leg.from);
+            part.to = state_in(job.states, leg.to);
             workspace_.kernels().causal_conv(part);
         }
     });
@@ -254,17 +263,18 @@ void CpuSteps::delta_rule(const device::DeltaRuleJob& job) {
         part.stride = job.n_channels;
         part.gate_stride = job.n_head_v;
         part.out_stride = rows;
-        for (const device::StateLeg* leg = job.legs; leg < job.legs + job.n_legs; ++leg) {
-            const float* row = job.channels + leg->begin * job.n_channels;
-            part.n_tokens = leg->end - leg->begin;
+        for (const device::StateLeg& leg : legs_of(job.states)) {
+            const float* row = job.channels + leg.begin * job.n_channels;
+            part.n_tokens = leg.end - leg.begin;
             part.q = row + key_head * job.head_dim_k;
             part.k = row + key_rows + key_head * job.head_dim_k;
             part.v = row + 2 * key_rows + h * job.head_dim_v;
-            part.beta = job.beta + leg->begin * job.n_head_v + h;
-            part.decay = job.decay + leg->begin * job.n_head_v + h;
-            part.out = job.out + leg->begin * rows + h * job.head_dim_v;
-            part.from = leg->from ? leg->from + job.state_offset + h * matrix : nullptr;
-            part.to = leg->to + job.state_offset + h * matrix;
+            part.beta = job.beta + leg.begin * job.n_head_v + h;
+            part.decay = job.decay + leg.begin * job.n_head_v + h;
+            part.out = job.out + leg.begin * rows + h * job.head_dim_v;
+            const float* const from = state_in(job.states, leg.from);
+            part.from = from ? from + job.state_offset + h * matrix : nullptr;
+            part.to = state_in(job.states, leg.to) + job.state_offset + h * matrix;
             workspace_.kernels().delta_rule(part);
         }
     });

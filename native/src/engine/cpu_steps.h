@@ -11,10 +11,9 @@ public:
     CpuSteps(const Model& model, Workspace& workspace) : Steps(model.weights()), workspace_(workspace) {}
 
     Memory reserve(size_t bytes, const char* what) override;
-    void reserve_transfers(int64_t, int64_t) override {}
+    void reserve_transfers(size_t, int64_t) override {}
     bool is_host() const noexcept override { return true; }
     void begin() override {}
-    float* stage(float* to, int64_t) override { return to; }
     void send() override {}
     const float* read(const float* from, int64_t) override { return from; }
 
@@ -36,6 +35,9 @@ public:
     void conv(const device::ConvJob& job) override;
     void delta_gates(const device::DeltaGatesJob& job) override;
     void delta_rule(const device::DeltaRuleJob& job) override;
+
+protected:
+    void* stage_bytes(void* to, size_t, size_t) override { return to; }
 
 private:
     // row(r) for n rows of some `cols` floats.

@@ -49,12 +49,15 @@ Decoder::Decoder(const Model& model, Workspace& workspace, Steps& steps, FeedFor
     memory_ = steps.reserve(size.used(), "decoder scratch");
     Carver carver(memory_.data());
     place(carver);
-    const int64_t per_token = config_.n_embd + config_.rope.n_rot + config_.window_rope.n_rot + (q_scale_ ? 1 : 0);
-    steps.reserve_transfers(n_batch * per_token, std::max(logit_rows_ * config_.n_vocab, n_batch * config_.n_embd));
+    size_t staged = Steps::staged_bytes<device::PassPlace>(1);
+    for (const int64_t floats : {config_.n_embd, config_.rope.n_rot, config_.window_rope.n_rot, int64_t{q_scale_ != nullptr}})
+        staged += Steps::staged_bytes<float>(n_batch * floats);
+    steps.reserve_transfers(staged, std::max(logit_rows_ * config_.n_vocab, n_batch * config_.n_embd));
 }
 
 void Decoder::place(Carver& carver) {
     const size_t n = static_cast<size_t>(n_batch_), n_embd = static_cast<size_t>(config_.n_embd);
+    place_ = carver.take<device::PassPlace>(1);
     x_ = carver.take<float>(n * n_embd);
     normed_ = carver.take<float>(n * n_embd);
     projected_ = carver.take<float>(n * n_embd);
@@ -130,14 +133,17 @@ void Decoder::mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n
         case Mixer::attention:
             return attention(il, kv, n, first_pos);
         case Mixer::delta_net:
-            return delta_net_->run(il, acts_, n, state, projected_);
+            return delta_net_->run(il, acts_, n, state, place_, projected_);
         case Mixer::short_conv:
-            return short_conv_->run(il, acts_, n, state, projected_);
+            return short_conv_->run(il, acts_, n, state, place_, projected_);
     }
 }
 
-void Decoder::bring_in(const int32_t* tokens, int64_t n, int64_t first_pos) {
+void Decoder::bring_in(const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos) {
     const int64_t n_embd = config_.n_embd;
+    device::PassPlace* const place = steps_.stage(place_, 1);
+    place->first_pos = first_pos;
+    std::copy(state.legs().begin(), state.legs().end(), place->legs);
     float* x = steps_.stage(x_, n * n_embd);
     for (int64_t t = 0; t < n; ++t) model_.embed(tokens[t], x + t * n_embd);
     if (config_.embedding_scale != 1.0f) workspace_.kernels().scale(x, config_.embedding_scale, n * n_embd);
@@ -152,12 +158,35 @@ void Decoder::bring_in(const int32_t* tokens, int64_t n, int64_t first_pos) {
 
 void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos, int64_t n_logits,
                       float* logits, const Probe& probe, const std::function<bool(int64_t)>& stop) {
-    const int64_t n_embd = config_.n_embd;
-    Timeline& timeline = feed_forward_.timeline();
     steps_.begin();
     feed_forward_.begin(n);
-    bring_in(tokens, n, first_pos);
+    bring_in(state, tokens, n, first_pos);
+    if (n == 1 && n_logits == 1 && run_token(kv, state, first_pos, logits, probe, stop)) return;
+    run_layers(kv, state, n, first_pos, n_logits, probe, stop);
+    if (n_logits > 0) head(n, n_logits, logits);
+}
 
+// One token as a whole, where whoever runs the steps may know it already. Its launches depend on the chunk of its position alone.
+bool Decoder::run_token(KvCache& kv, const SequenceState& state, int64_t first_pos, float* logits, const Probe& probe,
+                        const std::function<bool(int64_t)>& stop) {
+    if (steps_.is_host() || feed_forward_.timeline().is_on()) return false;
+    if (stop(0)) fail(Code::cancelled, "eval: cancelled before a token");
+    const int64_t start = now_ns();
+    const bool has_run = feed_forward_.run_whole(first_pos / ops::kKvChunk, probe, [&] {
+        run_layers(kv, state, 1, first_pos, 1, probe, stop);
+        project(x_, 1, logits_);
+    });
+    if (!has_run) return false;
+    std::copy_n(steps_.read(logits_, config_.n_vocab), config_.n_vocab, logits);
+    feed_forward_.note_whole(1e-9 * static_cast<double>(now_ns() - start));
+    finish_logits(logits, 1);
+    return true;
+}
+
+void Decoder::run_layers(KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos, int64_t n_logits, const Probe& probe,
+                         const std::function<bool(int64_t)>& stop) {
+    const int64_t n_embd = config_.n_embd;
+    Timeline& timeline = feed_forward_.timeline();
     for (int64_t il = 0; il < config_.n_layer; ++il) {
         if (stop(il)) fail(Code::cancelled, "eval: cancelled before layer ", il);
         const LayerWeights& w = steps_.layer(il);
@@ -177,18 +206,20 @@ void Decoder::forward(KvCache& kv, const SequenceState& state, const int32_t* to
         feed(il, x, rest, first_pos, probe);
         if (w.output_scale) steps_.scale(x, *model_.layer(il).output_scale, rest * n_embd);
     }
-    if (n_logits > 0) head(n, n_logits, logits);
+}
+
+void Decoder::project(const float* x, int64_t n, float* logits) {
+    const WeightsView& weights = steps_.weights();
+    norm({weights.output_norm, weights.output_norm_bias}, acts_, act_mask(weights.output), x, n, normed_);
+    steps_.matmul({matmul_job(weights.output, acts_, logits)}, n);
 }
 
 void Decoder::head(int64_t n_tokens, int64_t n, float* logits) {
-    const WeightsView& weights = steps_.weights();
     const int64_t rows = steps_.is_host() ? n : logit_rows_;
     for (int64_t first = 0; first < n; first += rows) {
         const int64_t count = std::min(rows, n - first);
         float* to = logits + first * config_.n_vocab;
-        norm({weights.output_norm, weights.output_norm_bias}, acts_, act_mask(weights.output), x_ + (n_tokens - n + first) * config_.n_embd,
-             count, normed_);
-        steps_.matmul({matmul_job(weights.output, acts_, steps_.is_host() ? to : logits_)}, count);
+        project(x_ + (n_tokens - n + first) * config_.n_embd, count, steps_.is_host() ? to : logits_);
         if (!steps_.is_host()) std::copy_n(steps_.read(logits_, count * config_.n_vocab), count * config_.n_vocab, to);
     }
     finish_logits(logits, n);
@@ -325,7 +356,7 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     store.k_stride = w.wk.w.rows;
     store.v = latent ? k_ : v_;
     store.v_stride = latent ? store.k_stride : c.n_head_kv * c.head_dim_v;
-    store.first_pos = first_pos;
+    store.place = place_;
     store.n = n;
     steps_.kv_store(store);
 
@@ -335,7 +366,11 @@ void Decoder::attention(int64_t il, KvCache& kv, int64_t n, int64_t first_pos) {
     job.out = attended_;
     job.n = n;
     job.n_head = c.n_head;
-    job.first_pos = first_pos;
+    job.place = place_;
+    // A token's launch does for all positions of its chunk, so that it can be launched again at each of them.
+    const int64_t chunk = first_pos - first_pos % ops::kKvChunk;
+    job.lowest_pos = n == 1 ? chunk : first_pos;
+    job.highest_pos = n == 1 ? chunk + ops::kKvChunk - 1 : first_pos;
     job.scale = config_.attention_scale != 0.0f ? config_.attention_scale : 1.0f / std::sqrt(static_cast<float>(c.head_dim_k));
     job.window = c.window;
     job.chunked = config_.recipe->window_chunks;

@@ -41,8 +41,12 @@ public:
 
 private:
     void place(Carver& carver);
-    // x_, angles and factors of the tokens, made on the host.
-    void bring_in(const int32_t* tokens, int64_t n, int64_t first_pos);
+    void run_layers(KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos, int64_t n_logits, const Probe& probe,
+                    const std::function<bool(int64_t layer)>& stop);
+    bool run_token(KvCache& kv, const SequenceState& state, int64_t first_pos, float* logits, const Probe& probe,
+                   const std::function<bool(int64_t layer)>& stop);
+    // place_, x_, angles and factors of the tokens, made on the host.
+    void bring_in(const SequenceState& state, const int32_t* tokens, int64_t n, int64_t first_pos);
     // projected = mixer(rms(x)) of layer il, whichever it has, for acts_ that hold the normed input.
     void mix(int64_t il, KvCache& kv, const SequenceState& state, int64_t n, int64_t first_pos);
     ActMask mixer_mask(int64_t il) const noexcept;
@@ -56,6 +60,8 @@ private:
     void norm_in_place(const float* weight, float* x, int64_t n);
     // Logits of the last n of n_tokens tokens.
     void head(int64_t n_tokens, int64_t n, float* logits);
+    // Of n tokens, to memory of the steps.
+    void project(const float* x, int64_t n, float* logits);
     void finish_logits(float* logits, int64_t n);
 
     const Model& model_;
@@ -71,6 +77,7 @@ private:
     int64_t q_rows_ = 0, k_rows_ = 0, v_rows_ = 0, out_rows_ = 0;  // widest layer
     size_t attention_bytes_ = 0;
     std::byte* attention_scratch_ = nullptr;
+    device::PassPlace* place_ = nullptr;
     float *x_ = nullptr, *normed_ = nullptr;            // [n_batch][n_embd]
     float *q_ = nullptr, *k_ = nullptr, *v_ = nullptr;  // [n_batch][rows]
     float *attended_ = nullptr, *projected_ = nullptr, *angles_ = nullptr, *window_angles_ = nullptr;

@@ -37,7 +37,7 @@ void DeltaNet::place(Carver& carver) {
     out_acts_.reserve(carver, out, config_.value_rows(), n_batch_);
 }
 
-void DeltaNet::run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out) {
+void DeltaNet::run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, const device::PassPlace* place, float* out) {
     const StateMixerWeights& w = steps_.layer(il).state_mixer;
     const int64_t rows = config_.value_rows();
     steps_.matmul({matmul_job(w.in, acts, channels_), matmul_job(w.gate, acts, z_), matmul_job(w.beta, acts, raw_beta_),
@@ -50,7 +50,7 @@ void DeltaNet::run(int64_t il, const ActSet& acts, int64_t n, const SequenceStat
     conv.taps = w.taps;
     conv.n_taps = config_.n_taps;
     conv.silu = true;
-    state.set_legs(il, conv);
+    conv.states = state.slots(il, place);
     steps_.conv(conv);
 
     device::DeltaGatesJob gates;
@@ -81,7 +81,7 @@ void DeltaNet::run(int64_t il, const ActSet& acts, int64_t n, const SequenceStat
     rule.decay = decay_;
     rule.out = mixed_;
     rule.state_offset = matrices_offset(model_config_, model_config_.layers[static_cast<size_t>(il)]);
-    state.set_legs(il, rule);
+    rule.states = state.slots(il, place);
     steps_.delta_rule(rule);
 
     device::NormJob norm;

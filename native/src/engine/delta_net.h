@@ -21,7 +21,7 @@ public:
 
     static ActMask input_mask(const StateMixerWeights& w) noexcept;
     // out[t] = mixer(acts[t]) for n tokens; acts hold the normed input. Carries layer il's state along the legs of `state`.
-    void run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out);
+    void run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, const device::PassPlace* place, float* out);
     uint64_t scratch_bytes() const noexcept { return memory_.size(); }
 
 private:

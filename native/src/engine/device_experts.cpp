@@ -45,7 +45,8 @@ DeviceFrames DeviceExperts::measure(const std::vector<StreamLayer>& layers, cons
 }
 
 DeviceExperts::DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned,
-                             std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s)
+                             std::vector<StreamLayer> layers, int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s,
+                             Graphs graphs)
     : library_(library),
       device_name_(std::move(device_name)),
       pinned_(pinned),
@@ -60,6 +61,7 @@ DeviceExperts::DeviceExperts(const device::Library& library, std::string device_
       last_use_(library),
       residents_done_(library),
       last_arrival_(library),
+      graphs_(graphs),
       cpu_cost_(options.cpu_bytes_s, most_cpu_bytes_s) {
     std::vector<ArenaPool> pools;
     for (const cache::Pool& pool : books_.cache().pools().pools) pools.push_back({static_cast<size_t>(pool.slot_bytes), pool.n_slot});
@@ -497,6 +499,9 @@ StreamStats DeviceExperts::stats() {
     await_letters();
     StreamStats stats;
     stats.round_trips = round_trips_;
+    stats.graphs = {wants_graph(), graph_trial_.cost(), graph_trial_.n_switched_off()};
+    stats.n_graph_tokens = n_graph_tokens_;
+    stats.n_graphs = n_graphs_;
     books_.write(stats);
     stats.staging_bytes = frames_.size();
     stats.given_back_bytes = given_back_bytes_;
@@ -522,6 +527,7 @@ void DeviceExperts::reset_stats() {
     moved_bytes_ = dropped_bytes_ = 0;
     n_transfers_ = n_dropped_ = 0;
     round_trips_ = {};
+    n_graph_tokens_ = n_graphs_ = 0;
 }
 
 void DeviceExperts::note_round_trip(double waited_s, double planned_s) {

@@ -31,6 +31,7 @@
 #include <span>
 #include <vector>
 
+#include "base/error.h"
 #include "device/buffer.h"
 #include "device/library.h"
 #include "engine/cpu_cost.h"
@@ -38,6 +39,7 @@
 #include "engine/device_resident.h"
 #include "engine/pinned_strips.h"
 #include "engine/stream_books.h"
+#include "engine/trial.h"
 #include "expert/store.h"
 
 namespace moepic {
@@ -60,7 +62,7 @@ public:
     // the CPU takes part, and this is its rate until it has been measured; it is never believed to be faster than most_cpu_bytes_s. Throws
     // no_memory (names the arena), device.
     DeviceExperts(const device::Library& library, std::string device_name, const PinnedStrips& pinned, std::vector<StreamLayer> layers,
-                  int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s);
+                  int64_t cache_bytes, const StreamOptions& options, double most_cpu_bytes_s, Graphs graphs);
     ~DeviceExperts() override;
 
     // Loads what the profile put into the cache. Called once, before any pass; false from progress cancels.
@@ -144,30 +146,34 @@ public:
         bool is_finished_ = false;
     };
 
-    // A layer of few tokens that the device runs by itself, since all its experts are resident and nobody needs the host to know the
-    // routing at once. What it used is accounted later, from a letter.
+    // Layers of few tokens that the device runs by itself, since all their experts are resident and nobody needs the host to know the
+    // routing at once. What they used is accounted later, from letters.
     class ResidentPass {
     public:
-        // Waits for other contexts' passes. False where the layer needs a Pass.
-        ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode, const device::OwnedStream& compute);
+        // Waits for other contexts' passes. False where one of the layers [first, first + n) needs a Pass.
+        ResidentPass(DeviceExperts& experts, int first, int n, int n_tokens, bool is_decode, const device::OwnedStream& compute);
         ~ResidentPass();
         ResidentPass(const ResidentPass&) = delete;
         ResidentPass& operator=(const ResidentPass&) = delete;
         explicit operator bool() const { return owner_.owns_lock(); }
 
-        // Fills in where granules lie, and the letter.
-        void address(device::TaskListJob& job) const;
-        // Every kernel of the layer has been launched.
+        // Fills in where a layer's granules lie, and the letters. It is the same in every pass.
+        void address(int layer, device::TaskListJob& job) const;
+        // Every kernel of the layers has been launched.
         void finish();
+
+        // Whether a token should be a graph.
+        bool wants_graph() const { return e_.wants_graph(); }
+        void captured() { ++e_.n_graphs_; }
+        // No token will be a graph any more, because of `why`; false: as somebody insisted on graphs, they are still wanted.
+        bool give_up_graphs(const Error& why);
 
     private:
         DeviceExperts& e_;
         std::unique_lock<std::mutex> owner_;
-        const int layer_;
+        const int first_, n_;
         const bool is_decode_;
         const device::OwnedStream& compute_;
-        const std::byte* const* table_ = nullptr;
-        DeviceResident::Letter letter_{};
         bool is_finished_ = false;
     };
 
@@ -183,6 +189,8 @@ public:
     // Whether the CPU may have to compute something of that layer: not where everything is resident.
     bool may_share(int layer);
 
+    // Of a token that had every layer in one ResidentPass, to its logits.
+    void note_token(double seconds, bool was_graph);
     // Of one layer of decode.
     void note_round_trip(double waited_s, double planned_s);
     StreamStats stats() override;
@@ -225,6 +233,7 @@ private:
     };
 
     bool needs_no_host(int layer);
+    bool wants_graph() const { return graphs_ == Graphs::automatic ? graph_trial_.is_on() : graphs_ == Graphs::always; }
     void account_letters();
     void await_letters();
     void begin_pass(const Batch& batch);
@@ -294,6 +303,9 @@ private:
     int64_t n_transfers_ = 0, n_dropped_ = 0;
     uint64_t moved_bytes_ = 0, dropped_bytes_ = 0;
     RoundTrips round_trips_;
+    Graphs graphs_;
+    Trial graph_trial_;  // where graphs_ is automatic
+    int64_t n_graph_tokens_ = 0, n_graphs_ = 0;
 
     // Of the running pass; written before other threads take part.
     int layer_ = -1, n_tokens_ = 0, n_granules_ = 0;

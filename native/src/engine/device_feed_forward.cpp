@@ -138,10 +138,16 @@ void DeviceFeedForward::run(int64_t il, const Work& work, int64_t n, int64_t fir
 
 // Few tokens of a layer whose experts are all resident, unless somebody wants to see the routing, or prescribes it.
 bool DeviceFeedForward::run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe) {
-    if (n > kFewTokens || probe || is_forced() || trace_.is_on()) return false;
-    DeviceExperts::ResidentPass pass(*experts_, model_.layer(il).moe_layer, static_cast<int>(n), batch_ == 1, compute_);
-    if (pass) launch_resident(pass, il, work, n);
-    return static_cast<bool>(pass);
+    if (whole_) {
+        launch_resident(*whole_, il, work, n);
+        return true;
+    }
+    if (n > kFewTokens || !needs_no_host(probe)) return false;
+    DeviceExperts::ResidentPass pass(*experts_, model_.layer(il).moe_layer, 1, static_cast<int>(n), batch_ == 1, compute_);
+    if (!pass) return false;
+    launch_resident(pass, il, work, n);
+    pass.finish();
+    return true;
 }
 
 // ---- the router ------------------------------------------------------------------------------------------------------------------------
@@ -444,7 +450,7 @@ void DeviceFeedForward::run_many(DeviceExperts::Pass& pass, int64_t il, const Wo
 // ---- the shared expert, and what is common ---------------------------------------------------------------------------------------------
 
 void DeviceFeedForward::run_shared(int64_t il, const Work& work, int64_t n) {
-    if (n != shared_n_) list_shared(n);
+    list_shared(n);
     const ExpertSet& set = *device_.layer(il).shared;
     device::ExpertJob job = job_of(set, *work.shared);
     job.tasks = shared_tasks_[static_cast<size_t>(il)];
@@ -462,6 +468,7 @@ void DeviceFeedForward::run_shared(int64_t il, const Work& work, int64_t n) {
 
 // The tasks of every layer's shared expert: all its granules for n tokens. They change with n alone.
 void DeviceFeedForward::list_shared(int64_t n) {
+    if (n == shared_n_) return;
     shared_listed_.wait_host();
     shared_tables_.clear();
     shared_tasks_.clear();

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -34,6 +35,8 @@ public:
     DeviceFeedForward(const Model& model, Workspace& workspace, const device::OwnedStream& compute, int64_t n_batch);
 
     void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) override;
+    bool run_whole(int64_t shape, const Probe& probe, const std::function<void()>& give) override;
+    void note_whole(double seconds) override;
     uint64_t scratch_bytes() const noexcept override { return memory_.size(); }
 
 private:
@@ -50,6 +53,12 @@ private:
         float *weights, *entry_weight;
         device::ExpertTask* tasks;
     };
+    // A token's launches, and what they count.
+    struct WholeGraph {
+        device::OwnedGraph launches;
+        int64_t shape = -1;
+        int64_t n_tasks = 0, n_experts = 0;
+    };
     using Group = DeviceCpuLane::Group;
     void place(Carver& device, Carver& mailbox, Carver& host);
     void score(int64_t il, const Work& work, int64_t n);
@@ -57,8 +66,11 @@ private:
     void hear();
     void choose(int64_t il, int64_t n, int64_t first_position, const Probe& probe);
     void group(int64_t il, int64_t n);
+    // Whether nobody wants to see the routing, or prescribes it.
+    bool needs_no_host(const Probe& probe) const { return !probe && !is_forced() && !trace_.is_on(); }
+    bool launch_graph(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give);
     bool run_resident(int64_t il, const Work& work, int64_t n, const Probe& probe);
-    void launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
+    void launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n);
     void number_entries(int64_t il, int64_t n, std::span<const DeviceExperts::Placed> placed);
     void run_routed(int64_t il, const Work& work, int64_t n, int64_t first_position);
     void run_few(DeviceExperts::Pass& pass, int64_t il, const Work& work, int64_t n);
@@ -92,6 +104,12 @@ private:
     float* partials_ = nullptr;          // [entry][n_embd]
     std::byte* shared_intermediate_ = nullptr;
     float* shared_partials_ = nullptr;  // few: [token][granule][n_embd]; many: [token][n_embd]
+
+    const DeviceExperts::ResidentPass* whole_ = nullptr;  // the pass of all layers of a token, while it is given
+    WholeGraph graph_;
+    bool is_warm_ = false;  // a whole token was launched step by step: the driver has loaded its kernels, which a capture may not wait for
+    bool was_graph_ = false;  // the last whole token
+    double capture_s_ = 0.0;  // of it
 
     device::HostMemory letters_;
     Mailbox mailbox_;

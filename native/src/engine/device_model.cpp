@@ -61,10 +61,11 @@ const device::Library& open_device(DeviceKind kind, const std::string& folder) {
 }
 
 DeviceModel::DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view,
-                         bool cpu_lane)
+                         bool cpu_lane, Graphs graphs)
     : library_(library),
       info_(info),
       cpu_lane_(cpu_lane),
+      graphs_(graphs),
       memory_(device::allocate(library, host.size(), "the weights")),
       layers_(view.layers.begin(), view.layers.end()),
       output_norm_(view.output_norm),
@@ -153,8 +154,9 @@ void DeviceModel::start(std::vector<StreamLayer> layers, int64_t cache_bytes, co
     strict_ = options.strict;
     StreamOptions device_options = options;
     device_options.cpu_bytes_s = !cpu_lane_ ? 0.0 : options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : kCpuBytesS;
-    experts_ = std::make_unique<DeviceExperts>(library_, info_.name, *strips_, std::move(layers), cache_bytes, device_options,
-                                               options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : std::numeric_limits<double>::infinity());
+    experts_ =
+        std::make_unique<DeviceExperts>(library_, info_.name, *strips_, std::move(layers), cache_bytes, device_options,
+                                        options.cpu_bytes_s > 0.0 ? options.cpu_bytes_s : std::numeric_limits<double>::infinity(), graphs_);
 }
 
 }  // namespace moepic

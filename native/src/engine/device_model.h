@@ -25,7 +25,8 @@ class DeviceModel {
 public:
     // Reserves room for the weights in `host`, which `view` points into, and makes the view of the device; nothing is copied yet. Throws
     // no_memory.
-    DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view, bool cpu_lane);
+    DeviceModel(const device::Library& library, const device::Info& info, const Region& host, const WeightsView& view, bool cpu_lane,
+                Graphs graphs);
 
     // Copies the weights, through pinned memory, and those floats of routers that `view` has on the host alone. false from progress
     // cancels.
@@ -57,6 +58,7 @@ private:
     const device::Library& library_;
     const device::Info info_;
     const bool cpu_lane_;
+    const Graphs graphs_;
     bool strict_ = false;
     device::DeviceMemory memory_;
     Tables router_floats_;  // biases and scales of routers, which the host reads too

@@ -1,5 +1,8 @@
 // A layer that the device runs by itself: what DeviceFeedForward launches for it, one thing after the other and without a wait, and how
-// DeviceExperts keeps its order and its accounts.
+// DeviceExperts keeps its order and its accounts. And a token that has only such layers, which may be captured in a graph.
+#include <utility>
+
+#include "base/log.h"
 #include "engine/device_experts.h"
 #include "engine/device_feed_forward.h"
 
@@ -19,37 +22,53 @@ bool DeviceExperts::needs_no_host(int layer) {
     return true;
 }
 
-DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int layer, int n_tokens, bool is_decode,
+DeviceExperts::ResidentPass::ResidentPass(DeviceExperts& experts, int first, int n, int n_tokens, bool is_decode,
                                           const device::OwnedStream& compute)
-    : e_(experts), owner_(experts.owner_), layer_(layer), is_decode_(is_decode), compute_(compute) {
-    if (!e_.needs_no_host(layer)) {
+    : e_(experts), owner_(experts.owner_), first_(first), n_(n), is_decode_(is_decode), compute_(compute) {
+    for (int layer = first; layer < first + n; ++layer) {
+        if (e_.needs_no_host(layer)) continue;
         owner_.unlock();
         return;
     }
-    if (e_.resident_.is_full()) e_.await_letters();
+    if (!e_.resident_.has_room(n)) e_.await_letters();
     compute_.wait(e_.last_use_);
-    table_ = e_.resident_.table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
-    letter_ = e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
+    for (int layer = first; layer < first + n; ++layer)
+        e_.resident_.bring_table(layer, e_.books_.cache().residency(), *e_.arena_, compute_);
+    e_.resident_.tell_count(compute_);
+    for (int layer = first; layer < first + n; ++layer)
+        e_.resident_.begin_letter(layer, int64_t{n_tokens} * e_.layers_[static_cast<size_t>(layer)].n_used, is_decode);
 }
 
 DeviceExperts::ResidentPass::~ResidentPass() {
     if (is_finished_ || !owner_) return;
-    (void)e_.library_->synchronize(compute_.get());  // a launch failed, maybe behind one that writes the letter
-    e_.resident_.drop_last();
+    (void)e_.library_->synchronize(compute_.get());  // a launch failed, maybe behind one that writes a letter
+    e_.resident_.drop_last(n_);
 }
 
-void DeviceExperts::ResidentPass::address(device::TaskListJob& job) const {
-    job.granules = table_;
-    job.told = letter_.ids;
-    job.flag = letter_.flag;
-    job.value = letter_.value;
+void DeviceExperts::ResidentPass::address(int layer, device::TaskListJob& job) const {
+    job.granules = e_.resident_.table(layer);
+    job.letters = e_.resident_.letters();
 }
 
 void DeviceExperts::ResidentPass::finish() {
     compute_.record(e_.last_use_);
     is_finished_ = true;
-    e_.books_.end_layer(layer_, is_decode_, 0);
-    ++e_.round_trips_.n_routed_there;
+    for (int layer = first_; layer < first_ + n_; ++layer) e_.books_.end_layer(layer, is_decode_, 0);
+    e_.round_trips_.n_routed_there += n_;
+}
+
+bool DeviceExperts::ResidentPass::give_up_graphs(const Error& why) {
+    if (e_.graphs_ != Graphs::automatic) return false;
+    e_.graphs_ = Graphs::never;
+    log_message(LogLevel::warning, cat("device: tokens are launched step by step, for they could not be made a graph: ", why.text()));
+    return true;
+}
+
+// A token that ran the other way than the trial has it, or while another context's changed that, is no part of it.
+void DeviceExperts::note_token(double seconds, bool was_graph) {
+    const std::lock_guard owner(owner_);
+    n_graph_tokens_ += was_graph;
+    if (graphs_ == Graphs::automatic && was_graph == graph_trial_.is_on()) graph_trial_.observe(seconds, 0.0);
 }
 
 void DeviceExperts::account_letters() {
@@ -67,7 +86,58 @@ void DeviceExperts::await_letters() {
 
 // ---- DeviceFeedForward -----------------------------------------------------------------------------------------------------------------
 
-void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
+bool DeviceFeedForward::run_whole(int64_t shape, const Probe& probe, const std::function<void()>& give) {
+    if (experts_ == nullptr || !needs_no_host(probe)) return false;
+    DeviceExperts::ResidentPass pass(*experts_, 0, experts_->n_layer(), 1, true, compute_);
+    if (!pass) return false;
+    list_shared(1);  // is waited for, which a capture must not do
+    const struct Scope {
+        Scope(const DeviceExperts::ResidentPass*& whole, const DeviceExperts::ResidentPass& pass) : whole_(whole) { whole_ = &pass; }
+        ~Scope() { whole_ = nullptr; }
+        const DeviceExperts::ResidentPass*& whole_;
+    } scope(whole_, pass);
+    was_graph_ = is_warm_ && pass.wants_graph() && launch_graph(shape, pass, give);
+    if (!was_graph_) {
+        give();
+        is_warm_ = true;
+    }
+    pass.finish();
+    return true;
+}
+
+// False: it could not be done, graphs have been given up, and nothing runs.
+bool DeviceFeedForward::launch_graph(int64_t shape, DeviceExperts::ResidentPass& pass, const std::function<void()>& give) {
+    const int64_t start = now_ns(), n_tasks = tasks_run_, n_experts = experts_used_;
+    try {
+        if (graph_.shape != shape) {
+            graph_ = {};
+            graph_.launches = compute_.capture(give);
+            graph_.n_tasks = std::exchange(tasks_run_, n_tasks) - n_tasks;
+            graph_.n_experts = std::exchange(experts_used_, n_experts) - n_experts;
+            graph_.shape = shape;
+            pass.captured();
+            capture_s_ = 1e-9 * static_cast<double>(now_ns() - start);
+        }
+        compute_.launch(graph_.launches);
+    } catch (const Error& error) {
+        tasks_run_ = n_tasks;
+        experts_used_ = n_experts;
+        if (error.code() == Code::cancelled || !pass.give_up_graphs(error)) throw;
+        graph_ = {};
+        return false;
+    }
+    tasks_run_ += graph_.n_tasks;
+    experts_used_ += graph_.n_experts;
+    return true;
+}
+
+// A graph serves as many tokens as its shape has positions, so each bears that part of its making.
+void DeviceFeedForward::note_whole(double seconds) {
+    const double capture_s = std::exchange(capture_s_, 0.0);
+    experts_->note_token(seconds - capture_s + capture_s / static_cast<double>(ops::kKvChunk), was_graph_);
+}
+
+void DeviceFeedForward::launch_resident(const DeviceExperts::ResidentPass& pass, int64_t il, const Work& work, int64_t n) {
     const Config& config = model_.config();
     const LayerConfig& layer_config = config.layers[static_cast<size_t>(il)];
     const LayerWeights& layer = device_.layer(il);
@@ -101,7 +171,7 @@ void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64
     list.entry_token = listed_.entry_token;
     list.entry_weight = listed_.entry_weight;
     list.token_entry = listed_.token_entry;
-    pass.address(list);
+    pass.address(layer.moe_layer, list);
     check(library_->list_tasks(list, compute_.get()));
     if (layer.shared) run_shared(il, work, n);
 
@@ -124,7 +194,6 @@ void DeviceFeedForward::launch_resident(DeviceExperts::ResidentPass& pass, int64
     check(library_->reduce(sum, compute_.get()));
     experts_used_ += n * route.k;
     tasks_run_ += job.n_tasks;
-    pass.finish();
 }
 
 }  // namespace moepic

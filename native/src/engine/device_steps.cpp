@@ -17,8 +17,8 @@ Memory DeviceSteps::reserve(size_t bytes, const char* what) {
     return {std::move(memory), data, bytes};
 }
 
-void DeviceSteps::reserve_transfers(int64_t staged, int64_t read) {
-    staged_ = device::allocate_host(library_, static_cast<size_t>(staged) * sizeof(float), "what a pass brings in");
+void DeviceSteps::reserve_transfers(size_t staged, int64_t read) {
+    staged_ = device::allocate_host(library_, staged, "what a pass brings in");
     read_ = device::allocate_host(library_, static_cast<size_t>(read) * sizeof(float), "what a pass gives back");
 }
 
@@ -28,18 +28,18 @@ void DeviceSteps::begin() {
     n_staged_ = 0;
 }
 
-float* DeviceSteps::stage(float* to, int64_t n) {
+void* DeviceSteps::stage_bytes(void* to, size_t room, size_t bytes) {
     if (transfers_.empty()) sent_.wait_host();
-    float* from = staged_.as<float>() + n_staged_;
-    n_staged_ += n;
-    assert(static_cast<size_t>(n_staged_) * sizeof(float) <= staged_.size());
-    transfers_.push_back({to, from, n});
+    std::byte* const from = staged_.data() + n_staged_;
+    n_staged_ += room;
+    assert(n_staged_ <= staged_.size());
+    transfers_.push_back({to, from, bytes});
     return from;
 }
 
 void DeviceSteps::send() {
     for (const Transfer& t : transfers_) {
-        if (t.n) stream_.copy(t.to, t.from, static_cast<size_t>(t.n) * sizeof(float));
+        if (t.bytes) stream_.copy(t.to, t.from, t.bytes);
     }
     stream_.record(sent_);
     transfers_.clear();

@@ -20,10 +20,9 @@ public:
     const device::OwnedStream& stream() const noexcept { return stream_; }
 
     Memory reserve(size_t bytes, const char* what) override;
-    void reserve_transfers(int64_t staged, int64_t read) override;
+    void reserve_transfers(size_t staged, int64_t read) override;
     bool is_host() const noexcept override { return false; }
     void begin() override;
-    float* stage(float* to, int64_t n) override;
     void send() override;
     const float* read(const float* from, int64_t n) override;
 
@@ -46,11 +45,14 @@ public:
     void delta_gates(const device::DeltaGatesJob& job) override;
     void delta_rule(const device::DeltaRuleJob& job) override;
 
+protected:
+    void* stage_bytes(void* to, size_t room, size_t bytes) override;
+
 private:
     struct Transfer {
-        float* to;
-        const float* from;
-        int64_t n;
+        void* to;
+        const void* from;
+        size_t bytes;
     };
 
     const DeviceModel& device_;
@@ -58,7 +60,7 @@ private:
     device::OwnedStream stream_;
     device::OwnedEvent sent_;  // the copies of the last send() have run
     device::HostMemory staged_, read_;
-    int64_t n_staged_ = 0;             // floats of staged_ taken since the last send()
+    size_t n_staged_ = 0;              // bytes of staged_ taken since the last send()
     std::vector<Transfer> transfers_;  // since the last send()
 };
 

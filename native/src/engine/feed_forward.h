@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "engine/acts.h"
@@ -34,6 +35,12 @@ public:
     };
     // x[t] += feed-forward(acts[t]) for n tokens; acts hold the normed input.
     virtual void run(int64_t il, const Work& work, int64_t n, int64_t first_position, const Probe& probe) = 0;
+
+    // One token through all layers and to its logits, where nothing between needs the host: by `give`, which gives every step and calls
+    // run(), or by a repetition of what it gave before for a token of the same `shape`. False: nothing has run, and it goes as ever.
+    virtual bool run_whole(int64_t, const Probe&, const std::function<void()>&) { return false; }
+    // That took so long, until its logits were there.
+    virtual void note_whole(double) {}
 
     virtual uint64_t scratch_bytes() const noexcept = 0;
     int64_t tasks_run() const noexcept { return tasks_run_; }

@@ -168,7 +168,7 @@ private:
         const DeviceOptions& o = options_.device;
         const device::Library& library = open_device(o.kind, o.folder);
         const device::Info info = library.open(o.index);
-        model_.device_ = std::make_unique<DeviceModel>(library, info, model_.weights_, model_.weights(), o.cpu_lane);
+        model_.device_ = std::make_unique<DeviceModel>(library, info, model_.weights_, model_.weights(), o.cpu_lane, o.graphs);
         uint64_t context = 0;
         {
             const Context trial(model_, options_.context);

@@ -84,6 +84,7 @@ struct DeviceOptions {
     uint64_t vram_bytes = 0;  // for weights, one context, frames and the expert cache; 0: what is free, less a margin
     uint64_t pin_bytes = 0;   // of host memory to pin at most; 0: all experts, as far as the system grants it
     bool cpu_lane = true;     // the CPU computes granules beside the device
+    Graphs graphs = Graphs::automatic;
 };
 
 struct LoadOptions {

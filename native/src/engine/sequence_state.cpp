@@ -45,7 +45,7 @@ void SequenceState::finish() noexcept {
     if (n_legs_ == 0) return;
     const int64_t first = position();
     if (keep_start_ && current_ >= 0) slots_[static_cast<size_t>(current_)].kept = true;
-    for (const Leg& leg : legs()) slots_[static_cast<size_t>(leg.to)] = {first + leg.end, &leg != &legs().back()};
+    for (const device::StateLeg& leg : legs()) slots_[static_cast<size_t>(leg.to)] = {first + leg.end, &leg != &legs().back()};
     current_ = legs().back().to;
     n_legs_ = 0;
 }
@@ -73,7 +73,8 @@ int SequenceState::find_nearest(int64_t n) const noexcept {
 }
 
 bool SequenceState::is_planned(int slot) const noexcept {
-    return std::any_of(legs_.begin(), legs_.begin() + static_cast<std::ptrdiff_t>(n_legs_), [&](const Leg& leg) { return leg.to == slot; });
+    return std::any_of(legs_.begin(), legs_.begin() + static_cast<std::ptrdiff_t>(n_legs_),
+                       [&](const device::StateLeg& leg) { return leg.to == slot; });
 }
 
 // A free slot, or that of the checkpoint whose loss costs least: going back to a place between it and the next one then takes as many more

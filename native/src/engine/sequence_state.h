@@ -34,21 +34,11 @@ public:
     // The batch has been computed: its last state is current.
     void finish() noexcept;
 
-    // Tokens [begin, end) of the batch lead from one slot to another; a slot below 0 is the beginning of a sequence, all zeros.
-    struct Leg {
-        int64_t begin, end;
-        int from, to;
-    };
-    std::span<const Leg> legs() const noexcept { return {legs_.data(), n_legs_}; }
-    // The state of a layer in a slot, model/mixers.h says of how many floats; null for a slot below 0.
-    float* layer(int64_t il, int slot) const noexcept {
-        return slot < 0 ? nullptr : data_ + static_cast<size_t>(slot) * slot_floats_ + offsets_[static_cast<size_t>(il)];
-    }
-
-    // The legs of the batch as a step of layer il follows them.
-    template <class Job>
-    void set_legs(int64_t il, Job& job) const noexcept {
-        for (const Leg& leg : legs()) job.legs[job.n_legs++] = {leg.begin, leg.end, layer(il, leg.from), layer(il, leg.to)};
+    // Tokens of the batch lead from one slot to another; a slot below 0 is the beginning of a sequence, all zeros.
+    std::span<const device::StateLeg> legs() const noexcept { return {legs_.data(), n_legs_}; }
+    // The states of layer il, model/mixers.h says of how many floats, for steps that find the legs of the batch in `place`.
+    device::StateSlots slots(int64_t il, const device::PassPlace* place) const noexcept {
+        return {place, static_cast<int>(n_legs_), data_ + offsets_[static_cast<size_t>(il)], static_cast<int64_t>(slot_floats_)};
     }
 
     // The latest position, at most n, that rewind(n) can go back to.
@@ -71,7 +61,7 @@ private:
     std::vector<size_t> offsets_;  // of layers, in floats
     std::vector<Slot> slots_;
     int current_ = -1;
-    std::array<Leg, 2> legs_{};
+    std::array<device::StateLeg, 2> legs_{};
     size_t n_legs_ = 0;
     bool keep_start_ = false;
 };

@@ -17,7 +17,7 @@ void ShortConv::place(Carver& carver) {
     out_acts_.reserve(carver, out, config_.n_embd, n_batch_);
 }
 
-void ShortConv::run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, float* out) {
+void ShortConv::run(int64_t il, const ActSet& acts, int64_t n, const SequenceState& state, const device::PassPlace* place, float* out) {
     const StateMixerWeights& w = steps_.layer(il).state_mixer;
     const int64_t n_embd = config_.n_embd;
     // The parts of W_in are whole tiles (config.cpp sees to it), one after the other.
@@ -35,7 +35,7 @@ void ShortConv::run(int64_t il, const ActSet& acts, int64_t n, const SequenceSta
     conv.n_channels = n_embd;
     conv.taps = w.taps;
     conv.n_taps = config_.n_conv_taps;
-    state.set_legs(il, conv);
+    conv.states = state.slots(il, place);
     steps_.conv(conv);
     steps_.multiply(x_, c_, n * n_embd);
     steps_.quantize(act_mask(w.out), x_, n_embd, n, out_acts_.acts());

@@ -52,15 +52,22 @@ public:
 
     // Throws no_memory, naming `what`. Zero bytes give empty memory.
     virtual Memory reserve(size_t bytes, const char* what) = 0;
-    // Before the first pass: the most floats that will be staged at once, and read at once.
-    virtual void reserve_transfers(int64_t staged, int64_t read) = 0;
+    // Before the first pass: the most bytes that will be staged at once, each piece staged_bytes(), and the most floats read at once.
+    virtual void reserve_transfers(size_t staged, int64_t read) = 0;
+    template <class T>
+    static constexpr size_t staged_bytes(int64_t n) noexcept {
+        return (static_cast<size_t>(n) * sizeof(T) + 7) / 8 * 8;  // pieces lie side by side
+    }
     // Memory of the steps is the host's, and results may be written wherever the host wants them.
     virtual bool is_host() const noexcept = 0;
 
     // A pass begins, on the calling thread.
     virtual void begin() = 0;
-    // Where the host writes n floats that the next send() brings to `to`; steps given after it see them.
-    virtual float* stage(float* to, int64_t n) = 0;
+    // Where the host writes n values that the next send() brings to `to`; steps given after it see them.
+    template <class T>
+    T* stage(T* to, int64_t n) {
+        return static_cast<T*>(stage_bytes(to, staged_bytes<T>(n), static_cast<size_t>(n) * sizeof(T)));
+    }
     virtual void send() = 0;
     // n floats of the steps' memory, on the host, when all steps given before have run; until the next call.
     virtual const float* read(const float* from, int64_t n) = 0;
@@ -95,6 +102,10 @@ public:
         list.n_tokens = n;
         matmul(list);
     }
+
+protected:
+    // `bytes` to go to `to`, of a piece of `room`.
+    virtual void* stage_bytes(void* to, size_t room, size_t bytes) = 0;
 
 private:
     const WeightsView weights_;

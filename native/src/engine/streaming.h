@@ -65,6 +65,9 @@ struct RoundTrips {
     double planned_s = 0.0;  // from there to the launch of the residents' kernels
 };
 
+// Whether a device is given tokens as graphs: where a trial finds it faster, or as asked.
+enum class Graphs : int8_t { automatic = -1, never = 0, always = 1 };
+
 // What a trial found last, and what holds now.
 struct Verdict {
     bool is_on = false;
@@ -82,8 +85,9 @@ struct StreamStats {
     uint64_t given_back_bytes = 0;                // of the cache since load, for other memory on the device
     uint64_t pinned_bytes = 0, to_pin_bytes = 0;  // of the experts in RAM; still to come
     int n_policy_changes = 0;
-    Verdict prefetch, cpu_lane;
+    Verdict prefetch, cpu_lane, graphs;
     RoundTrips round_trips;
+    int64_t n_graph_tokens = 0, n_graphs = 0;  // tokens that were a graph each; graphs captured for them
 };
 
 class ExpertService {

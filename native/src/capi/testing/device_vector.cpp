@@ -32,15 +32,40 @@ ops::KvView place(Bench& bench, const moepic_test_device_kv& kv) {
     return view;
 }
 
-// One leg over all tokens, or two that meet at `cut`.
-template <class Job>
-void place_legs(Bench& bench, Job& job, int64_t n, int64_t cut, int64_t floats, const float* from, float* middle, float* to) {
-    const float* const start = bench.in(from, floats);
-    float* const end = bench.in_out(to, floats);
-    float* const between = cut > 0 ? bench.in_out(middle, floats) : nullptr;
-    job.n_legs = cut > 0 ? 2 : 1;
-    job.legs[0] = {0, cut > 0 ? cut : n, start, cut > 0 ? between : end};
-    job.legs[1] = {cut, n, between, end};
+// Slots of `from`, `middle` and `to`, and one leg over all tokens, or two that meet at `cut`.
+class Slots {
+public:
+    Slots(int64_t n, int64_t cut, int64_t floats, const float* from, float* middle, float* to)
+        : floats_(floats), middle_(cut > 0 ? middle : nullptr), to_(to), states_(static_cast<size_t>(3 * floats)) {
+        if (from) std::copy_n(from, floats, states_.data());
+        if (middle_) std::copy_n(middle_, floats, slot(1));
+        std::copy_n(to_, floats, slot(2));
+        const int32_t first = from ? 0 : -1;
+        place_.legs[0] = {0, cut > 0 ? cut : n, first, cut > 0 ? 1 : 2};
+        place_.legs[1] = {cut, n, 1, 2};
+    }
+    device::StateSlots on(Bench& bench) {
+        return {bench.in(&place_, 1), middle_ ? 2 : 1, bench.in_out(states_.data(), static_cast<int64_t>(states_.size())), floats_};
+    }
+    // After bench.finish().
+    void bring_back() const {
+        if (middle_) std::copy_n(slot(1), floats_, middle_);
+        std::copy_n(slot(2), floats_, to_);
+    }
+
+private:
+    float* slot(int64_t i) { return states_.data() + i * floats_; }
+    const float* slot(int64_t i) const { return states_.data() + i * floats_; }
+    int64_t floats_;
+    float *middle_, *to_;
+    device::PassPlace place_;
+    std::vector<float> states_;
+};
+
+const device::PassPlace* place_at(Bench& bench, int64_t first_pos) {
+    device::PassPlace place;
+    place.first_pos = first_pos;
+    return bench.in(&place, 1);
 }
 
 }  // namespace
@@ -169,14 +194,15 @@ int moepic_test_device_kv_store(int device, const moepic_test_device_kv* kv, int
         job.v = bench.in(v, n * v_stride);
         job.k_stride = k_stride;
         job.v_stride = v_stride;
-        job.first_pos = first_pos;
+        job.place = place_at(bench, first_pos);
         job.n = n;
         bench.finish(bench.api().kv_store(job, bench.stream()));
     });
 }
 
 int moepic_test_device_attention(int device, const moepic_test_device_kv* kv, const float* q, float* out, int64_t n, int64_t n_head,
-                                 int64_t first_pos, float scale, int64_t window, const float* sinks, int with_scratch, int* split) {
+                                 int64_t first_pos, int64_t slack_below, int64_t slack_above, float scale, int64_t window,
+                                 const float* sinks, int with_scratch, int* split) {
     return guard([&] {
         Bench bench(device);
         device::AttentionJob job;
@@ -185,7 +211,9 @@ int moepic_test_device_attention(int device, const moepic_test_device_kv* kv, co
         job.out = bench.in_out(out, n * n_head * kv->head_dim_v);
         job.n = n;
         job.n_head = n_head;
-        job.first_pos = first_pos;
+        job.place = place_at(bench, first_pos);
+        job.lowest_pos = first_pos - slack_below;
+        job.highest_pos = first_pos + slack_above;
         job.scale = scale;
         job.window = window < 0 ? -window : window;
         job.chunked = window < 0;
@@ -210,8 +238,10 @@ int moepic_test_device_conv(int device, float* x, int64_t n, int64_t cut, const 
         job.taps = bench.in(taps, n_taps * n_channels);
         job.n_taps = n_taps;
         job.silu = silu != 0;
-        place_legs(bench, job, n, cut, (n_taps - 1) * n_channels, from, middle, to);
+        Slots slots(n, cut, (n_taps - 1) * n_channels, from, middle, to);
+        job.states = slots.on(bench);
         bench.finish(bench.api().conv(job, bench.stream()));
+        slots.bring_back();
     });
 }
 
@@ -254,8 +284,10 @@ int moepic_test_device_delta_rule(int device, const moepic_test_device_rule_job*
         job.out = bench.in_out(given->out, given->n * job.n_head_v * job.head_dim_v);
         job.state_offset = given->state_offset;
         const int64_t floats = given->state_offset + job.n_head_v * ops::delta_state_floats(job.head_dim_k, job.head_dim_v);
-        place_legs(bench, job, given->n, given->cut, floats, given->from, given->middle, given->to);
+        Slots slots(given->n, given->cut, floats, given->from, given->middle, given->to);
+        job.states = slots.on(bench);
         bench.finish(bench.api().delta_rule(job, bench.stream()));
+        slots.bring_back();
     });
 }
 
@@ -311,9 +343,11 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
             granules.push_back(reinterpret_cast<const std::byte*>(given->granules[i]));
         std::vector<device::ExpertTask> tasks(static_cast<size_t>(n_tasks));
         const device::Library& library = bench.library();
-        const device::HostMemory told = device::allocate_host(library, static_cast<size_t>(n_entries) * sizeof(int32_t), "ids told"),
-                                 flag = device::allocate_host(library, sizeof(uint32_t), "their flag");
-        *flag.as<uint32_t>() = 0;
+        constexpr uint64_t kLetters = 4;
+        const auto most_ids = static_cast<size_t>(n_entries) + 1;
+        const device::HostMemory ids = device::allocate_host(library, kLetters * most_ids * sizeof(int32_t), "ids of letters"),
+                                 flags = device::allocate_host(library, kLetters * sizeof(uint32_t), "flags of letters");
+        std::fill_n(flags.as<uint32_t>(), kLetters, 0u);
         device::TaskListJob job;
         job.n = given->n;
         job.k = given->k;
@@ -325,9 +359,9 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
         job.entry_token = bench.in_out(given->entry_token, n_entries);
         job.entry_weight = bench.in_out(given->entry_weight, n_entries);
         job.token_entry = bench.in_out(given->token_entry, given->n * (given->k + 1));
-        job.told = told.as<int32_t>();
-        job.flag = flag.as<uint32_t>();
-        job.value = given->value;
+        const uint64_t letter = given->n_written % kLetters;
+        job.letters = {bench.in_out(&given->n_written, 1), kLetters, static_cast<int64_t>(most_ids), ids.as<int32_t>(),
+                       flags.as<uint32_t>()};
         bench.finish(bench.api().list_tasks(job, bench.stream()));
         for (size_t i = 0; i < tasks.size(); ++i) {
             const device::ExpertTask& task = tasks[i];
@@ -335,7 +369,7 @@ int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* given) 
             const int32_t fields[] = {task.granule, task.first_entry, task.n_entries, task.first_row};
             std::copy_n(fields, 4, given->tasks + 4 * i);
         }
-        std::copy_n(told.as<int32_t>(), n_entries, given->told);
-        given->flag = *flag.as<uint32_t>();
+        std::copy_n(ids.as<int32_t>() + letter * most_ids, n_entries, given->told);
+        given->flag = flags.as<uint32_t>()[letter];
     });
 }

@@ -67,11 +67,11 @@ typedef struct {
 MOEPIC_API int moepic_test_device_kv_store(int device, const moepic_test_device_kv* kv, int64_t first_pos, int64_t n, const float* k,
                                            int64_t k_stride, const float* v, int64_t v_stride);
 
-/* A negative window is chunks of so many positions. with_scratch 0: the device must do without. split (may be null): whether it asked for
-   scratch. */
+/* A negative window is chunks of so many positions. The launch is made for positions from slack_below before first_pos to slack_above
+   behind it. with_scratch 0: the device must do without. split (may be null): whether it asked for scratch. */
 MOEPIC_API int moepic_test_device_attention(int device, const moepic_test_device_kv* kv, const float* q, float* out, int64_t n,
-                                            int64_t n_head, int64_t first_pos, float scale, int64_t window, const float* sinks,
-                                            int with_scratch, int* split);
+                                            int64_t n_head, int64_t first_pos, int64_t slack_below, int64_t slack_above, float scale,
+                                            int64_t window, const float* sinks, int with_scratch, int* split);
 
 /* Tokens [0, cut) lead from `from` (null: zeros) to `middle`, [cut, n) on to `to`; cut 0: one leg, without a middle. States as in
    recurrence.h. */
@@ -109,7 +109,7 @@ typedef struct {
 } moepic_test_route_job;
 MOEPIC_API int moepic_test_route(int device, int isa, const moepic_test_route_job* job);
 
-/* device::TaskListJob; addresses are only copied. The host is told `value` behind the ids. */
+/* device::TaskListJob; addresses are only copied. The host is told the ids in the letter that follows n_written others, of a ring. */
 typedef struct {
     int64_t n, k, n_granules, n_expert;
     const int32_t* ids;
@@ -121,7 +121,8 @@ typedef struct {
     float* entry_weight; /* or null */
     int32_t* token_entry;
     int32_t* told;
-    uint32_t value, flag; /* flag: as it was found */
+    uint32_t flag;      /* of the letter */
+    uint64_t n_written; /* before, and after */
 } moepic_test_task_list_job;
 MOEPIC_API int moepic_test_device_list_tasks(int device, moepic_test_task_list_job* job);
 /* cdef: end */

@@ -70,4 +70,7 @@ cudaError_t check_device();
 
 void finish_streams();  // waits for all work, as cudaFree does
 
+// What every call begins with that CUDA forbids while the calling thread captures a stream; the capture is then lost.
+cudaError_t check_uncaptured(const char* call);
+
 }  // namespace moepic::simt

@@ -16,6 +16,7 @@ constexpr size_t kMostFilledBytes = size_t{64} << 20;  // beyond, a fill would c
 
 cudaError_t allocate(void** out, size_t bytes, Memory kind) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_uncaptured("allocating"); result != cudaSuccess) return result;
     *out = nullptr;
     if (bytes == 0) return cudaSuccess;
     Device& device = Device::get();
@@ -33,6 +34,7 @@ cudaError_t allocate(void** out, size_t bytes, Memory kind) {
 
 cudaError_t release(void* data, Memory kind) {
     if (data == nullptr) return cudaSuccess;
+    if (const cudaError_t result = check_uncaptured("freeing"); result != cudaSuccess) return result;
     finish_streams();
     const size_t bytes = Device::get().remove(data, kind);
     if (bytes == SIZE_MAX) return fail_call(cudaErrorInvalidValue, "freeing what was not allocated, or was freed before");
@@ -66,6 +68,7 @@ cudaError_t cudaFreeHost(void* data) {
 
 cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_uncaptured("pinning"); result != cudaSuccess) return result;
     if (data == nullptr || bytes == 0) return fail_call(cudaErrorInvalidValue, "pinning nothing");
     Device::get().loiter(reinterpret_cast<uintptr_t>(data));
     if (Device::get().fails_allocation()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
@@ -76,6 +79,7 @@ cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned) {
 }
 
 cudaError_t cudaHostUnregister(void* data) {
+    if (const cudaError_t result = check_uncaptured("unpinning"); result != cudaSuccess) return result;
     finish_streams();
     if (Device::get().remove(data, Memory::registered) == SIZE_MAX)
         return fail_call(cudaErrorHostMemoryNotRegistered, "unpinning what was not pinned, or from another address");

@@ -1,5 +1,5 @@
 // Streams are threads with a queue; events are marks in it. Nothing orders two streams but events, and with SimtOptions::most_delay_us work
-// begins late by random times, so what is not waited for is not there yet.
+// begins late by random times, so what is not waited for is not there yet. A graph is a queue's work, kept to be given again.
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
@@ -9,6 +9,7 @@
 #include <numeric>
 #include <set>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/thread_pool.h"
@@ -43,6 +44,16 @@ struct Record {
     }
 };
 
+using Work = std::function<void(CUstream_st&)>;
+
+// What a thread gives a stream between the beginning and the end of a capture.
+struct Capture {
+    CUstream_st* stream;
+    std::vector<Work> works;
+    std::string fault;  // what it did that it must not, first of all; empty: nothing
+};
+thread_local Capture* t_capture = nullptr;  // a thread captures one stream at a time here
+
 std::mutex g_streams_mutex;
 std::set<CUstream_st*>& streams() {
     static std::set<CUstream_st*>& all = *new std::set<CUstream_st*>;
@@ -65,6 +76,13 @@ struct CUevent_st {
     }
 };
 
+struct CUgraph_st {
+    std::vector<Work> works;
+};
+struct CUgraphExec_st {
+    std::shared_ptr<const std::vector<Work>> works;  // one that runs outlives its graph
+};
+
 struct CUstream_st {
     CUstream_st() : worker([this] { work(); }) {}
     ~CUstream_st() {
@@ -76,7 +94,15 @@ struct CUstream_st {
         worker.join();
     }
 
-    void push(std::function<void()> work) {
+    // To the queue, or to the capture of the calling thread.
+    void give(Work work) {
+        if (t_capture != nullptr && t_capture->stream == this) {
+            t_capture->works.push_back(std::move(work));
+        } else {
+            push(std::move(work));
+        }
+    }
+    void push(Work work) {
         {
             const std::lock_guard lock(mutex);
             queue.push_back(std::move(work));
@@ -88,11 +114,11 @@ struct CUstream_st {
         changed.wait(lock, [&] { return queue.empty() && !is_busy; });
     }
     void loiter() { Device::get().loiter(++n_waits + reinterpret_cast<uintptr_t>(this)); }  // on the worker
-    void run(Grid& grid);
+    void run(Grid grid);
 
     std::mutex mutex;
     std::condition_variable changed;
-    std::deque<std::function<void()>> queue;
+    std::deque<Work> queue;
     bool is_busy = false, stops = false;
     // The worker's own.
     std::unique_ptr<moepic::ThreadPool> pool;
@@ -107,10 +133,10 @@ private:
             if (queue.empty()) return;
             is_busy = true;
             {
-                const std::function<void()> next = std::move(queue.front());
+                const Work next = std::move(queue.front());
                 queue.pop_front();
                 lock.unlock();
-                next();
+                next(*this);
             }
             lock.lock();
             is_busy = false;
@@ -120,7 +146,7 @@ private:
 };
 
 // Blocks in shuffled order over the pool's threads: what depends on an order shows.
-void CUstream_st::run(Grid& grid) {
+void CUstream_st::run(Grid grid) {
     const SimtOptions options = Device::get().options();
     if (pool == nullptr || pool->size() != options.n_threads) pool = std::make_unique<moepic::ThreadPool>(options.n_threads);
     std::vector<uint32_t> order(size_t{grid.grid.x} * grid.grid.y * grid.grid.z);
@@ -152,13 +178,32 @@ cudaError_t check_stream(cudaStream_t stream) {
     return cudaSuccess;
 }
 
+// As check_stream, of a call that can't be part of a capture.
+cudaError_t check_free_stream(cudaStream_t stream, const char* call) {
+    if (const cudaError_t result = check_stream(stream); result != cudaSuccess) return result;
+    return check_uncaptured(call);
+}
+
 cudaError_t check_range(const char* name, const void* data, size_t bytes) {
     if (const std::string why = Device::get().why_outside(data, bytes); !why.empty())
         return fail_call(cudaErrorInvalidValue, cat(name, " ", why));
     return cudaSuccess;
 }
 
+// Of a copy or a clearing that runs: a graph may be launched when its memory is gone.
+bool is_there(const char* name, const void* data, size_t bytes) {
+    const std::string why = Device::get().why_outside(data, bytes);
+    if (!why.empty()) Device::get().fail(cat("a graph: ", name, " ", why));
+    return why.empty();
+}
+
 }  // namespace
+
+cudaError_t check_uncaptured(const char* call) {
+    if (t_capture == nullptr) return cudaSuccess;
+    if (t_capture->fault.empty()) t_capture->fault = cat(call, " while the thread captures a stream");
+    return fail_call(cudaErrorStreamCaptureUnsupported, cat(call, " while the thread captures a stream"));
+}
 
 cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* params), const void* params, size_t n_bytes) {
     if (const cudaError_t result = check_stream(config.stream); result != cudaSuccess) return result;
@@ -173,13 +218,11 @@ cudaError_t launch(const cudaLaunchConfig_t& config, void (*call)(const void* pa
         return fail_call(cudaErrorInvalidConfiguration, cat(config.dynamicSmemBytes, " bytes of shared memory; sm_75 has 64 KiB"));
     if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
     if (Device::get().starves_launch()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
-    cudaStream_t stream = config.stream;
     const auto* bytes = static_cast<const std::byte*>(params);
-    Grid work{grid, block, config.dynamicSmemBytes, 0, call, {bytes, bytes + n_bytes}};
-    stream->push([stream, work = std::move(work)]() mutable {
+    config.stream->give([work = Grid{grid, block, config.dynamicSmemBytes, 0, call, {bytes, bytes + n_bytes}}](CUstream_st& stream) {
         if (Device::get().has_failed()) return;
-        stream->loiter();
-        stream->run(work);
+        stream.loiter();
+        stream.run(work);
     });
     return cudaSuccess;
 }
@@ -198,6 +241,7 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t* out, unsigned, int) {
 }
 
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    if (const cudaError_t result = check_uncaptured("destroying a stream"); result != cudaSuccess) return result;
     {
         const std::lock_guard lock(g_streams_mutex);
         if (streams().erase(stream) == 0) return fail_call(cudaErrorInvalidResourceHandle, "no such stream");
@@ -207,14 +251,14 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
 }
 
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
-    if (const cudaError_t result = check_stream(stream); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_free_stream(stream, "waiting for a stream"); result != cudaSuccess) return result;
     stream->finish();
     return check_device();
 }
 
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
-    if (const cudaError_t result = check_stream(stream); result != cudaSuccess) return result;
-    if (std::shared_ptr<Record> record = event->get(); record != nullptr) stream->push([record] { record->wait(); });
+    if (const cudaError_t result = check_free_stream(stream, "making a stream wait"); result != cudaSuccess) return result;
+    if (std::shared_ptr<Record> record = event->get(); record != nullptr) stream->push([record](CUstream_st&) { record->wait(); });
     return cudaSuccess;
 }
 
@@ -230,24 +274,26 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
 }
 
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
-    if (const cudaError_t result = check_stream(stream); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_free_stream(stream, "recording an event"); result != cudaSuccess) return result;
     auto record = std::make_shared<Record>();
     {
         const std::lock_guard lock(event->mutex);
         event->last = record;
     }
-    stream->push([record] { record->finish(); });
+    stream->push([record](CUstream_st&) { record->finish(); });
     return cudaSuccess;
 }
 
 cudaError_t cudaEventQuery(cudaEvent_t event) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_uncaptured("asking for an event"); result != cudaSuccess) return result;
     const std::shared_ptr<Record> record = event->get();
     return record == nullptr || record->is_reached() ? cudaSuccess : cudaErrorNotReady;
 }
 
 cudaError_t cudaEventSynchronize(cudaEvent_t event) {
     if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (const cudaError_t result = check_uncaptured("waiting for an event"); result != cudaSuccess) return result;
     if (const std::shared_ptr<Record> record = event->get(); record != nullptr) record->wait();
     return check_device();
 }
@@ -267,9 +313,10 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
     if (const cudaError_t result = check_range("the target of a copy", to, bytes); result != cudaSuccess) return result;
     if (const cudaError_t result = check_range("the source of a copy", from, bytes); result != cudaSuccess) return result;
     if (Device::get().fails_copy()) return fail_call(cudaErrorLaunchFailure, "copy failed (asked for by a test)");
-    stream->push([=] {
-        if (Device::get().has_failed()) return;
-        stream->loiter();
+    stream->give([=](CUstream_st& own) {
+        if (Device::get().has_failed() || !is_there("the target of a copy", to, bytes) || !is_there("the source of a copy", from, bytes))
+            return;
+        own.loiter();
         copy_bytes(to, from, bytes);
     });
     return cudaSuccess;
@@ -279,10 +326,54 @@ cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStream_t st
     if (const cudaError_t result = check_stream(stream); result != cudaSuccess) return result;
     if (bytes == 0) return cudaSuccess;
     if (const cudaError_t result = check_range("the memory to clear", data, bytes); result != cudaSuccess) return result;
-    stream->push([=] {
-        if (Device::get().has_failed()) return;
-        stream->loiter();
+    stream->give([=](CUstream_st& own) {
+        if (Device::get().has_failed() || !is_there("the memory to clear", data, bytes)) return;
+        own.loiter();
         set_bytes(data, value, bytes);
     });
+    return cudaSuccess;
+}
+
+// Stricter than CUDA, which would make events recorded in a capture, and streams that wait for them, part of it.
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+    if (const cudaError_t result = check_free_stream(stream, "beginning a capture"); result != cudaSuccess) return result;
+    t_capture = new Capture{stream, {}, {}};
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* out) {
+    *out = nullptr;
+    if (t_capture == nullptr || t_capture->stream != stream)
+        return fail_call(cudaErrorStreamCaptureWrongThread, "this thread captures no such stream");
+    const std::unique_ptr<Capture> capture(std::exchange(t_capture, nullptr));
+    if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (!capture->fault.empty()) return fail_call(cudaErrorStreamCaptureInvalidated, cat("the capture is lost: ", capture->fault));
+    *out = new CUgraph_st{std::move(capture->works)};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+    if (const cudaError_t result = check_device(); result != cudaSuccess) return result;
+    if (Device::get().fails_allocation()) return fail_call(cudaErrorMemoryAllocation, "out of memory (asked for by a test)");
+    *out = new CUgraphExec_st{std::make_shared<const std::vector<Work>>(graph->works)};
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    if (const cudaError_t result = check_free_stream(stream, "launching a graph"); result != cudaSuccess) return result;
+    if (Device::get().fails_launch()) return fail_call(cudaErrorLaunchFailure, "launch failed (asked for by a test)");
+    stream->push([works = graph->works](CUstream_st& own) {
+        for (const Work& work : *works) work(own);
+    });
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    delete graph;
     return cudaSuccess;
 }
