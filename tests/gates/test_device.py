@@ -83,7 +83,7 @@ def test_one_expert_is_divided_between_link_and_cpu(baseline, n_threads):
     name, kind = "qwen3_moe_256", "q4_k"
     expected = baseline(name, kind)
     options = {"cache": 0, "predictor": "none", "cpu_bytes_s": 5e9, "cpu_lane": True, "adapt": False}
-    for delay_us in (300, 100, 600):  # who is the slower one depends on the machine
+    for delay_us in (300, 100, 600, 0):  # who is the slower one depends on the machine, and on a sanitizer
         set_options(most_delay_us=delay_us)
         stats = same(on("emulated", split(name, kind), n_threads=n_threads, passes=3, **options), expected)
         if stats.total("n_in_place") > 0 and stats.total("n_link") > 0:
