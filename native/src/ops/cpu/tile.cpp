@@ -301,12 +301,13 @@ template <TileBlock tile_block, size_t element = 0>
 void run(TileShape shape, const std::byte* src, size_t stride, int64_t rows, int64_t cols, std::byte* dst, TileStores stores) {
     const int64_t n_blocks = cols / shape.len;
     const size_t block_bytes = static_cast<size_t>((shape.body + shape.ends) / kTileRows);
-    std::byte padded[kTileRows * kMostBlockBytes] = {};
+    std::byte padded[kTileRows * kMostBlockBytes];  // cleared where it is used: a call may be for two tiles only
     for (int64_t row = 0; row < rows; row += kTileRows) {
         const std::byte* from = src + static_cast<size_t>(row) * stride;
         const int64_t real = rows - row < kTileRows ? rows - row : kTileRows;
         const auto rows_at = [&](size_t bytes) -> Rows {
             if (real == kTileRows) return {from, stride};
+            std::memset(padded, 0, sizeof padded);
             for (int64_t r = 0; r < real; ++r) std::memcpy(padded + r * kMostBlockBytes, from + static_cast<size_t>(r) * stride, bytes);
             return {padded, kMostBlockBytes};
         };
