@@ -2,8 +2,7 @@
 // them).
 //
 // Weights are read and re-tiled a piece at a time, small enough to lie in a core's own cache between the two: memory sees each byte once in
-// the page cache and once in its place, as if the file were only read. Reading by calls also needs no
-// page table of the file.
+// the page cache and once in its place, as if the file were only read. Reading by calls also needs no page table of the file.
 #pragma once
 
 #include <atomic>
