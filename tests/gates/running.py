@@ -5,8 +5,10 @@ A run is a prompt of 40 tokens in one batch (waves), 5 tokens as a small batch (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +17,8 @@ from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamStats
 from tests.making import ordinary, resplit
+
+Result = TypeVar("Result")
 
 TOKENS = np.random.default_rng(7).integers(3, 320, 57).tolist()
 PROMPT, BATCH = 40, 5
@@ -45,11 +49,22 @@ class Run:
     resident: int
 
 
-def read_logits(model: Model, context: Context) -> bytes:
+def read_logits(context: Context) -> bytes:
     """The logits of the context's last call."""
-    out, rows = ffi.new("const float**"), ffi.new("int64_t*")
-    checked(lib.moepic_context_logits(out, rows, ffi.NULL, context.native.pointer))
-    return bytes(ffi.buffer(out[0], rows[0] * model.info.n_vocab * 4))
+    out, rows, n_vocab = ffi.new("const float**"), ffi.new("int64_t*"), ffi.new("int64_t*")
+    checked(lib.moepic_context_logits(out, rows, n_vocab, context.native.pointer))
+    return bytes(ffi.buffer(out[0], rows[0] * n_vocab[0] * 4))
+
+
+def stats_of(model: Model) -> StreamStats:
+    assert model.stream_stats is not None
+    return model.stream_stats
+
+
+def on_threads(contexts: Sequence[Context], work: Callable[[Context], Result]) -> list[Result]:
+    """work(context) for each, a thread for each, and what they return; the first error of one is raised."""
+    with ThreadPoolExecutor(len(contexts)) as pool:
+        return list(pool.map(work, contexts))
 
 
 def logits_of(model: Model, context: Context | None = None, steps: Sequence[Sequence[int]] = STEPS) -> bytes:
@@ -59,7 +74,7 @@ def logits_of(model: Model, context: Context | None = None, steps: Sequence[Sequ
     found = b""
     for step in steps:
         context.native.eval(step, all_logits=True)
-        found += read_logits(model, context)
+        found += read_logits(context)
     return found
 
 

@@ -20,7 +20,7 @@ from moepic_gguf.planner import Machine
 from moepic_gguf.streaming import StreamingOptions
 from moepic_gguf.weights import memory_needs
 from tests.cuda.devices import counters, set_options
-from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, run, same, split
+from tests.gates.running import IDS, KINDS, PROMPT, TOKENS, Run, on_threads, run, same, split
 from tests.making import gguf_file, ordinary
 from tests.tiny.models import MODELS
 
@@ -220,23 +220,12 @@ def test_contexts_take_turns(baseline):
     options = StreamingOptions(cache=2**18, cpu_bytes_s=1e8, adapt=False)
     with Model.load(path, device="emulated", n_ctx=64, n_threads=2, streaming=options) as model:
         contexts = [model.new_context() for _ in range(3)]
-        found: list[np.ndarray | BaseException] = [RuntimeError("never ran")] * len(contexts)
 
-        def work(i):
-            try:
-                for _ in range(2):
-                    found[i] = contexts[i].logits(TOKENS[:20])
-            except BaseException as error:
-                found[i] = error
+        def work(context):
+            context.logits(TOKENS[:20])
+            return context.logits(TOKENS[:20]).tobytes()
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(contexts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for logits in found:
-            assert isinstance(logits, np.ndarray), logits
-            assert logits.tobytes() == expected.tobytes()
+        assert on_threads(contexts, work) == [expected.tobytes()] * len(contexts)
         assert model.stream_stats is not None
         assert model.stream_stats.total("n_link", prefill=True) > 0
 

@@ -6,17 +6,25 @@ With -m gpu the same runs on a GPU.
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 
 from moepic_gguf import Model
-from moepic_gguf._ffi import ffi, lib
 from moepic_gguf.errors import CancelledError, DeviceError
-from moepic_gguf.metadata import checked
-from moepic_gguf.streaming import StreamingOptions, StreamStats
+from moepic_gguf.streaming import StreamingOptions
 from tests.cuda.devices import counters, set_options
-from tests.gates.running import IDS, KINDS, STEPS, TOKENS, logits_of, run, same, split
+from tests.gates.running import (
+    IDS,
+    KINDS,
+    STEPS,
+    TOKENS,
+    logits_of,
+    on_threads,
+    read_logits,
+    run,
+    same,
+    split,
+    stats_of,
+)
 from tests.making import ordinary
 
 DEVICES = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -30,17 +38,10 @@ def as_it_was():
     set_options()
 
 
-def stats_of(model: Model) -> StreamStats:
-    assert model.stream_stats is not None
-    return model.stream_stats
-
-
 def evaluate(context, tokens) -> bytes:
     """The logits of the last token."""
-    native, out, n_vocab = context.native, ffi.new("const float**"), ffi.new("int64_t*")
-    native.eval(tokens)
-    checked(lib.moepic_context_logits(out, ffi.NULL, n_vocab, native.pointer))
-    return bytes(ffi.buffer(out[0], n_vocab[0] * 4))
+    context.native.eval(tokens)
+    return read_logits(context)
 
 
 def decode(context, tokens=TOKENS[:20]) -> list[bytes]:
@@ -108,17 +109,7 @@ def test_contexts_take_turns():
         expected = decode(model.context)
     with Model.load(path, device="emulated", graphs="on", n_ctx=64, n_threads=1) as model:
         contexts = [model.new_context() for _ in range(3)]
-        found: list[list[bytes]] = [[] for _ in contexts]
-
-        def work(i):
-            found[i] = decode(contexts[i])
-
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(contexts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [expected] * len(contexts)
+        assert on_threads(contexts, decode) == [expected] * len(contexts)
         stats = stats_of(model)
         assert (stats.n_graph_tokens, stats.n_graphs) == (len(contexts) * (len(expected) - 1), len(contexts))
         n_used = len(contexts) * len(expected) * model.info.n_moe_layer * model.info.n_expert_used

@@ -4,7 +4,6 @@ the host had routed them. Where somebody needs the host to know the routing, it 
 
 from __future__ import annotations
 
-import threading
 from contextlib import contextmanager
 
 import numpy as np
@@ -16,7 +15,19 @@ from moepic_gguf.errors import DeviceError
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamingOptions, StreamStats
 from tests.cuda.devices import counters, set_options
-from tests.gates.running import IDS, KINDS, STEPS, TOKENS, logits_of, run, same, split
+from tests.gates.running import (
+    IDS,
+    KINDS,
+    STEPS,
+    TOKENS,
+    logits_of,
+    on_threads,
+    read_logits,
+    run,
+    same,
+    split,
+    stats_of,
+)
 from tests.making import ordinary
 
 DEVICES = ["emulated", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -27,11 +38,6 @@ FEW = len(STEPS) - 1  # steps of up to 8 tokens
 def as_it_was():
     yield
     set_options()
-
-
-def stats_of(model: Model) -> StreamStats:
-    assert model.stream_stats is not None
-    return model.stream_stats
 
 
 def counted(stats: StreamStats) -> list[tuple[int, ...]]:
@@ -203,20 +209,12 @@ def test_contexts_take_turns_without_the_host():
         expected = model.logits(TOKENS)[-1].tobytes()
     with Model.load(path, device="emulated", n_ctx=64, n_batch=1) as model:
         contexts = [model.new_context() for _ in range(4)]
-        found = [b""] * len(contexts)
 
-        def work(i):
-            native, logits = contexts[i].native, ffi.new("const float**")
-            native.eval(TOKENS)  # only the last token's are read back
-            checked(lib.moepic_context_logits(logits, ffi.NULL, ffi.NULL, native.pointer))
-            found[i] = bytes(ffi.buffer(logits[0], model.info.n_vocab * 4))
+        def work(context):
+            context.native.eval(TOKENS)  # only the last token's are read back
+            return read_logits(context)
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(contexts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [expected] * len(contexts)
+        assert on_threads(contexts, work) == [expected] * len(contexts)
         # The last layer is run for the last token alone.
         n_layers = len(contexts) * (len(TOKENS) * (model.info.n_moe_layer - 1) + 1)
         stats = stats_of(model)

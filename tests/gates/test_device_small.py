@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
@@ -15,7 +13,7 @@ from moepic_gguf._ffi import lib
 from moepic_gguf.metadata import checked
 from moepic_gguf.streaming import StreamingOptions
 from tests.cuda.devices import set_options
-from tests.gates.running import logits_of, read_logits
+from tests.gates.running import logits_of, on_threads, read_logits
 from tests.python import tiny_gguf
 
 pytestmark = pytest.mark.threads  # streams are threads, whoever calls
@@ -83,21 +81,12 @@ def test_the_device_routes_what_is_resident(path, expected):
 def test_contexts_share_a_device(path, expected, options):
     with load(path, **options) as model:
         contexts = [model.new_context(n_batch=3) for _ in range(2)]
-        found: list[bytes | BaseException] = [b""] * len(contexts)
 
-        def work(i):
-            try:
-                contexts[i].native.eval(TOKENS)  # the host runs ahead: it reads nothing before the last token's logits
-                last = read_logits(model, contexts[i])
-                found[i] = logits_of(model, contexts[i], STEPS)
-                assert found[i].endswith(last)
-            except BaseException as error:
-                found[i] = error
+        def work(context):
+            context.native.eval(TOKENS)  # the host runs ahead: it reads nothing before the last token's logits
+            last, found = read_logits(context), logits_of(model, context, STEPS)
+            assert found.endswith(last)
+            return found
 
-        threads = [threading.Thread(target=work, args=(i,)) for i in range(len(contexts))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert found == [expected] * len(contexts)
+        assert on_threads(contexts, work) == [expected] * len(contexts)
         stats_of(model)
