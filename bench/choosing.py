@@ -9,7 +9,6 @@ A cell is a shape, a link, a budget, a number of tokens seen, and a seed of the 
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
@@ -17,7 +16,7 @@ import time
 from typing import Any
 
 import numpy as np
-from measuring import markdown, new_folder
+from measuring import markdown, new_folder, write_rows
 from traces import Target, find_trace, map_trace
 
 from moepic_gguf.choosing import choose_cache
@@ -104,10 +103,7 @@ def main() -> None:
         print(f"{name}: done", flush=True)
     text = table(rows)
     arguments.out.mkdir(parents=True)
-    with (arguments.out / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(arguments.out / "rows.csv", rows)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     env = {"commit": commit, "device_bytes_s": DEVICE, "recall": arguments.recall, "judged": JUDGED}
     (arguments.out / "env.json").write_text(json.dumps(env, indent=1) + "\n")

@@ -148,6 +148,15 @@ def new_folder(text: str) -> Path:
     return folder
 
 
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """A column for each name that any row has."""
+    heads = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, heads)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def write_record(folder: Path, path: Path, rows: Sequence[dict[str, Any]], text: str, **more: Any) -> None:
     """env.json, rows.csv and table.md; findings.md is written by hand. Of paths the names are kept: records travel, folders stay private."""
     folder.mkdir(parents=True)
@@ -155,9 +164,5 @@ def write_record(folder: Path, path: Path, rows: Sequence[dict[str, Any]], text:
     (folder / "env.json").write_text(
         json.dumps(env, indent=1, default=lambda value: Path(value).name) + "\n", encoding="utf-8"
     )
-    heads = list(dict.fromkeys(name for row in rows for name in row))
-    with (folder / "rows.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, heads)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_rows(folder / "rows.csv", rows)
     (folder / "table.md").write_text(text, encoding="utf-8")

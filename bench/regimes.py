@@ -7,7 +7,6 @@ python bench/regimes.py --out bench/results/<date>-regime-map
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from measuring import write_rows
 
 from moepic_gguf.choosing import choose_cache
 from moepic_gguf.planner import Costs, Machine, make_plan, prior_trace, recent, with_guesses
@@ -241,13 +241,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         loc="outside lower center", ncols=len(COLOURS), frameon=False,
     )  # fmt: skip
     save(figure, path)
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def main() -> None:
