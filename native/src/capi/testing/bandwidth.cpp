@@ -6,8 +6,8 @@
 
 #include "base/error.h"
 #include "capi/guard.h"
+#include "capi/kernels_of.h"
 #include "measure/memory.h"
-#include "ops/ops.h"
 
 int32_t moepic_test_memory_bandwidth(double* best, double* median, int64_t n_bytes, int32_t n_threads, double seconds) {
     return moepic::guard([&] {
@@ -35,9 +35,7 @@ int32_t moepic_test_code_products(double* best, int32_t isa, int32_t n_threads, 
             moepic::fail(moepic::Code::argument, "products: expected n_threads from 0 and seconds in (0, 60], found ", n_threads, ", ",
                          seconds);
         }
-        const moepic::ops::Kernels* kernels =
-            isa >= 0 && isa <= 2 ? moepic::ops::find_kernels(static_cast<moepic::ops::Isa>(isa)) : nullptr;
-        if (!kernels) moepic::fail(moepic::Code::unsupported, "products: this machine or build has no kernels for instruction set ", isa);
+        const moepic::ops::Kernels& kernels = moepic::kernels_of(isa);
         moepic::ThreadPool pool(n_threads);
         std::vector<int64_t> done(static_cast<size_t>(pool.size()));
         const auto end = Clock::now() + std::chrono::duration<double>(seconds);
@@ -46,7 +44,7 @@ int32_t moepic_test_code_products(double* best, int32_t isa, int32_t n_threads, 
             constexpr int64_t kRounds = 1 << 16;  // some milliseconds
             std::vector<int32_t> sums(done.size());
             const auto start = Clock::now();
-            pool.run(pool.size(), [&](int64_t i, int) { done[i] = kernels->multiply_codes(kRounds, &sums[i]); });
+            pool.run(pool.size(), [&](int64_t i, int) { done[i] = kernels.multiply_codes(kRounds, &sums[i]); });
             const std::chrono::duration<double> took = Clock::now() - start;
             int64_t n = 0;
             for (size_t i = 0; i < done.size(); ++i) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "capi/guard.h"
+#include "capi/kernels_of.h"
 #include "ops/cpu/activations.h"
 #include "ops/ops.h"
 #include "quant/blocks.h"
@@ -16,12 +17,6 @@
 namespace {
 
 using namespace moepic;
-
-const ops::Kernels& kernels_of(int isa) {
-    const ops::Kernels* table = isa >= 0 && isa <= 2 ? ops::find_kernels(static_cast<ops::Isa>(isa)) : nullptr;
-    if (table == nullptr) fail(Code::unsupported, "ops: this machine or build has no kernels for instruction set ", isa);
-    return *table;
-}
 
 Type type_of(uint32_t id, int64_t cols) {
     const TypeInfo* info = find_type(id);

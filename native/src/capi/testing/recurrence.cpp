@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "capi/guard.h"
+#include "capi/kernels_of.h"
 #include "ops/decay.h"
 #include "ops/ops.h"
 
@@ -11,13 +12,8 @@ namespace {
 using moepic::Code;
 using moepic::fail;
 using moepic::guard;
+using moepic::kernels_of;
 namespace ops = moepic::ops;
-
-const ops::Kernels& kernels_of(int isa) {
-    const ops::Kernels* table = isa >= 0 && isa <= 2 ? ops::find_kernels(static_cast<ops::Isa>(isa)) : nullptr;
-    if (table == nullptr) fail(Code::unsupported, "ops: this machine or build has no kernels for instruction set ", isa);
-    return *table;
-}
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "capi/guard.h"
+#include "capi/kernels_of.h"
 #include "ops/ops.h"
 
 // Not in the table of ops: exp is reached through others, and tested by itself.
@@ -26,6 +27,7 @@ namespace {
 using moepic::Code;
 using moepic::fail;
 using moepic::guard;
+using moepic::kernels_of;
 namespace ops = moepic::ops;
 
 // CPU time of this thread: what a neighbour takes from the core does not count.
@@ -33,12 +35,6 @@ double thread_seconds() {
     timespec now{};
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
     return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
-const ops::Kernels& kernels_of(int isa) {
-    const ops::Kernels* table = isa >= 0 && isa <= 2 ? ops::find_kernels(static_cast<ops::Isa>(isa)) : nullptr;
-    if (table == nullptr) fail(Code::unsupported, "ops: this machine or build has no kernels for instruction set ", isa);
-    return *table;
 }
 
 ops::KvView view_of(const moepic_test_kv& kv) {
